@@ -1,0 +1,104 @@
+"""Every exception this project raises on purpose, and the exit code each one ends a command with.
+
+::
+
+    EngineError                  1   anything below; never raised itself
+    ├── UsageError               2   options that contradict each other
+    ├── InputError               3   a sensor raster cannot be used
+    │   ├── RasterOpenError          missing, unreadable or truncated file
+    │   ├── RasterFormatError        wrong band count, dtype or unit
+    │   └── GridError                rasters that do not overlap or cannot be aligned
+    ├── OutputError              4   results cannot be written (exists, no space, no permission)
+    ├── BundleError              5   the bundle cannot be trusted
+    │   ├── ManifestError            manifest.json missing, malformed or of another schema
+    │   ├── IntegrityError           a file's SHA-256 or size differs from the manifest
+    │   └── GoldenMismatchError      a backend does not reproduce the golden tile
+    ├── BackendError             6   no backend, or the backend failed
+    │   └── BackendUnavailableError  its library or device is not there
+    ├── ResumeError              7   the journal belongs to another run
+    └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
+
+Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.raster`, each inference
+library in its own :mod:`engine.backends` file) with the cause kept as ``__cause__``. A message states the rule,
+what was received and the next step.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Root of the tree. ``exit_code`` is what the process ends with when it reaches a command line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(EngineError):
+    """Options that contradict each other or miss a partner."""
+
+    exit_code = 2
+
+
+class InputError(EngineError):
+    """A sensor raster cannot be used."""
+
+    exit_code = 3
+
+
+class RasterOpenError(InputError):
+    """A raster is missing, unreadable or truncated."""
+
+
+class RasterFormatError(InputError):
+    """A raster's band count, dtype or unit is not what the sensor delivers."""
+
+
+class GridError(InputError):
+    """Rasters do not overlap or cannot be brought onto one grid."""
+
+
+class OutputError(EngineError):
+    """Results cannot be written: they exist, the disk is full, or the folder is not writable."""
+
+    exit_code = 4
+
+
+class BundleError(EngineError):
+    """The bundle cannot be trusted."""
+
+    exit_code = 5
+
+
+class ManifestError(BundleError):
+    """``manifest.json`` is missing, malformed or of another schema version."""
+
+
+class IntegrityError(BundleError):
+    """A bundle file's size or SHA-256 differs from the manifest."""
+
+
+class GoldenMismatchError(BundleError):
+    """A backend does not reproduce the bundle's golden tile within its tolerance."""
+
+
+class BackendError(EngineError):
+    """The inference library failed."""
+
+    exit_code = 6
+
+
+class BackendUnavailableError(BackendError):
+    """The inference library or its device is not there."""
+
+
+class ResumeError(EngineError):
+    """The journal in the output folder belongs to another run."""
+
+    exit_code = 7
+
+
+class InterruptedRunError(EngineError):
+    """The run was stopped by a signal; ``--resume`` continues it."""
+
+    exit_code = 130
