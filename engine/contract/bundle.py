@@ -64,9 +64,7 @@ class FileRef:
     @classmethod
     def of(cls, file: Path, root: Path) -> FileRef:
         """Describe ``file`` as it is on disk now."""
-        return cls(
-            path=file.relative_to(root).as_posix(), size_bytes=file.stat().st_size, sha256=sha256_of(file)
-        )
+        return cls(path=file.relative_to(root).as_posix(), size_bytes=file.stat().st_size, sha256=sha256_of(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +244,6 @@ def _verify(root: Path, ref: FileRef) -> None:
             raise IntegrityError(f"{file}: the manifest says {ref.size_bytes} bytes, found {size}: {again}")
         found = sha256_of(file)
     except OSError as error:
-        raise IntegrityError(f"{file}: listed in the manifest but cannot be read ({error.strerror}): {again}") from error
+        raise IntegrityError(f"{file}: named by the manifest but cannot be read ({error.strerror}): {again}") from error
     if found != ref.sha256:
         raise IntegrityError(f"{file}: the manifest says sha256 {ref.sha256[:12]}…, found {found[:12]}…: {again}")
