@@ -1,0 +1,65 @@
+"""ONNX Runtime on the CPU: the independent second opinion (extra ``onnxruntime``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import onnxruntime as ort
+
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
+from engine.contract.bundle import Bundle
+from engine.contract.errors import BackendError
+from engine.contract.sensors import Scenario
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeBackend(Backend):
+    """One session per scenario and one tile at a time over all threads. Computes in float32 always."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scenarios: Iterable[Scenario],
+        wanted: Iterable[Output],
+        *,
+        precision: ExecutionPrecision = "auto",
+        threads: int | None = None,
+    ) -> None:
+        del precision  # the CPU provider has one: float32
+        self._wanted = tuple(wanted)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._sessions = {
+                scenario: ort.InferenceSession(bundle.graph(scenario, "fp32"), options, providers=[PROVIDER])
+                for scenario in scenarios
+            }
+        except Exception as error:  # its own classes have no common base
+            raise BackendError(f"ONNX Runtime could not prepare the bundle {bundle.root}: {error}") from error
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
+        self.info = BackendInfo(
+            name="onnxruntime",
+            library=f"onnxruntime {ort.__version__}",
+            device="CPU",
+            precision="f32",
+            threads=threads or 0,
+            slots=1,
+        )
+
+    def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
+        """Queue one tile."""
+        return self._pool.submit(self._run, scenario, inputs)
+
+    def _run(self, scenario: Scenario, inputs: Inputs) -> Outputs:
+        feed = {sensor.value: values[None] for sensor, values in inputs.items()}
+        try:
+            answers = self._sessions[scenario].run([name.value for name in self._wanted], feed)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed on a tile of scenario {scenario}: {error}") from error
+        return {name: answer[0] for name, answer in zip(self._wanted, answers, strict=True)}
+
+    def close(self) -> None:
+        """Wait for the queue to empty."""
+        self._pool.shutdown()

@@ -1,0 +1,93 @@
+"""OpenVINO on the CPU: the embedded default."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import openvino as ov
+import openvino.properties as props
+import openvino.properties.hint as hints
+
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
+from engine.contract.bundle import Bundle
+from engine.contract.errors import BackendError
+from engine.contract.sensors import Scenario
+
+DEVICE = "CPU"
+
+
+class OpenVinoBackend(Backend):
+    """One compiled model per scenario on OpenVINO's throughput streams, one thread waiting on each.
+
+    Waiting threads rather than ``start_async`` callbacks: a callback is not called when inference fails, so the failure
+    would be lost. Unwanted outputs are cut off before compiling, so that a map without blending never writes probabilities to memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scenarios: Iterable[Scenario],
+        wanted: Iterable[Output],
+        *,
+        precision: ExecutionPrecision = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self._wanted = tuple(wanted)
+        config: dict[str, Any] = {hints.performance_mode: hints.PerformanceMode.THROUGHPUT}
+        if precision == "fp32":
+            config[hints.inference_precision] = ov.Type.f32
+        if threads is not None:
+            config[props.inference_num_threads] = threads
+        self._idle: dict[Scenario, queue.SimpleQueue[ov.InferRequest]] = {}
+        core = ov.Core()
+        try:
+            for scenario in scenarios:
+                compiled = core.compile_model(self._read(core, bundle, scenario), DEVICE, config)
+                slots = int(compiled.get_property(props.optimal_number_of_infer_requests))
+                self._idle[scenario] = queue.SimpleQueue()
+                for _ in range(slots):
+                    self._idle[scenario].put(compiled.create_infer_request())
+            self.info = BackendInfo(
+                name="openvino",
+                library=f"openvino {ov.__version__.split('-')[0]}",
+                device=str(core.get_property(DEVICE, props.device.full_name)).strip(),
+                precision=str(compiled.get_property(hints.inference_precision).get_type_name()),
+                threads=int(compiled.get_property(props.inference_num_threads)),
+                slots=slots,
+            )
+            self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="openvino")
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {error}") from error
+
+    def _read(self, core: ov.Core, bundle: Bundle, scenario: Scenario) -> ov.Model:
+        """The scenario's graph with the wanted outputs only and a batch of one.
+
+        Streams, not batches, keep CPU cores busy, and static shapes compile to faster code.
+        """
+        model = core.read_model(bundle.graph(scenario, "fp32"))
+        pruned = ov.Model([model.output(name.value) for name in self._wanted], model.get_parameters(), scenario.value)
+        pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
+        return pruned
+
+    def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
+        """Queue one tile for the next idle request of that scenario."""
+        return self._pool.submit(self._run, scenario, inputs)
+
+    def _run(self, scenario: Scenario, inputs: Inputs) -> Outputs:
+        request = self._idle[scenario].get()
+        try:
+            for sensor, values in inputs.items():
+                request.set_tensor(sensor.value, ov.Tensor(values[None], shared_memory=True))
+            request.infer()
+            return {name: request.get_tensor(name.value).data[0].copy() for name in self._wanted}
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed on a tile of scenario {scenario}: {error}") from error
+        finally:
+            self._idle[scenario].put(request)
+
+    def close(self) -> None:
+        """Wait for the queue to empty."""
+        self._pool.shutdown()
