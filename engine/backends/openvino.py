@@ -23,7 +23,8 @@ class OpenVinoBackend(Backend):
     """One compiled model per scenario on OpenVINO's throughput streams, one thread waiting on each.
 
     Waiting threads rather than ``start_async`` callbacks: a callback is not called when inference fails, so the failure
-    would be lost. Unwanted outputs are cut off before compiling, so that a map without blending never writes probabilities to memory.
+    would be lost. Unwanted outputs are cut off before compiling, so that a map without blending never writes
+    probabilities to memory.
     """
 
     def __init__(

@@ -1,0 +1,143 @@
+"""What an unfinished run leaves behind, so that ``--resume`` ends with the bytes of an uninterrupted one.
+
+While a run is under way its output folder holds ``.unfinished/`` with the uncompressed maps, the preview and
+``journal.json``: the run's key (everything its bytes depend on), how many tiles are safely in the maps, and the
+statistics so far. The journal is written after the maps have been flushed, under a temporary name, then renamed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from engine.contract.errors import ResumeError
+from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
+from engine.mosaic import MapBlock
+from engine.stream import Job
+
+FOLDER = ".unfinished"
+MAX_SWITCHES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """From this tile on most pixels are mapped by another scenario."""
+
+    tile: int
+    row: int
+    col: int
+    scenario: Scenario
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """Counts that ``run.json`` reports; they go on across a resume."""
+
+    inferences: dict[Scenario, int] = field(default_factory=lambda: dict.fromkeys(Scenario, 0))
+    provenance_pixels: list[int] = field(default_factory=lambda: [0] * len(Provenance))
+    class_pixels: list[int] = field(default_factory=lambda: [0] * 256)
+    switch_count: int = 0
+    switches: list[Switch] = field(default_factory=list)
+    """The first :data:`MAX_SWITCHES` of them."""
+    scenario: Scenario | None = None
+    """The scenario of most pixels of the last tile that had any."""
+
+    def add_tile(self, job: Job) -> None:
+        """Count a tile's inferences, and note it when most of its pixels changed scenario."""
+        for scenario in job.scenarios:
+            self.inferences[scenario] += 1
+        if not job.scenarios or job.scenarios[0] is self.scenario:
+            return
+        if self.scenario is not None:
+            self.switch_count += 1
+            if len(self.switches) < MAX_SWITCHES:
+                self.switches.append(_switch(job))
+        self.scenario = job.scenarios[0]
+
+    def add_block(self, block: MapBlock) -> None:
+        """Count finished map pixels."""
+        for totals, values in ((self.provenance_pixels, block.provenance), (self.class_pixels, block.classes)):
+            for value, count in enumerate(np.bincount(values.ravel())):
+                totals[value] += int(count)
+
+
+def _switch(job: Job) -> Switch:
+    target = job.tile.target
+    alive = {
+        sensor: sum(n for source, n in job.pixels.items() if source and sensor in Scenario[source.name].sensors)
+        for sensor in Sensor
+    }
+    shares = ", ".join(f"{sensor} valid in {100 * n / target.pixels:.0f} %" for sensor, n in alive.items())
+    return Switch(
+        tile=job.tile.index,
+        row=target.row,
+        col=target.col,
+        scenario=job.scenarios[0],
+        reason=f"{shares} of the tile: most pixels are mapped from {PROVENANCE_LABELS[job.scenarios[0].provenance]}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The journal's content."""
+
+    key: Mapping[str, Any]
+    tiles_done: int
+    statistics: Statistics
+
+    def encode(self) -> bytes:
+        """As it is written."""
+        return msgspec.json.encode(self)
+
+
+class Journal:
+    """The journal of one output folder."""
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output / FOLDER
+        self._path = self.folder / "journal.json"
+
+    @property
+    def exists(self) -> bool:
+        """An unfinished run is there."""
+        return self.folder.exists()
+
+    def read(self, key: Mapping[str, Any]) -> Entry:
+        """The entry of the unfinished run, provided it is the run that ``key`` describes.
+
+        Raises:
+            ResumeError: there is none, it cannot be read, or its key differs; the message names what differs.
+        """
+        try:
+            entry = msgspec.json.decode(self._path.read_bytes(), type=Entry)
+        except FileNotFoundError as error:
+            raise ResumeError(
+                f"--resume needs an unfinished run; {self._path} does not exist: start without --resume"
+            ) from error
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ResumeError(f"{self._path} cannot be read ({error}): start over with --overwrite") from error
+        mine = msgspec.to_builtins(key)
+        differing = sorted(name for name in {*mine, *entry.key} if mine.get(name) != entry.key.get(name))
+        if differing:
+            changes = "; ".join(f"{name} was {entry.key.get(name)!r}, now {mine.get(name)!r}" for name in differing)
+            raise ResumeError(
+                f"the unfinished run in {self.folder} differs: {changes}: repeat its options, or use --overwrite"
+            )
+        return entry
+
+    def write(self, encoded: bytes) -> None:
+        """Replace the journal by an encoded :class:`Entry`; what it promises must already be in the maps."""
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(encoded)
+        temporary.replace(self._path)
+
+    def remove(self) -> None:
+        """Forget the unfinished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""``quicklook.png``: inputs, classes with legend, confidence and provenance side by side.
+
+The panels are sampled from tiles as they pass (every n-th pixel), so no raster is read twice, and lie in memory-mapped
+files of the unfinished run, so that a resumed run shows the whole map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from engine.contract.bundle import NODATA_CLASS, ClassSpec
+from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Sensor
+from engine.grid import Window
+from engine.journal import Statistics
+from engine.mosaic import MapBlock
+from engine.stream import Job
+
+PANEL_PX = 480
+PROVENANCE_RGB: dict[Provenance, tuple[int, int, int]] = {
+    Provenance.NONE: (0, 0, 0),
+    Provenance.FULL: (120, 180, 120),
+    Provenance.MISSING_NDSM: (220, 120, 60),
+    Provenance.MISSING_RGIR: (90, 120, 220),
+}
+_BACKGROUND, _INK, _FAINT = (250, 250, 248), (30, 30, 30), (200, 200, 196)
+_MARGIN, _HEADER, _LINE = 14, 34, 20
+
+
+class Preview:
+    """Canvases of at most :data:`PANEL_PX` pixels a side, filled while the raster streams by."""
+
+    def __init__(self, folder: Path, *, height: int, width: int, sensors: frozenset[Sensor], resume: bool) -> None:
+        self._step = max(1, -(-max(height, width) // PANEL_PX))
+        shape = (-(-height // self._step), -(-width // self._step))
+        self._sensors = sensors
+
+        def canvas(name: str, dtype: type[np.generic], *bands: int) -> NDArray[np.generic]:
+            path = folder / f"preview_{name}.npy"
+            if resume and path.exists():
+                return np.lib.format.open_memmap(path, mode="r+")
+            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*bands, *shape))
+
+        self._rgir = canvas("rgir", np.uint8, 3)
+        self._ndsm = canvas("ndsm", np.float32)
+        self._valid = canvas("valid", np.bool_, 2)
+        self._maps = canvas("maps", np.uint8, 3)
+
+    def add_job(self, job: Job) -> None:
+        """Sample a tile's inputs."""
+        window = job.tile.target
+        rows, cols = job.tile.target.within(job.tile.reads)
+        place, pick = self._sampled(window)
+        for sensor, seen in job.observations.items():
+            values = seen.values[:, rows, cols][:, *pick]
+            canvas = self._rgir if sensor is Sensor.RGIR else self._ndsm[None]
+            canvas[:, *place] = values
+            self._valid[list(Sensor).index(sensor)][place] = seen.valid[rows, cols][pick]
+
+    def add_block(self, block: MapBlock) -> None:
+        """Sample finished map pixels."""
+        place, pick = self._sampled(block.window)
+        for canvas, values in zip(self._maps, (block.classes, block.confidence, block.provenance), strict=True):
+            canvas[place] = values[pick]
+
+    def _sampled(self, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Which canvas pixels lie in a raster window, and which of the window's pixels they are."""
+
+        def axis(start: int, length: int) -> tuple[slice, slice]:
+            first = -(-start // self._step)
+            last = -(-(start + length) // self._step)
+            return slice(first, last), slice(first * self._step - start, length, self._step)
+
+        (row_place, row_pick), (col_place, col_pick) = axis(window.row, window.height), axis(window.col, window.width)
+        return (row_place, col_place), (row_pick, col_pick)
+
+    def save(self, path: Path, *, title: str, classes: Sequence[ClassSpec], statistics: Statistics) -> None:
+        """Draw the five panels. The caller names a temporary file and renames it."""
+        class_map, confidence, source = (np.asarray(canvas) for canvas in self._maps)
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(classes)] = [spec.rgb for spec in classes]
+        provenance_palette = np.array([PROVENANCE_RGB[p] for p in Provenance], np.uint8)
+        rgir, ndsm, heights = self._input_panels()
+        shown = class_map != NODATA_CLASS
+        mean_confidence = f"mean {confidence[shown].mean() / 2.55:.0f} %" if shown.any() else "none"
+        panels: list[tuple[str, NDArray[np.uint8] | None]] = [
+            ("RGIR (NIR-R-G)", rgir),
+            (f"nDSM ({heights})" if heights else "nDSM", ndsm),
+            ("classes", palette[class_map]),
+            (f"confidence ({mean_confidence})", np.repeat(confidence[..., None], 3, axis=2)),
+            ("provenance", provenance_palette[source]),
+        ]
+        scale = max(1, PANEL_PX // max(class_map.shape))
+        height, width = class_map.shape[0] * scale, max(class_map.shape[1] * scale, 200)
+        lines = max(len(classes), len(Provenance)) + 1
+        size = (
+            _MARGIN + len(panels) * (width + _MARGIN),
+            2 * _HEADER + height + _MARGIN + lines * _LINE,
+        )
+        sheet = Image.new("RGB", size, _BACKGROUND)
+        draw = ImageDraw.Draw(sheet)
+        font, bold = ImageFont.load_default(14), ImageFont.load_default(17)
+        draw.text((_MARGIN, 8), title, _INK, bold)
+        total = max(1, sum(statistics.class_pixels))
+        class_legend = [
+            (spec.rgb, f"{spec.name}  {100 * statistics.class_pixels[i] / total:.1f} %")
+            for i, spec in enumerate(classes)
+        ]
+        source_legend = [
+            (PROVENANCE_RGB[p], f"{PROVENANCE_LABELS[p]}  {100 * statistics.provenance_pixels[p] / total:.1f} %")
+            for p in Provenance
+        ]
+        for i, (header, pixels) in enumerate(panels):
+            left, top = _MARGIN + i * (width + _MARGIN), 2 * _HEADER
+            draw.text((left, top - 22), header, _INK, font)
+            if pixels is None:
+                draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_FAINT, fill=(238, 238, 236))
+                draw.text((left + width // 2, top + height // 2), "sensor not used", _INK, font, anchor="mm")
+            else:
+                tile = Image.fromarray(pixels).resize((pixels.shape[1] * scale, height), Image.Resampling.NEAREST)
+                sheet.paste(tile, (left, top))
+            legend = class_legend if header == "classes" else source_legend if header == "provenance" else []
+            for line, (rgb, text) in enumerate(legend):
+                y = top + height + _MARGIN + line * _LINE
+                draw.rectangle((left, y, left + 14, y + 14), fill=rgb, outline=_INK)
+                draw.text((left + 22, y - 2), text, _INK, font)
+        sheet.save(path, format="PNG", optimize=True)
+
+    def _input_panels(self) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, str]:
+        """RGIR and nDSM as RGB, invalid pixels black; and the height range that the grey values span."""
+        rgir_valid, ndsm_valid = (np.asarray(mask) for mask in self._valid)
+        rgir = ndsm = None
+        heights = ""
+        if Sensor.RGIR in self._sensors:
+            rgir = np.moveaxis(np.where(rgir_valid, np.asarray(self._rgir), 0), 0, 2).astype(np.uint8)
+        if Sensor.NDSM in self._sensors:
+            metres = np.asarray(self._ndsm)
+            top = max(1.0, float(np.percentile(metres[ndsm_valid], 99))) if ndsm_valid.any() else 1.0
+            grey = np.where(ndsm_valid, 32 + np.clip(metres / top, 0, 1) * 223, 0).astype(np.uint8)
+            ndsm = np.repeat(grey[..., None], 3, axis=2)
+            heights = f"0 to {top:.0f} m"
+        return rgir, ndsm, heights
