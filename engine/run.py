@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     sources.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of an integer nDSM, e.g. 0.1")
     model = parser.add_argument_group("how")
     model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
-    model.add_argument("--backend", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    model.add_argument("--backend", choices=("auto", "openvino", "onnxruntime"), default="auto", help="default: auto")
     model.add_argument("--precision", choices=("auto", "fp32"), default="auto", help="fp32 is exact; auto is fastest")
     model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
     model.add_argument("--halo", type=int, metavar="PX", help="context around each tile (default: the bundle's)")

@@ -33,7 +33,8 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, scenarios_with
 from engine.journal import Entry, Journal, Statistics
 from engine.mosaic import CropMosaic, HannMosaic, Mosaic
 from engine.preview import Preview
-from engine.raster import MapWriter, SensorRasters
+from engine.cog import MapWriter
+from engine.raster import SensorRasters
 from engine.stream import Job, TileReport, stream
 
 log = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ class Job:
 
     def inputs(self, scenario: Scenario) -> Inputs:
         """What that scenario's graph reads: the sensors it needs and no other."""
-        return {sensor: self.observations[sensor].values for sensor in scenario.sensors}
+        return {sensor: np.ascontiguousarray(self.observations[sensor].values) for sensor in scenario.sensors}
 
 
 def read_job(rasters: SensorRasters, tile: Tile) -> Job:

@@ -94,7 +94,7 @@ def rgir_spec() -> SensorSpec:
         sensor=Sensor.RGIR,
         dtype="uint8",
         bands=tuple(
-            Band(name=name, unit="DN", clip_min=0, clip_max=255, curve="linear", offset=127.5, scale=1 / 127.5)
+            Band(name=name, unit="DN", clip_min=0.0, clip_max=255.0, curve="linear", offset=127.5, scale=1 / 127.5)
             for name in ("nir", "red", "green")
         ),
     )
@@ -106,7 +106,7 @@ def ndsm_spec(curve: Curve = "asinh") -> SensorSpec:
     ``asinh`` covers -2..60 m in about [-1.2, 1.3]; ``linear`` maps -2..38 m to [-1, 1], the range of a tanh.
     """
     if curve == "asinh":
-        band = Band(name="height", unit="m", clip_min=-2, clip_max=60, curve=curve, offset=1.6, scale=0.4)
+        band = Band(name="height", unit="m", clip_min=-2.0, clip_max=60.0, curve=curve, offset=1.6, scale=0.4)
     else:
-        band = Band(name="height", unit="m", clip_min=-2, clip_max=38, curve=curve, offset=18, scale=1 / 20)
+        band = Band(name="height", unit="m", clip_min=-2.0, clip_max=38.0, curve=curve, offset=18.0, scale=1 / 20)
     return SensorSpec(sensor=Sensor.NDSM, dtype="float32", bands=(band,))

@@ -1,0 +1,372 @@
+"""Sensor rasters in, on one grid: windowed reads of RGIR and nDSM, with the validity of every pixel.
+
+This file, :mod:`engine.georeference` and :mod:`engine.cog` (writing) are the only rasterio users, and the place where
+GDAL's exceptions become this project's. A GDAL dataset is not thread-safe: one thread at a time may use a
+:class:`SensorRasters`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from engine.cog import MapWriter
+from engine.contract.bands import SensorSpec
+from engine.contract.errors import RasterFormatError, RasterOpenError
+from engine.contract.sensors import Sensor
+from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, gdal_environment, onto_grid, unreferenced_is_fine
+
+__all__ = ["Grid", "MapWriter", "Observation", "SensorRasters", "gdal_environment"]
+
+log = logging.getLogger(__name__)
+
+CACHE_LIMIT_BYTES = 512 << 20
+METRE_NAMES = frozenset({"", "m", "metre", "metres", "meter", "meters"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One sensor in one window.
+
+    Args:
+        values: RGIR uint8 [3, h, w] or nDSM float32 [1, h, w] in metres; always finite. Invalid pixels hold the
+            nearest valid pixel of their row (of the nearest row that has one), or 0 where nothing is valid, so
+            that a network sees no cliff at the edge of the data.
+        valid: bool [h, w].
+    """
+
+    values: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """An opened sensor raster. ``view`` is what is read: the file, or the file warped onto the grid.
+
+    Metres are raw * scale + offset. Sensors with 8-bit digital numbers use neither.
+    """
+
+    spec: SensorSpec
+    path: Path
+    file: Any
+    view: Any
+    bands: tuple[int, ...]
+    scale: float
+    offset: float
+    nodata: tuple[float, float] | None
+    """Raw values from the first to the second are invalid: the nodata tag as GDAL compares it."""
+    masked: bool
+    """A mask or alpha band tells what is valid."""
+
+    def read(self, row: int, col: int, height: int, width: int) -> Observation:
+        """A window inside the grid."""
+        window = Window(col, row, width, height)
+        values: NDArray[Any]
+        try:
+            values = self.view.read(self.bands, window=window)
+            masks = self.view.read_masks(self.bands, window=window) if self.masked else None
+        except GDAL_ERRORS as error:
+            raise RasterOpenError(
+                f"{self.spec.sensor} raster {self.path} cannot be read at rows {row}..{row + height - 1}, columns "
+                f"{col}..{col + width - 1}: it is truncated or damaged; check it with `gdalinfo -checksum` and copy "
+                f"it again ({error})"
+            ) from error
+        # a pixel that is valid in any band is valid: one dead band must not blank the map
+        if masks is not None:
+            valid = masks.any(axis=0)
+        elif self.nodata is not None:
+            valid = ((values < self.nodata[0]) | (values > self.nodata[1])).any(axis=0)
+        else:
+            valid = np.ones((height, width), bool)
+        if self.spec.dtype == "float32":
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
+                values = values.astype(np.float32, copy=False)
+                if (self.scale, self.offset) != (1.0, 0.0):
+                    values = values * np.float32(self.scale) + np.float32(self.offset)
+            valid &= np.isfinite(values).all(axis=0)
+        return Observation(values=_filled(values, valid), valid=valid)
+
+    def nodata_rules(self) -> list[str]:
+        """How invalid pixels are told, in words."""
+        first = self.bands[0] - 1
+        words = {
+            MaskFlags.nodata: f"nodata tag {self.file.nodatavals[first]}",
+            MaskFlags.alpha: "alpha band",
+            MaskFlags.per_dataset: "mask band",
+        }
+        # GDAL calls an alpha band per_dataset too; the first of the two is the exact word
+        rules = [word for flag, word in words.items() if flag in self.file.mask_flag_enums[first]][:1]
+        return rules + (["NaN or infinite"] if self.file.dtypes[first].startswith("float") else [])
+
+
+class SensorRasters:
+    """The sensor rasters of a run, read window by window on one grid. Use from one thread at a time.
+
+    Attributes:
+        grid: that of the RGIR raster, or the nDSM's when it is alone.
+    """
+
+    def __init__(self, sources: Mapping[Sensor, _Source], grid: Grid, files: ExitStack) -> None:
+        self._sources = dict(sources)
+        self._files = files
+        self.grid = grid
+
+    @classmethod
+    def open(
+        cls,
+        paths: Mapping[Sensor, Path],
+        specs: Mapping[Sensor, SensorSpec],
+        *,
+        rgir_bands: tuple[int, int, int] | None = None,
+        ndsm_scale_m: float | None = None,
+        window_px: int = 512,
+    ) -> SensorRasters:
+        """Open every raster, check it and bring it onto the grid.
+
+        Args:
+            paths: one raster per sensor that is alive; GDAL's ``/vsi`` paths are allowed.
+            specs: what the graphs expect, at least for the sensors in ``paths``.
+            rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
+            ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
+            window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
+
+        Raises:
+            RasterOpenError: a raster is missing or unreadable.
+            RasterFormatError: band count, dtype or unit is not the sensor's.
+            GridError: the rasters do not overlap, or nothing says how to align them.
+        """
+        if not paths:
+            raise ValueError("at least one sensor is needed, received none")
+        with ExitStack() as stack, unreferenced_is_fine():
+            sources: dict[Sensor, _Source] = {}
+            grid, grid_name = None, ""
+            for sensor in (sensor for sensor in Sensor if sensor in paths):
+                path, spec = Path(paths[sensor]), specs[sensor]
+                file = stack.enter_context(_open(sensor, path))
+                bands = _bands(spec, path, file, rgir_bands if sensor is Sensor.RGIR else None)
+                scale, offset = _metres(spec, path, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
+                view = file
+                if grid is None:
+                    grid, grid_name = Grid.of(file), f"{sensor} {path}"
+                else:
+                    view = onto_grid(file, grid, name=f"{sensor} {path}", grid_name=grid_name)
+                    stack.enter_context(view) if view is not file else None
+                nodata, masked = _validity(file, bands) if view is file else (None, False)  # a warped view has NaN
+                sources[sensor] = _Source(
+                    spec=spec,
+                    path=path,
+                    file=file,
+                    view=view,
+                    bands=bands,
+                    scale=scale,
+                    offset=offset,
+                    nodata=nodata,
+                    masked=masked,
+                )
+            assert grid is not None
+            _size_cache(sources.values(), window_px)
+            return cls(sources, grid, stack.pop_all())
+
+    def read(self, row: int, col: int, height: int, width: int) -> dict[Sensor, Observation]:
+        """Every sensor in one window, which may reach beyond the grid on any side by any amount.
+
+        Beyond the border the raster is mirrored, border pixel included (numpy's ``symmetric``), again and again
+        where the window is wider than the raster; a mirrored pixel is as valid as the one it shows.
+
+        Raises:
+            RasterOpenError: a file is truncated or damaged.
+        """
+        rows, cols = _mirrored(row, height, self.grid.height), _mirrored(col, width, self.grid.width)
+        top, left = int(rows.min()), int(cols.min())
+        seen = {
+            sensor: source.read(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+            for sensor, source in self._sources.items()
+        }
+        if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
+            return seen
+        at = np.ix_(rows - top, cols - left)
+        return {
+            sensor: Observation(values=np.stack([band[at] for band in inner.values]), valid=inner.valid[at])
+            for sensor, inner in seen.items()
+        }
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
+        return {str(sensor): _identity(source) for sensor, source in self._sources.items()}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What each raster is and how it is read; plain values, ready for JSON."""
+        return {str(sensor): _description(source) for sensor, source in self._sources.items()}
+
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        self._files.close()
+
+    def __enter__(self) -> SensorRasters:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _open(sensor: Sensor, path: Path) -> Any:
+    try:
+        return rasterio.open(path)
+    except GDAL_ERRORS as error:
+        missing = not str(path).startswith("/vsi") and not path.exists()
+        what = "does not exist" if missing else "is not a raster that GDAL can read"
+        raise RasterOpenError(f"{sensor} raster {path} {what}: check the path given to --{sensor} ({error})") from error
+
+
+def _bands(spec: SensorSpec, path: Path, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The 1-based bands that carry the sensor, after checking their number and dtype."""
+    data = tuple(band for band in file.indexes if file.colorinterp[band - 1] != ColorInterp.alpha)
+    bands = chosen or data
+    if len(bands) != len(spec.bands) or not set(bands) <= set(file.indexes):
+        names = ", ".join(band.name for band in spec.bands)
+        asked = f" and {','.join(map(str, bands))} was asked for" if chosen else ""
+        hint = "choose them, as in `--rgir-bands 4,1,2`" if spec.sensor is Sensor.RGIR else "pass a one-band raster"
+        raise RasterFormatError(
+            f"{spec.sensor} needs {len(spec.bands)} band(s) ({names}) besides alpha; "
+            f"{path} has {len(data)}{asked}: {hint}"
+        )
+    dtypes = sorted({file.dtypes[band - 1] for band in bands})
+    if spec.dtype == "uint8" and dtypes != ["uint8"]:
+        raise RasterFormatError(
+            f"{spec.sensor} must be 8-bit (uint8, 0..255); {path} holds {', '.join(dtypes)}: rescale it with "
+            "`gdal_translate -ot Byte -scale`, stretched as the model's training images were"
+        )
+    if any(dtype.startswith("complex") for dtype in dtypes):
+        raise RasterFormatError(f"{spec.sensor} must hold real numbers; {path} holds {dtypes[0]}: pass its real part")
+    return bands
+
+
+def _metres(spec: SensorSpec, path: Path, file: Any, band: int, scale_m: float | None) -> tuple[float, float]:
+    """Scale and offset that turn raw values into metres."""
+    scale, offset = float(file.scales[band - 1]), float(file.offsets[band - 1])
+    dtype, unit = file.dtypes[band - 1], (file.units[band - 1] or "").lower()
+    if scale_m is not None:
+        if not (math.isfinite(scale_m) and scale_m > 0):
+            raise RasterFormatError(f"--{spec.sensor}-scale must be a positive number of metres, received {scale_m}")
+        return scale * scale_m, offset * scale_m
+    hint = f"pass --{spec.sensor}-scale, metres per unit (0.1 for decimetres, 1 for metres)"
+    if unit not in METRE_NAMES:
+        raise RasterFormatError(f"{spec.sensor} must be in metres; {path} says its unit is {unit!r}: {hint}")
+    if not dtype.startswith("float") and (scale, offset) == (1.0, 0.0):
+        raise RasterFormatError(
+            f"{spec.sensor} in whole numbers needs a scale, for they may be decimetres; {path} holds {dtype} without "
+            f"a scale tag: {hint}"
+        )
+    return scale, offset
+
+
+def _validity(file: Any, bands: tuple[int, ...]) -> tuple[tuple[float, float] | None, bool]:
+    """The range of raw values that means nodata, and whether a mask has to be read instead."""
+    flags = [file.mask_flag_enums[band - 1] for band in bands]
+    if all(MaskFlags.all_valid in flag for flag in flags):
+        return None, False
+    tags = {file.nodatavals[band - 1] for band in bands}
+    dtypes = {np.dtype(file.dtypes[band - 1]) for band in bands}
+    if any(flag != [MaskFlags.nodata] for flag in flags) or len(tags) > 1 or len(dtypes) > 1:
+        return None, True
+    # comparing here instead of asking for the mask saves GDAL a second reading of every window
+    tag, dtype = tags.pop(), dtypes.pop()
+    if math.isnan(tag):
+        return None, False  # NaN is invalid anyway
+    if dtype.kind != "f":
+        return ((int(tag), int(tag)) if tag.is_integer() else None), False
+    tolerance = 4 * float(np.finfo(dtype).eps) * abs(tag)
+    return (tag - tolerance, tag + tolerance), False
+
+
+def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
+    """Let the block cache hold what a window shares with the next one, and the maps' blocks being written.
+
+    A strip spans the whole width, so that a cache smaller than a row of windows would decode every strip again for
+    every window; of tiled rasters the tiles under one window are enough.
+    """
+    needed = CACHE_BYTES // 4
+    for source in sources:
+        band = source.bands[0] - 1
+        block_height, block_width = source.file.block_shapes[band]
+        rows = min((window_px // block_height + 2) * block_height, source.file.height)
+        cols = min((window_px // block_width + 2) * block_width, source.file.width)
+        needed += rows * cols * source.file.count * np.dtype(source.file.dtypes[band]).itemsize
+    needed = min(needed, CACHE_LIMIT_BYTES)
+    if rasterio.env.hasenv() and int(rasterio.env.getenv().get("GDAL_CACHEMAX", needed)) < needed:
+        log.info("GDAL's cache grows to %d MB for these block sizes; 256 px tiles need less", needed >> 20)
+        rasterio.env.setenv(GDAL_CACHEMAX=needed)
+
+
+def _identity(source: _Source) -> dict[str, Any]:
+    try:
+        state = source.path.stat()
+        path, size_bytes, mtime_ns = str(source.path.resolve()), state.st_size, state.st_mtime_ns
+    except OSError:  # a /vsi path is none of the operating system's
+        path, size_bytes, mtime_ns = str(source.path), None, None
+    return {
+        "path": path,
+        "size_bytes": size_bytes,
+        "mtime_ns": mtime_ns,
+        "width": source.file.width,
+        "height": source.file.height,
+        "bands": list(source.bands),
+        "scale": source.scale,
+        "offset": source.offset,
+    }
+
+
+def _description(source: _Source) -> dict[str, Any]:
+    grid = Grid.of(source.file)
+    return {
+        "path": str(source.path),
+        "driver": source.file.driver,
+        "width": grid.width,
+        "height": grid.height,
+        "bands": list(source.bands),
+        "dtype": source.file.dtypes[source.bands[0] - 1],
+        "crs": grid.crs.to_string() if grid.crs else None,
+        "gsd_m": grid.gsd_m,
+        "nodata": source.nodata_rules(),
+        "metres_per_unit": source.scale if source.spec.dtype == "float32" else None,
+        "warped": source.view is not source.file,
+    }
+
+
+def _mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
+    """Which of 0..length-1 the places start..start+size-1 show when the axis is mirrored at both ends."""
+    folded = np.arange(start, start + size) % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)
+
+
+def _filled(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """``values`` [B, h, w] with invalid pixels replaced as :class:`Observation` says; may change its argument."""
+    if valid.all():
+        return values
+    full, some = np.all(valid, axis=1), np.any(valid, axis=1)
+    if not some.any():
+        return np.zeros_like(values)
+    broken = np.flatnonzero(some & ~full)
+    values[:, broken] = np.take_along_axis(values[:, broken], _nearest(valid[broken])[None], axis=2)
+    return values if some.all() else values[:, _nearest(some[None])[0]]
+
+
+def _nearest(valid: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """For each place in a row the index of the nearest valid one, the earlier of two; every row must have one."""
+    length = valid.shape[1]
+    index = np.arange(length)
+    before = np.maximum.accumulate(np.where(valid, index, -length), axis=1)
+    after = np.minimum.accumulate(np.where(valid, index, 2 * length)[:, ::-1], axis=1)[:, ::-1]
+    return np.where(index - before <= after - index, before, after)

@@ -1,0 +1,166 @@
+"""The command line as a user meets it: exit codes, messages, signals, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from engine.contract.sensors import Sensor
+from engine.run import build_parser
+from tests.conftest import make_scene
+
+ROOT = Path(__file__).parent.parent.parent
+OUTPUTS = {"classes.tif", "confidence.tif", "provenance.tif", "run.json", "quicklook.png"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "engine.run", *(str(argument) for argument in arguments)]
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("sensors", ["rgir", "ndsm", "rgir,ndsm"])
+def test_the_demo_runs_with_nothing_but_the_alive_sensors(sensors: str, tmp_path: Path) -> None:
+    done = run("--sensors", sensors, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / f"segmented-{sensors.replace(',', '-')}"
+    assert {path.name for path in output.iterdir()} == OUTPUTS
+    assert "Mpx/s" in done.stderr
+    with rasterio.open(output / "classes.tif") as file, rasterio.open(ROOT / "engine/demo/scene/rgir.tif") as scene:
+        assert (file.crs, file.transform, file.shape) == (scene.crs, scene.transform, scene.shape)
+        assert file.nodata == 255
+        assert len(np.unique(file.read(1))) >= 5
+    with Image.open(output / "quicklook.png") as picture:
+        assert picture.width > 4 * picture.height / 2
+
+
+def test_a_second_run_into_the_same_folder_is_refused(toy_bundle, write_scene, tmp_path) -> None:
+    paths = write_scene(make_scene(80, 90))
+    arguments = ["--rgir", paths[Sensor.RGIR], "--bundle", toy_bundle.root, "--quiet"]
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    again = run(*arguments, cwd=tmp_path)
+    assert again.returncode == 4
+    assert "--overwrite" in again.stderr
+    done = run(*arguments, "--overwrite", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "says"),
+    [
+        (["--sensors", "lidar"], 2, "rgir, ndsm"),
+        (["--rgir", "{rgir}", "--sensors", "rgir,ndsm"], 2, "add --ndsm PATH"),
+        (["--rgir", "{rgir}", "--overwrite", "--resume"], 2, "pass one of them"),
+        (["--rgir", "{rgir}", "--threads", "0"], 2, "at least 1, received 0"),
+        (["--rgir", "{rgir}", "--rgir-bands", "4,1"], 2, "such as 4,1,2"),
+        (["--rgir", "{rgir}", "--halo", "40"], 2, "below half the tile of 64 px, received 40"),
+        (["--rgir", "nowhere.tif"], 3, "nowhere.tif"),
+        (["--rgir", "{ndsm}"], 3, "3 band"),
+        (["--ndsm", "{rgir}"], 3, "band"),
+        (["--rgir", "{text}"], 3, "text.tif"),
+        (["--rgir", "{rgir}", "--output", "{text}"], 4, "is a file"),
+        (["--rgir", "{rgir}", "--bundle", "{folder}"], 5, "manifest.json"),
+        (["--rgir", "{rgir}", "--resume"], 7, "does not exist"),
+    ],
+)
+def test_bad_input_ends_with_its_code_and_one_line(
+    arguments, exit_code, says, toy_bundle, write_scene, tmp_path
+) -> None:
+    paths = write_scene(make_scene(80, 90))
+    (tmp_path / "text.tif").write_text("this is no raster")
+    (tmp_path / "empty").mkdir()
+    names = {"rgir": paths[Sensor.RGIR], "ndsm": paths[Sensor.NDSM], "text": tmp_path / "text.tif"}
+    filled = [argument.format(**names, folder=tmp_path / "empty") for argument in arguments]
+    if "--bundle" not in filled:
+        filled += ["--bundle", str(toy_bundle.root)]
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*filled, cwd=tmp_path)
+    assert done.returncode == exit_code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+    as_json = run(*filled, "--json", cwd=tmp_path)
+    event = json.loads(as_json.stdout.splitlines()[-1])
+    assert (event["event"], event["exit_code"], as_json.returncode) == ("error", exit_code, exit_code)
+
+
+def test_json_lines_tell_the_whole_story(toy_bundle, write_scene, tmp_path) -> None:
+    paths = write_scene(make_scene(200, 210))
+    done = run(
+        "--rgir", paths[Sensor.RGIR], "--ndsm", paths[Sensor.NDSM], "--bundle", toy_bundle.root, "--json", cwd=tmp_path
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "started"
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["run"] == json.loads((tmp_path / "segmented-rgir-ndsm" / "run.json").read_text())
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert last["tiles_done"] == last["tiles"] == events[0]["tiling"]["tiles"]
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(toy_bundle, write_scene, tmp_path) -> None:
+    paths = write_scene(make_scene(200, 210))
+    before = sorted(tmp_path.rglob("*"))
+    done = run("--rgir", paths[Sensor.RGIR], "--bundle", toy_bundle.root, "--dry-run", "--json", cwd=tmp_path)
+    plan = json.loads(done.stdout)
+    assert plan["event"] == "plan"
+    assert plan["scenarios"] == ["missing_ndsm"]
+    assert plan["grid"]["width"] == 210
+    assert plan["tiling"]["tiles"] == 20
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_journal_and_resume_ends_with_the_same_bytes(
+    stop: signal.Signals, toy_bundle, write_scene, tmp_path
+) -> None:
+    paths = write_scene(make_scene(1500, 1500))
+    arguments = ["--rgir", paths[Sensor.RGIR], "--ndsm", paths[Sensor.NDSM], "--bundle", toy_bundle.root, "--json"]
+    process = subprocess.Popen(
+        command(*arguments, "--output", tmp_path / "stopped"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "progress":
+            process.send_signal(stop)
+            break
+    rest, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "--resume" in json.loads(rest.splitlines()[-1])["message"]
+    resumed = run(*arguments, "--output", tmp_path / "stopped", "--resume", cwd=ROOT)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout.splitlines()[0])["first_tile"] > 0
+    assert run(*arguments, "--output", tmp_path / "whole", cwd=ROOT).returncode == 0
+    for name in OUTPUTS - {"run.json"}:
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_every_option_has_help_and_the_module_shows_examples() -> None:
+    parser = build_parser()
+    text = parser.format_help()
+    assert text.count("python -m engine.run") >= 4
+    undocumented = [a.dest for a in parser._actions if not a.help]
+    assert undocumented == []
+
+
+def test_help_works_without_torch_and_friends(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Exit codes" in done.stdout
