@@ -1,0 +1,1 @@
+"""PyTorch side of the project: model, losses, data and the training command."""
