@@ -2,8 +2,8 @@
 
 This file, :mod:`engine.georeference` and :mod:`engine.raster` (reading) are the only rasterio users. A COG cannot be
 written in place (its overviews and block index come before the pixels), so windows go to *spools* first:
-uncompressed tiled GeoTIFFs whose every byte is reserved when they are created. A window is then overwritten where it
-lies, and a full disk shows before the first tile instead of after the last.
+uncompressed tiled GeoTIFFs whose every byte, overviews included, is reserved when they are created. A window is then
+overwritten where it lies, and a full disk shows before the first tile instead of after the last.
 
 Compression is ZSTD level 1. On 16.8 Mpx of class and confidence maps as a network makes them (GDAL 3.10, one core of a
 server CPU) the three maps took, per 512 x 512 px: ZSTD-1 3.9 ms for 19.0 MB in all, DEFLATE-1 6.7 ms for 19.1 MB,
@@ -12,10 +12,12 @@ DEFLATE-6 19.6 ms for 18.2 MB, LZW (the COG driver's default) 10.4 ms for 22.7 M
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -41,6 +43,8 @@ COG_BYTES_PER_PX = 1.5
 """What the COGs are allowed for in the check of free space; measured 0.4 to 1.2, nearly all of it confidence."""
 COG_TRAILER_BYTES = 4
 """The COG layout repeats the last four bytes of every block after it."""
+
+_gdal_log = logging.getLogger("rasterio._env")
 
 _PROVENANCE_COLOURS = {
     Provenance.NONE: (0, 0, 0),
@@ -172,15 +176,19 @@ class MapWriter:
             OutputError: the system refuses; ``output_dir`` is then as before, and publishing can be tried again.
         """
         self.close()
+        factors = _overview_factors(self._grid)
         targets = [output_dir / f"{each.name}.tif" for each in self._maps]
         unfinished = [target.with_name(f".{target.name}.partial") for target in targets]
         try:
             with _writing(output_dir), unreferenced_is_fine():
                 output_dir.mkdir(parents=True, exist_ok=True)
                 for done, (spool, temporary) in enumerate(zip(self._spools, unfinished, strict=True), start=1):
-                    _build_overviews(spool)
+                    # ready-made overviews halve the time of the COG driver, which builds them in a compressed copy
+                    with rasterio.open(spool, "r+", driver="GTiff") as file:
+                        if factors:
+                            file.build_overviews(factors, Resampling.nearest)
                     rasterio.shutil.copy(spool, temporary, driver="COG", BLOCKSIZE=BLOCK_PX, COMPRESS="ZSTD", LEVEL=1)
-                    _check_whole(temporary, COG_TRAILER_BYTES)
+                    _check_whole(temporary, factors, COG_TRAILER_BYTES)
                     _settle(temporary)
                     if progress is not None:
                         progress(done / len(targets))
@@ -188,7 +196,8 @@ class MapWriter:
                     os.replace(temporary, target)
         finally:
             for temporary in unfinished:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink()
         return targets
 
     def close(self) -> None:
@@ -197,15 +206,21 @@ class MapWriter:
         Raises:
             OutputError: the system refuses what was still to be written.
         """
+        refused: list[OutputError] = []
         while self._files:
-            with _writing(self._spools[len(self._files) - 1]):
-                self._files.pop().close()
+            try:
+                with _writing(self._spools[len(self._files) - 1]):
+                    self._files.pop().close()
+            except OutputError as error:
+                refused.append(error)
+        if refused:
+            raise refused[-1]
 
     def _open(self) -> None:
         with unreferenced_is_fine():
             for spool in self._spools:
                 with _writing(spool):
-                    self._files.append(rasterio.open(spool, "r+"))
+                    self._files.append(rasterio.open(spool, "r+", driver="GTiff"))
 
     def __enter__(self) -> MapWriter:
         return self
@@ -214,14 +229,42 @@ class MapWriter:
         self.close()
 
 
+class _Errors(logging.Handler):
+    """Collects what GDAL reports in one thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message of a failure."""
+        if record.thread == self._thread and "GDAL signalled an error" in record.msg:
+            self.messages.append(record.getMessage())
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    """Turn every failure to write into an OutputError.
+
+    Where blocks are written late, when a dataset is closed or overviews are built, rasterio logs GDAL's errors as
+    information and raises nothing: so the log is listened to.
+    """
+    errors, level = _Errors(), _gdal_log.level
+    _gdal_log.addHandler(errors)
+    _gdal_log.setLevel(min(level or logging.INFO, logging.INFO))
     try:
         yield
-    except (*GDAL_ERRORS, OSError) as error:
+        if errors.messages:
+            raise OSError(errors.messages[0])
+    # rasterio stumbles over its own error when a file it should update is no raster: TypeError
+    except (*GDAL_ERRORS, OSError, TypeError) as error:
         raise OutputError(
             f"{path} cannot be written ({error}): check free space and permissions, or pass another --output"
         ) from error
+    finally:
+        _gdal_log.removeHandler(errors)
+        _gdal_log.setLevel(level)
 
 
 def _check_room(partial_dir: Path, grid: Grid) -> None:
@@ -237,6 +280,7 @@ def _check_room(partial_dir: Path, grid: Grid) -> None:
 
 
 def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
+    factors = _overview_factors(grid)
     with _writing(spool), unreferenced_is_fine():
         with rasterio.open(
             spool,
@@ -261,51 +305,50 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
             file.update_tags(**each.tags)
             file.set_band_description(1, each.name)
         # the tag comes second: GDAL would write it to every pixel, which takes seconds per gigabyte
-        with rasterio.open(spool, "r+") as file:
+        with rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_PX), rasterio.open(spool, "r+", driver="GTiff") as file:
             file.nodata = each.nodata
+            if factors:
+                file.build_overviews(factors, Resampling.nearest)  # of nothing yet: it lays out their blocks
         with spool.open("r+b") as stream:
             if hasattr(os, "posix_fallocate"):  # Linux; elsewhere the check of free space has to do
                 os.posix_fallocate(stream.fileno(), 0, spool.stat().st_size)
-        _check_whole(spool)
+        _check_whole(spool, factors)
 
 
 def _check_resumable(spool: Path, grid: Grid) -> None:
     again = "start anew without --resume"
     try:
         with unreferenced_is_fine(), rasterio.open(spool) as file:
-            size = file.width, file.height
-        _check_whole(spool)
+            width, height = file.width, file.height
+        if (width, height) != (grid.width, grid.height):
+            raise ResumeError(
+                f"the unfinished map {spool} must have the rasters' size {grid.width} x {grid.height} px, "
+                f"found {width} x {height}: {again}"
+            )
+        _check_whole(spool, _overview_factors(grid))
     except (*GDAL_ERRORS, OSError) as error:
         raise ResumeError(f"the unfinished map {spool} is missing or damaged ({error}): {again}") from error
-    if size != (grid.width, grid.height):
-        raise ResumeError(
-            f"the unfinished map {spool} must have the rasters' size {grid.width} x {grid.height} px, "
-            f"found {size[0]} x {size[1]}: {again}"
-        )
 
 
-def _build_overviews(spool: Path) -> None:
-    # ready-made overviews halve the time of the COG driver, which would build them through a compressed copy
-    with rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_PX), rasterio.open(spool, "r+") as file:
-        factors: list[int] = []
-        while max(file.width, file.height) > BLOCK_PX * 2 ** len(factors):
-            factors.append(2 ** (len(factors) + 1))
-        if factors:
-            file.build_overviews(factors, Resampling.nearest)
-    _check_whole(spool)
+def _overview_factors(grid: Grid) -> list[int]:
+    """1:2, 1:4 and so on, until a level fits one block."""
+    factors: list[int] = []
+    while max(grid.width, grid.height) > BLOCK_PX * 2 ** len(factors):
+        factors.append(2 ** (len(factors) + 1))
+    return factors
 
 
-def _check_whole(path: Path, trailer_bytes: int = 0) -> None:
-    """See that every block of every level is in the file.
-
-    GDAL keeps silent about writes that fail while a dataset is closed or overviews are built.
+def _check_whole(path: Path, factors: Sequence[int], trailer_bytes: int = 0) -> None:
+    """See that every block of every level is in the file: GDAL does not tell when the last bytes are missing.
 
     Raises:
-        OSError: a block is missing or reaches beyond the end of the file.
+        OSError: a level or block is missing, or reaches beyond the end of the file.
     """
     size = path.stat().st_size
     with unreferenced_is_fine(), rasterio.open(path) as file:
-        for overview, factor in [(None, 1), *enumerate(file.overviews(1))]:
+        if file.overviews(1) != list(factors):
+            raise OSError(f"{path.name} has overviews 1:{file.overviews(1)}, expected 1:{list(factors)}")
+        for overview, factor in [(None, 1), *enumerate(factors)]:
             for row, col in np.ndindex(ceil(file.height / factor / BLOCK_PX), ceil(file.width / factor / BLOCK_PX)):
                 offset, length = (
                     int(file.get_tag_item(f"BLOCK_{item}_{col}_{row}", "TIFF", bidx=1, ovr=overview) or 0)

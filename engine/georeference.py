@@ -43,9 +43,9 @@ CACHE_BYTES = 32 << 20
 def gdal_environment(cache_bytes: int = CACHE_BYTES) -> Iterator[None]:
     """Bound GDAL's memory. A command line enters this once, in its main thread, so that it holds for every thread.
 
-    JPEG files that end early are an error here; GDAL's default shows grey where the rest should be.
+    JPEG and PNG files that end early are an error here; by GDAL's defaults they show grey or noise.
     """
-    with rasterio.Env(GDAL_CACHEMAX=cache_bytes, GDAL_ERROR_ON_LIBJPEG_WARNING=True):
+    with rasterio.Env(GDAL_CACHEMAX=cache_bytes, GDAL_ERROR_ON_LIBJPEG_WARNING=True, GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
         yield
 
 
@@ -104,7 +104,7 @@ class Grid:
             return None
         side = math.sqrt(abs(self.transform.determinant))
         if self.crs.is_geographic:
-            _, latitude = self.transform * (self.width / 2, self.height / 2)
+            _, latitude = _apply(self.transform, self.width / 2, self.height / 2)
             return side * METRES_PER_DEGREE * math.sqrt(abs(math.cos(math.radians(latitude))))
         if self.crs.is_projected:
             return side * float(self.crs.linear_units_factor[1])
@@ -203,7 +203,7 @@ def _check_overlap(outline: NDArray[np.float64], grid: Grid, name: str, grid_nam
     )
 
 
-def _apply(transform: Affine, cols: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _apply(transform: Affine, cols: Any, rows: Any) -> tuple[Any, Any]:
     a, b, c, d, e, f = transform[:6]
     return a * cols + b * rows + c, d * cols + e * rows + f
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from engine.cog import MapWriter
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
+from engine.edges import filled, mirrored
 from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, gdal_environment, onto_grid, unreferenced_is_fine
 
 __all__ = ["Grid", "MapWriter", "Observation", "SensorRasters", "gdal_environment"]
@@ -96,7 +98,7 @@ class _Source:
                 if (self.scale, self.offset) != (1.0, 0.0):
                     values = values * np.float32(self.scale) + np.float32(self.offset)
             valid &= np.isfinite(values).all(axis=0)
-        return Observation(values=_filled(values, valid), valid=valid)
+        return Observation(values=filled(values, valid), valid=valid)
 
     def nodata_rules(self) -> list[str]:
         """How invalid pixels are told, in words."""
@@ -188,7 +190,7 @@ class SensorRasters:
         Raises:
             RasterOpenError: a file is truncated or damaged.
         """
-        rows, cols = _mirrored(row, height, self.grid.height), _mirrored(col, width, self.grid.width)
+        rows, cols = mirrored(row, height, self.grid.height), mirrored(col, width, self.grid.width)
         top, left = int(rows.min()), int(cols.min())
         seen = {
             sensor: source.read(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
@@ -222,10 +224,12 @@ class SensorRasters:
 
 
 def _open(sensor: Sensor, path: Path) -> Any:
+    # Path folds the slashes of a URL
+    name = re.sub(r"^(/vsi\w+/\w+:)/(?=[^/])", r"\1//", str(path))
     try:
-        return rasterio.open(path)
+        return rasterio.open(name)
     except GDAL_ERRORS as error:
-        missing = not str(path).startswith("/vsi") and not path.exists()
+        missing = not name.startswith("/vsi") and not path.exists()
         what = "does not exist" if missing else "is not a raster that GDAL can read"
         raise RasterOpenError(f"{sensor} raster {path} {what}: check the path given to --{sensor} ({error})") from error
 
@@ -242,6 +246,8 @@ def _bands(spec: SensorSpec, path: Path, file: Any, chosen: tuple[int, ...] | No
             f"{spec.sensor} needs {len(spec.bands)} band(s) ({names}) besides alpha; "
             f"{path} has {len(data)}{asked}: {hint}"
         )
+    if spec.sensor is Sensor.RGIR and chosen is None and len(data) < file.count:
+        _check_alpha(path, file)
     dtypes = sorted({file.dtypes[band - 1] for band in bands})
     if spec.dtype == "uint8" and dtypes != ["uint8"]:
         raise RasterFormatError(
@@ -251,6 +257,23 @@ def _bands(spec: SensorSpec, path: Path, file: Any, chosen: tuple[int, ...] | No
     if any(dtype.startswith("complex") for dtype in dtypes):
         raise RasterFormatError(f"{spec.sensor} must hold real numbers; {path} holds {dtypes[0]}: pass its real part")
     return bands
+
+
+def _check_alpha(path: Path, file: Any) -> None:
+    """GDAL marks the fourth of four 8-bit bands as alpha unless told otherwise, a near-infrared band too."""
+    band = next(band for band in file.indexes if file.colorinterp[band - 1] == ColorInterp.alpha)
+    side = 256
+    middle = Window(max(0, (file.width - side) // 2), max(0, (file.height - side) // 2), side, side)
+    try:
+        alpha = file.read(band, window=middle)
+    except GDAL_ERRORS as error:
+        raise RasterOpenError(f"{path} cannot be read in its middle: it is truncated or damaged ({error})") from error
+    between = float(((alpha > 0) & (alpha < np.iinfo(alpha.dtype).max)).mean()) if alpha.dtype.kind == "u" else 0.0
+    if between > 0.5:
+        raise RasterFormatError(
+            f"an alpha band tells valid (255) from invalid (0); band {band} of {path} is marked alpha, but "
+            f"{between:.0%} of its middle lies between: if it is near infrared, pass `--rgir-bands 4,1,2`"
+        )
 
 
 def _metres(spec: SensorSpec, path: Path, file: Any, band: int, scale_m: float | None) -> tuple[float, float]:
@@ -287,8 +310,9 @@ def _validity(file: Any, bands: tuple[int, ...]) -> tuple[tuple[float, float] | 
         return None, False  # NaN is invalid anyway
     if dtype.kind != "f":
         return ((int(tag), int(tag)) if tag.is_integer() else None), False
-    tolerance = 4 * float(np.finfo(dtype).eps) * abs(tag)
-    return (tag - tolerance, tag + tolerance), False
+    limits = np.finfo(dtype)
+    tolerance = 4 * float(limits.eps) * abs(tag)
+    return (max(tag - tolerance, float(limits.min)), min(tag + tolerance, float(limits.max))), False
 
 
 def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
@@ -343,30 +367,3 @@ def _description(source: _Source) -> dict[str, Any]:
         "metres_per_unit": source.scale if source.spec.dtype == "float32" else None,
         "warped": source.view is not source.file,
     }
-
-
-def _mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
-    """Which of 0..length-1 the places start..start+size-1 show when the axis is mirrored at both ends."""
-    folded = np.arange(start, start + size) % (2 * length)
-    return np.minimum(folded, 2 * length - 1 - folded)
-
-
-def _filled(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """``values`` [B, h, w] with invalid pixels replaced as :class:`Observation` says; may change its argument."""
-    if valid.all():
-        return values
-    full, some = np.all(valid, axis=1), np.any(valid, axis=1)
-    if not some.any():
-        return np.zeros_like(values)
-    broken = np.flatnonzero(some & ~full)
-    values[:, broken] = np.take_along_axis(values[:, broken], _nearest(valid[broken])[None], axis=2)
-    return values if some.all() else values[:, _nearest(some[None])[0]]
-
-
-def _nearest(valid: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """For each place in a row the index of the nearest valid one, the earlier of two; every row must have one."""
-    length = valid.shape[1]
-    index = np.arange(length)
-    before = np.maximum.accumulate(np.where(valid, index, -length), axis=1)
-    after = np.minimum.accumulate(np.where(valid, index, 2 * length)[:, ::-1], axis=1)[:, ::-1]
-    return np.where(index - before <= after - index, before, after)

@@ -7,6 +7,9 @@ import logging
 import math
 import os
 import shutil
+import subprocess
+import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,14 +55,11 @@ def heights(height: int = 247, width: int = 250) -> NDArray[np.float32]:
     return (10 + 5 * np.sin(rows / 17) + 5 * np.cos(cols / 23)).astype(np.float32)[None]
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def save(path: Path, values: NDArray[Any], *, mask: NDArray[np.bool_] | None = None, **profile: Any) -> Path:
     """Write ``values`` [B, h, w]; keywords as in a rasterio profile, plus what has to be set on the dataset."""
     later = {key: profile.pop(key) for key in ("scales", "offsets", "units", "colorinterp", "gcps") if key in profile}
     profile = {"driver": "GTiff", "crs": LAMBERT, "transform": NORTH_UP} | profile
     count, height, width = values.shape
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path, "w", count=count, height=height, width=width, dtype=values.dtype, **profile) as file:
@@ -240,7 +240,8 @@ def test_the_description_says_how_nodata_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "received", "next_step"),
     [
-        (colours(bands=4), "has 4", "--rgir-bands 4,1,2"),
+        (colours(bands=5), "has 5", "--rgir-bands 4,1,2"),
+        (colours(bands=4), "marked alpha", "--rgir-bands 4,1,2"),
         (colours(bands=1), "has 1", "--rgir-bands"),
         (colours().astype(np.uint16), "uint16", "gdal_translate -ot Byte -scale"),
         (colours().astype(np.float32), "float32", "gdal_translate"),
@@ -319,12 +320,12 @@ def on_the_rgir_grid(
 
 
 PLACES = {
-    "shifted by pixels": (NORTH_UP * Affine.translation(30, -20), LAMBERT),
-    "shifted by a fraction": (NORTH_UP * Affine.translation(3.3, 4.6), LAMBERT),
-    "twice as coarse": (NORTH_UP * Affine.scale(2), LAMBERT),
-    "finer": (NORTH_UP * Affine.scale(0.7), LAMBERT),
-    "rotated": (NORTH_UP * Affine.translation(40, 30) * Affine.rotation(20), LAMBERT),
-    "south up": (NORTH_UP * Affine.translation(0, 240) * Affine.scale(1, -1), LAMBERT),
+    "shifted by pixels": (NORTH_UP @ Affine.translation(30, -20), LAMBERT),
+    "shifted by a fraction": (NORTH_UP @ Affine.translation(3.3, 4.6), LAMBERT),
+    "twice as coarse": (NORTH_UP @ Affine.scale(2), LAMBERT),
+    "finer": (NORTH_UP @ Affine.scale(0.7), LAMBERT),
+    "rotated": (NORTH_UP @ Affine.translation(40, 30) @ Affine.rotation(20), LAMBERT),
+    "south up": (NORTH_UP @ Affine.translation(0, 240) @ Affine.scale(1, -1), LAMBERT),
 }
 
 
@@ -365,13 +366,14 @@ def test_an_ndsm_on_another_grid_is_warped_onto_that_of_the_rgir(
     assert "warped" in caplog.text
     np.testing.assert_array_equal(valid, np.isfinite(oracle))
     assert 0.05 < valid.mean() < 0.99
-    # the oracle warps the whole image in one piece, the reader block by block
-    np.testing.assert_allclose(warped[0][valid], oracle[valid], atol=0.02)
+    # the oracle warps the whole image in one piece, the reader block by block: GDAL fits its kernel to each
+    # piece. A shift by half a pixel would differ by 0.15 m and more.
+    np.testing.assert_allclose(warped[0][valid], oracle[valid], atol=0.1)
 
 
 def test_a_shift_by_whole_pixels_does_not_change_a_value(tmp_path: Path) -> None:
     values = heights()
-    ndsm = save(tmp_path / "n.tif", values, transform=NORTH_UP * Affine.translation(30, -20))
+    ndsm = save(tmp_path / "n.tif", values, transform=NORTH_UP @ Affine.translation(30, -20))
     warped, valid = read_pair(save(tmp_path / "rgir.tif", colours()), ndsm)
     np.testing.assert_array_equal(warped[0, :227, 30:], values[0, 20:, :220])
     assert valid[:227, 30:].all()
@@ -381,7 +383,7 @@ def test_a_shift_by_whole_pixels_does_not_change_a_value(tmp_path: Path) -> None
 
 def test_scale_tags_hold_for_warped_heights_too(tmp_path: Path) -> None:
     centimetres = np.rint(heights() * 100).astype(np.int16)
-    ndsm = save(tmp_path / "n.tif", centimetres, transform=NORTH_UP * Affine.translation(0.5, 0.5), scales=[0.01])
+    ndsm = save(tmp_path / "n.tif", centimetres, transform=NORTH_UP @ Affine.translation(0.5, 0.5), scales=[0.01])
     warped, valid = read_pair(save(tmp_path / "rgir.tif", colours()), ndsm)
     half = heights()[0]
     half = (half[:-1, :-1] + half[1:, :-1] + half[:-1, 1:] + half[1:, 1:]) / 4
@@ -392,7 +394,7 @@ def test_scale_tags_hold_for_warped_heights_too(tmp_path: Path) -> None:
 def test_grids_that_differ_by_less_than_a_hundredth_pixel_are_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ndsm = save(tmp_path / "n.tif", heights(), transform=NORTH_UP * Affine.translation(0.005, 0.005))
+    ndsm = save(tmp_path / "n.tif", heights(), transform=NORTH_UP @ Affine.translation(0.005, 0.005))
     with caplog.at_level(logging.INFO, "engine"):
         values, _ = read_pair(save(tmp_path / "rgir.tif", colours()), ndsm)
     np.testing.assert_array_equal(values, heights())
@@ -400,7 +402,7 @@ def test_grids_that_differ_by_less_than_a_hundredth_pixel_are_one(
 
 
 def test_a_missing_crs_is_taken_from_the_other_raster(tmp_path: Path) -> None:
-    shifted = NORTH_UP * Affine.translation(30, -20)
+    shifted = NORTH_UP @ Affine.translation(30, -20)
     expected, _ = read_pair(
         save(tmp_path / "rgir.tif", colours()), save(tmp_path / "named.tif", heights(), transform=shifted)
     )
@@ -412,7 +414,7 @@ def test_a_missing_crs_is_taken_from_the_other_raster(tmp_path: Path) -> None:
 
 def test_rasters_that_do_not_overlap_are_refused_with_both_bounds(tmp_path: Path) -> None:
     rgir = save(tmp_path / "rgir.tif", colours())
-    ndsm = save(tmp_path / "n.tif", heights(), transform=NORTH_UP * Affine.translation(300, 0))
+    ndsm = save(tmp_path / "n.tif", heights(), transform=NORTH_UP @ Affine.translation(300, 0))
     with pytest.raises(GridError, match="overlap") as caught:
         read_pair(rgir, ndsm)
     assert "x 770550..770600" in str(caught.value)
@@ -455,7 +457,7 @@ def test_the_grid_keeps_ground_control_points(tmp_path: Path) -> None:
     [
         (2154, Affine(0.2, 0, 770550, 0, -0.2, 6277600), 0.2, 1e-9),
         (2154, Affine(0.2, 0, 770550, 0, 0.2, 6277600), 0.2, 1e-9),
-        (2154, Affine.translation(770550, 6277600) * Affine.rotation(30) * Affine.scale(0.5, -0.5), 0.5, 1e-9),
+        (2154, Affine.translation(770550, 6277600) @ Affine.rotation(30) @ Affine.scale(0.5, -0.5), 0.5, 1e-9),
         (2263, Affine(0.5, 0, 980000, 0, -0.5, 200000), 0.5 * 1200 / 3937, 1e-9),  # US survey feet
         (4326, Affine(1e-6, 0, 2.35, 0, -1e-6, 48.85), 0.09032, 2e-3),  # 0.1113 m north x 0.0733 m east
     ],
@@ -503,11 +505,29 @@ def test_a_truncated_raster_fails_at_the_latest_when_the_missing_part_is_read(tm
 def test_paths_inside_archives_are_allowed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scene.zip", "w") as archive:
         archive.write(save(tmp_path / "rgir.tif", colours()), "inside/rgir.tif")
-    path = Path(f"/vsizip/{tmp_path}/scene.zip/inside/rgir.tif")
+    path = Path("/vsizip/{" + str(tmp_path / "scene.zip") + "}/inside/rgir.tif")
     values, _ = read_all(path, Sensor.RGIR)
     np.testing.assert_array_equal(values, colours())
     with SensorRasters.open({Sensor.RGIR: path}, SPECS) as rasters:
         assert rasters.identity()["rgir"]["path"] == str(path)
+
+
+def test_rasters_on_a_web_server_are_allowed(tmp_path: Path) -> None:
+    save(tmp_path / "rgir.tif", colours())
+    # a process of its own: rasterio keeps Python's lock while it opens a file
+    program = "from http.server import *; s = HTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler); "
+    program += "print(s.server_port, flush=True); s.serve_forever()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        values, _ = read_all(Path(f"/vsicurl_streaming/http://127.0.0.1:{port}/rgir.tif"), Sensor.RGIR)
+    finally:
+        server.kill()
+        server.communicate()
+    np.testing.assert_array_equal(values, colours())
 
 
 def test_the_identity_changes_with_the_file_and_with_how_it_is_read(tmp_path: Path) -> None:
@@ -526,7 +546,7 @@ def test_the_identity_changes_with_the_file_and_with_how_it_is_read(tmp_path: Pa
 
 
 def test_the_cache_holds_a_row_of_windows_of_a_wide_raster_in_strips(tmp_path: Path) -> None:
-    wide = np.ones((3, 600, 30_000), np.uint8)
+    wide = np.ones((3, 560, 30_000), np.uint8)
     strips = save(tmp_path / "strips.tif", wide, compress="deflate")
     tiles = save(tmp_path / "tiles.tif", wide, compress="deflate", tiled=True, blockxsize=256, blockysize=256)
     sizes = {}
