@@ -33,7 +33,7 @@ from rasterio.windows import Window
 
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import OutputError, ResumeError
-from engine.contract.sensors import PROVENANCE_LABELS, Provenance
+from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
 from engine.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 
 BLOCK_PX = 512
@@ -45,13 +45,6 @@ COG_TRAILER_BYTES = 4
 """The COG layout repeats the last four bytes of every block after it."""
 
 _gdal_log = logging.getLogger("rasterio._env")
-
-_PROVENANCE_COLOURS = {
-    Provenance.NONE: (0, 0, 0),
-    Provenance.FULL: (0, 158, 115),
-    Provenance.MISSING_NDSM: (230, 159, 0),
-    Provenance.MISSING_RGIR: (86, 180, 233),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +79,7 @@ def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
             name="provenance",
             nodata=Provenance.NONE,
             tags={f"PROVENANCE_{source.value}": label for source, label in PROVENANCE_LABELS.items()},
-            colours={source.value: rgb for source, rgb in _PROVENANCE_COLOURS.items()},
+            colours={source.value: rgb for source, rgb in PROVENANCE_RGB.items()},
         ),
     )
 

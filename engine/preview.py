@@ -14,19 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
-from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Sensor
+from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
 from engine.grid import Window
 from engine.journal import Statistics
 from engine.mosaic import MapBlock
 from engine.stream import Job
 
 PANEL_PX = 480
-PROVENANCE_RGB: dict[Provenance, tuple[int, int, int]] = {
-    Provenance.NONE: (0, 0, 0),
-    Provenance.FULL: (120, 180, 120),
-    Provenance.MISSING_NDSM: (220, 120, 60),
-    Provenance.MISSING_RGIR: (90, 120, 220),
-}
 _BACKGROUND, _INK, _FAINT = (250, 250, 248), (30, 30, 30), (200, 200, 196)
 _MARGIN, _HEADER, _LINE = 14, 34, 20
 

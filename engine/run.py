@@ -71,9 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sources = parser.add_argument_group("what to segment")
-    sources.add_argument(
-        "--sensors", metavar="LIST", help="alive sensors, e.g. rgir or rgir,ndsm (default: all given)"
-    )
+    sources.add_argument("--sensors", metavar="LIST", help="alive sensors, e.g. rgir or rgir,ndsm (default: all given)")
     sources.add_argument("--rgir", type=Path, metavar="PATH", help="NIR-R-G raster, 8 bit (default: the demo scene)")
     sources.add_argument("--ndsm", type=Path, metavar="PATH", help="height above ground (default: the demo scene)")
     sources.add_argument("--rgir-bands", metavar="N,R,G", help="band numbers of NIR, red and green, e.g. 4,1,2")

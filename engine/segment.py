@@ -27,13 +27,13 @@ import numpy as np
 
 from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Outputs
+from engine.cog import MapWriter
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, InputError, InterruptedRunError, OutputError, UsageError
 from engine.contract.sensors import Provenance, Scenario, Sensor, scenarios_within
 from engine.journal import Entry, Journal, Statistics
 from engine.mosaic import CropMosaic, HannMosaic, Mosaic
 from engine.preview import Preview
-from engine.cog import MapWriter
 from engine.raster import SensorRasters
 from engine.stream import Job, TileReport, stream
 
@@ -184,6 +184,7 @@ def plan(request: Request, stack: ExitStack) -> Plan:
             {sensor: manifest.sensor(sensor) for sensor in request.rasters},
             rgir_bands=request.rgir_bands,
             ndsm_scale_m=request.ndsm_scale_m,
+            window_px=manifest.tile_px,
         )
     )
     blend_halo_px = manifest.tile_px // 4 if request.blend == "hann" else manifest.halo_px

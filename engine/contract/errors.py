@@ -18,8 +18,9 @@
     ├── ResumeError              7   the journal belongs to another run
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
 
-Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.raster`, each inference
-library in its own :mod:`engine.backends` file) with the cause kept as ``__cause__``. A message states the rule,
+Foreign exceptions are translated at one place per boundary (rasterio where it is used: :mod:`engine.raster`,
+:mod:`engine.georeference` and :mod:`engine.cog`; each inference library in its own :mod:`engine.backends` file) with
+the cause kept as ``__cause__``. A message states the rule,
 what was received and the next step.
 """
 

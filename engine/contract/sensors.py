@@ -54,6 +54,16 @@ PROVENANCE_LABELS: Mapping[Provenance, str] = MappingProxyType(
     }
 )
 
+PROVENANCE_RGB: Mapping[Provenance, tuple[int, int, int]] = MappingProxyType(
+    {
+        Provenance.NONE: (0, 0, 0),
+        Provenance.FULL: (0, 158, 115),
+        Provenance.MISSING_NDSM: (230, 159, 0),
+        Provenance.MISSING_RGIR: (86, 180, 233),
+    }
+)
+"""Colours that stay apart for colour-blind readers (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
+
 _SENSORS_OF: Mapping[Scenario, frozenset[Sensor]] = MappingProxyType(
     {
         Scenario.FULL: frozenset({Sensor.RGIR, Sensor.NDSM}),
