@@ -114,6 +114,9 @@ class TileGrid:
     Without ``strip_tiles`` tiles run row by row and each writes the pixels it owns. With it the raster is cut into
     vertical strips of that many tile columns, each processed top to bottom, so that cross-fading holds one tile row of
     one strip in memory however wide the raster is; the two columns beside a strip are inferred again for its edges.
+
+    Raises:
+        UsageError: the halo leaves no core.
     """
 
     height: int
@@ -121,6 +124,9 @@ class TileGrid:
     tile_px: int
     halo_px: int
     strip_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.rows, self.cols  # their checks belong to construction
 
     @cached_property
     def rows(self) -> Axis:
