@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -218,14 +217,12 @@ class Bundle:
 def save_manifest(manifest: Manifest, root: Path) -> Path:
     """Write ``manifest.json`` whole or not at all."""
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    handle, temporary = tempfile.mkstemp(dir=root, prefix=".manifest-")
+    temporary = root / f".{MANIFEST_NAME}.{os.getpid()}"
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(encoded)
-        os.replace(temporary, root / MANIFEST_NAME)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.write_bytes(encoded)
+        temporary.replace(root / MANIFEST_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
     return root / MANIFEST_NAME
 
 
