@@ -1,0 +1,146 @@
+"""Export a checkpoint as a bundle: three ONNX graphs that share their weights, checked against PyTorch.
+
+Example:
+    python -m train.run --preset nano --out runs/nano
+    python -m train.evaluate runs/nano/best.safetensors
+    python -m export.run runs/nano/best.safetensors --bundle bundles/nano
+
+Nothing appears under --bundle unless every graph gives PyTorch's answer in ONNX Runtime and in OpenVINO.
+Exit codes are those of engine.contract.errors: 2 options, 3 golden scene, 4 output folder, 5 a graph differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from engine.contract.errors import EngineError, UsageError
+
+DEFAULT_TILE_PX = 512
+DEFAULT_SEED = 3_000_000
+"""Of procedural scenes; training, validation and evaluation draw below."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m export.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("checkpoint", type=Path, help="best.safetensors of a training run")
+    options.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder to write")
+    options.add_argument("--tile", type=int, default=DEFAULT_TILE_PX, metavar="PX", help="side of a tile (512)")
+    options.add_argument(
+        "--halo", type=int, metavar="PX", help="context a tile needs on each side (measured on procedural scenes)"
+    )
+    options.add_argument("--name", help="name of the bundle (the checkpoint's folder)")
+    options.add_argument("--metrics", type=Path, metavar="FILE", help="scores (metrics.json beside the checkpoint)")
+    golden = options.add_mutually_exclusive_group()
+    golden.add_argument(
+        "--golden-scene", type=Path, metavar="DIR", help="take the golden tile from DIR/rgir.tif and DIR/ndsm.tif"
+    )
+    golden.add_argument(
+        "--golden-seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"procedural golden tile ({DEFAULT_SEED})"
+    )
+    options.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+    return options
+
+
+def export_bundle(options: argparse.Namespace) -> None:
+    """Do what the command line asks.
+
+    Raises:
+        EngineError: it cannot be done; nothing was published.
+    """
+    # Here, so that --help answers without PyTorch.
+    from engine.contract.bundle import Bundle, save_manifest
+    from engine.contract.sensors import Scenario
+    from export import golden, halo, pack, verify
+    from export.onnx_graphs import export_graph, op_counts, write_graphs
+    from train import checkpoint
+
+    pack.check_target(options.bundle, overwrite=options.overwrite)
+    try:
+        model, info = checkpoint.load(options.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"a checkpoint of `python -m train.run` is needed: {error}") from error
+    training = pack.training_of(options.checkpoint, info, options.metrics)
+    _check_sizes(options.tile, options.halo, stride_px=model.config.stride_px)
+    if options.golden_scene:
+        tile = golden.scene_tile(options.golden_scene, options.tile)
+    else:
+        tile = golden.synthetic_tile(seed=options.golden_seed, size_px=options.tile)
+
+    halo_px = options.halo
+    if halo_px is None:
+        _say("measuring the halo on two procedural scenes")
+        scenes = [golden.synthetic_tile(seed=DEFAULT_SEED + i, size_px=2 * options.tile) for i in (1, 2)]
+        measured = halo.measure_halo(halo.classifier(model), scenes, options.tile)
+        halo_px = measured.halo_px
+        _say(f"classes that more context leaves as they are\n{measured.table()}\nhalo {halo_px} px")
+
+    graphs = {}
+    for scenario in Scenario:
+        start = time.perf_counter()
+        graphs[scenario] = export_graph(model, scenario, options.tile)
+        nodes = op_counts(graphs[scenario]).total()
+        _say(f"exported {scenario}: {nodes} nodes in {time.perf_counter() - start:.0f} s")
+
+    with pack.publishing(options.bundle, overwrite=options.overwrite) as folder:
+        shared = write_graphs(graphs, folder)
+        _say(
+            f"weights {shared.weights.stat().st_size / 1e6:.2f} MB; "
+            f"sharing saves {shared.saved_bytes / 1e6:.2f} MB of {shared.unshared_bytes / 1e6:.2f} MB"
+        )
+        _say("comparing with PyTorch, fp32, batches of 1 and 3")
+        _say(verify.parity_table(verify.verify(model, shared.graphs, verify.batches_for(tile))))
+        golden_path = folder / golden.GOLDEN_NAME
+        golden.write_golden(golden_path, tile, verify.answers(model, tile))
+        manifest = pack.manifest_of(
+            folder,
+            name=options.name or options.checkpoint.resolve().parent.name,
+            info=info,
+            training=training,
+            shared=shared,
+            golden=golden_path,
+            tile_px=options.tile,
+            halo_px=halo_px,
+        )
+        save_manifest(manifest, folder)
+
+    bundle = Bundle.load(options.bundle)
+    size = sum(ref.size_bytes for ref in bundle.manifest.files())
+    _say(f"{options.bundle}: {size / 1e6:.2f} MB, tile {options.tile} px, halo {halo_px} px, {bundle.digest[:12]}")
+    if not training.scores:
+        _say("the manifest has no scores: run `python -m train.evaluate` on the checkpoint and export again")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        export_bundle(options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"error: export needs {error.name}: pip install 'gemmnet-edge[export,train]'", file=sys.stderr)
+        return UsageError.exit_code
+    return 0
+
+
+def _check_sizes(tile_px: int, halo_px: int | None, *, stride_px: int) -> None:
+    step = max(32, stride_px)
+    if tile_px < step or tile_px % step:
+        raise UsageError(f"--tile must be a positive multiple of {step} px for this model, received {tile_px}")
+    if halo_px is not None and not 0 <= 2 * halo_px < tile_px:
+        raise UsageError(f"--halo must lie in [0, tile / 2), received {halo_px} px for a tile of {tile_px} px")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

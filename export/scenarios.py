@@ -1,0 +1,90 @@
+"""What each exported graph computes: one mask-free module per scenario, raw sensor units in, a map out.
+
+Inputs are those that ``engine.contract`` names: ``rgir`` uint8 [N, 3, T, T] in NIR-R-G order and ``ndsm`` float32
+[N, 1, T, T] in metres, finite. Outputs, in this order:
+
+- ``classes`` uint8 [N, T, T], the most probable class;
+- ``confidence`` uint8 [N, T, T], its probability x 255, rounded;
+- ``probabilities`` float32 [N, C, T, T], summing to 1 over C.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from engine.contract.sensors import Scenario, Sensor
+from train.model import GEMMNet
+
+OUTPUTS = ("classes", "confidence", "probabilities")
+
+BANDS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
+
+
+def inputs_of(scenario: Scenario) -> tuple[Sensor, ...]:
+    """The inputs of a scenario's graph, in the order its module takes them."""
+    return tuple(sensor for sensor in Sensor if sensor in scenario.sensors)
+
+
+def answer(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, C, T, T] -> (classes, confidence, probabilities), see the module docstring.
+
+    The softmax is spelled out: over the channel axis ONNX Runtime's own transposes twice, which costs six times
+    as much, and the other runtimes fuse this form just as well.
+    """
+    exponentials = (logits - logits.amax(dim=1, keepdim=True)).exp()
+    probabilities = exponentials / exponentials.sum(dim=1, keepdim=True)
+    # One TopK gives value and index: OpenVINO runs ArgMax and ReduceMax as two passes over 6 T^2 values.
+    largest, classes = probabilities.topk(1, dim=1)
+    confidence = (largest * 255).round()
+    return classes.squeeze(1).to(torch.uint8), confidence.squeeze(1).to(torch.uint8), probabilities
+
+
+class FullGraph(nn.Module):
+    """Both sensors alive; no generator."""
+
+    def __init__(self, model: GEMMNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rgir: Tensor, ndsm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw sensor units -> (classes, confidence, probabilities)."""
+        return answer(self.model.forward_full(rgir, ndsm))
+
+
+class MissingNdsmGraph(nn.Module):
+    """RGIR alone; the nDSM generator is embedded."""
+
+    def __init__(self, model: GEMMNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rgir: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw sensor units -> (classes, confidence, probabilities)."""
+        logits, _ = self.model.forward_missing_ndsm(rgir)
+        return answer(logits)
+
+
+class MissingRgirGraph(nn.Module):
+    """nDSM alone; the RGIR generator is embedded."""
+
+    def __init__(self, model: GEMMNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ndsm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw sensor units -> (classes, confidence, probabilities)."""
+        logits, _ = self.model.forward_missing_rgir(ndsm)
+        return answer(logits)
+
+
+_MODULES: dict[Scenario, type[nn.Module]] = {
+    Scenario.FULL: FullGraph,
+    Scenario.MISSING_NDSM: MissingNdsmGraph,
+    Scenario.MISSING_RGIR: MissingRgirGraph,
+}
+
+
+def scenario_module(model: GEMMNet, scenario: Scenario) -> nn.Module:
+    """The module of one scenario, in evaluation mode, sharing the model's parameters."""
+    return _MODULES[scenario](model).eval()

@@ -1,0 +1,106 @@
+"""One real bundle for all tests of export: a small random GEMMNet, exported once by the command line itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+from engine.contract.bundle import Bundle
+from engine.contract.sensors import Scenario
+from export.run import main
+from train import checkpoint
+from train.checkpoint import BandStatistics, CheckpointInfo
+from train.config import PRESETS
+from train.metrics import Scores
+from train.model import GEMMNet
+
+TILE_PX = 128
+STEP = 7
+HELD_OUT = "two made-up scenes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What the command line was given, and the bundle that came out."""
+
+    checkpoint: Path
+    model: GEMMNet
+    bundle: Bundle
+    output: str
+
+
+def scores(mean_f1: float) -> Scores:
+    return Scores(mean_f1=mean_f1, mean_iou=mean_f1 / 2, overall_accuracy=0.5, class_f1={})
+
+
+def random_model(seed: int) -> GEMMNet:
+    """The nano preset, thinner and shallower, with batch statistics that are not those of an untrained layer."""
+    torch.manual_seed(seed)
+    small = replace(
+        PRESETS["nano"].model,
+        encoder_widths=(8, 8, 16, 24, 32),
+        encoder_refinements=(0, 1, 0, 0, 0),
+        generator_widths=(8, 16, 32),
+        generator_refinements=(0, 0, 0),
+        token_width=32,
+        token_heads=2,
+        token_mlp=64,
+    )
+    model = GEMMNet(small)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.7, 1.4)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def save_checkpoint(path: Path, model: GEMMNet, *, step: int = STEP) -> None:
+    info = CheckpointInfo(
+        model=model.config,
+        train=PRESETS["nano"].train,
+        sensors=model.config.sensor_specs,
+        statistics={
+            "rgir": (BandStatistics(mean=100.0, std=50.0),) * 3,
+            "ndsm": (BandStatistics(mean=2.0, std=4.0),),
+        },
+        dataset="one made-up scene",
+        step=step,
+        metrics={scenario: scores(0.25) for scenario in Scenario},
+        command="python -m train.run --preset nano",
+        tools={"torch": "0.0"},
+    )
+    checkpoint.save(path, model.state_dict(), info)
+
+
+def save_metrics(path: Path, *, step: int = STEP) -> None:
+    """What ``python -m train.evaluate`` writes."""
+    results = [
+        {"scenario": scenario, "input": fed, "scores": scores(0.75 if fed == "generator" else 0.5)}
+        for scenario in Scenario
+        for fed in ("generator", *(() if scenario is Scenario.FULL else ("zeros", "mean")))
+    ]
+    report = {"checkpoint": "best.safetensors", "step": step, "held_out": HELD_OUT, "results": results}
+    path.write_bytes(msgspec.json.encode(report))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp("export")
+    path = root / "tiny" / "best.safetensors"
+    save_checkpoint(path, random_model(seed=0))
+    save_metrics(path.with_name("metrics.json"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "86400")
+        lines: list[str] = []
+        patch.setattr("export.run._say", lines.append)
+        assert main([str(path), "--bundle", str(root / "bundle"), "--tile", str(TILE_PX)]) == 0
+    # The model is read again: what export leaves in memory must not be what the graphs are compared with.
+    model, _ = checkpoint.load(path)
+    return Exported(checkpoint=path, model=model, bundle=Bundle.load(root / "bundle"), output="\n".join(lines))

@@ -1,0 +1,241 @@
+"""The graphs themselves: their interface, their structure, their weights, and their answers against PyTorch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from engine.contract.bands import normalise
+from engine.contract.errors import BundleError
+from engine.contract.sensors import Scenario, Sensor
+from export.golden import Tile
+from export.onnx_graphs import ALIGNMENT_BYTES, EXTERNAL_ABOVE_BYTES, export_graph, write_graphs
+from export.verify import verify
+from tests.export.conftest import TILE_PX, Exported
+
+CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
+OUTPUTS = ("classes", "confidence", "probabilities")
+Values = Mapping[str, NDArray[np.generic]]
+
+
+def graph_path(exported: Exported, scenario: Scenario) -> Path:
+    return exported.bundle.graph(scenario, "fp32")
+
+
+def slim(exported: Exported, scenario: Scenario) -> onnx.ModelProto:
+    """The graph as its file has it, weights left outside."""
+    return onnx.load(graph_path(exported, scenario), load_external_data=False)
+
+
+def random_inputs(scenario: Scenario, batch: int, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    rng = np.random.default_rng(seed)
+    smooth = np.repeat(np.repeat(rng.random((batch, 4, 16, 16)), TILE_PX // 16, 2), TILE_PX // 16, 3)
+    noisy = smooth + rng.normal(0, 0.1, smooth.shape)
+    raw = {
+        Sensor.RGIR: np.clip(noisy[:, :3] * 255, 0, 255).astype(np.uint8),
+        Sensor.NDSM: (noisy[:, 3:] * 80 - 10).astype(np.float32),
+    }
+    return {sensor.value: raw[sensor] for sensor in Sensor if sensor in scenario.sensors}
+
+
+def pytorch_answer(exported: Exported, scenario: Scenario, inputs: Values) -> dict[str, NDArray[np.generic]]:
+    """The map as torch's own softmax and argmax make it of the model's logits."""
+    model = exported.model
+    tensors = [torch.from_numpy(value) for value in inputs.values()]
+    with torch.no_grad():
+        match scenario:
+            case Scenario.FULL:
+                logits = model.forward_full(*tensors)
+            case Scenario.MISSING_NDSM:
+                logits, _ = model.forward_missing_ndsm(*tensors)
+            case Scenario.MISSING_RGIR:
+                logits, _ = model.forward_missing_rgir(*tensors)
+    probabilities = torch.softmax(logits, dim=1)
+    return {
+        "classes": logits.argmax(dim=1).numpy(),
+        "confidence": (probabilities.amax(dim=1) * 255).round().numpy(),
+        "probabilities": probabilities.numpy(),
+    }
+
+
+def onnxruntime_answer(path: Path, inputs: Values) -> dict[str, NDArray[np.generic]]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), dict(inputs)), strict=True))
+
+
+def openvino_answer(path: Path, inputs: Values) -> dict[str, NDArray[np.generic]]:
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled(dict(inputs))
+    return {name: results[name] for name in OUTPUTS}
+
+
+@pytest.mark.parametrize("runtime", [onnxruntime_answer, openvino_answer])
+@pytest.mark.parametrize("scenario", Scenario)
+def test_a_graph_gives_pytorchs_map_at_any_batch(exported: Exported, scenario: Scenario, runtime) -> None:
+    for batch in (1, 3):
+        inputs = random_inputs(scenario, batch, seed=batch)
+        expected = pytorch_answer(exported, scenario, inputs)
+        received = runtime(graph_path(exported, scenario), inputs)
+        assert len(np.unique(expected["classes"])) > 1  # a constant map would prove nothing
+        assert (received["classes"] == expected["classes"]).mean() >= 0.999
+        np.testing.assert_allclose(received["probabilities"], expected["probabilities"], rtol=0, atol=1e-5)
+        assert np.abs(received["confidence"].astype(float) - expected["confidence"]).max() <= 1
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_inputs_and_outputs_are_those_of_the_contract(exported: Exported, scenario: Scenario) -> None:
+    graph = slim(exported, scenario).graph
+    side = [TILE_PX, TILE_PX]
+
+    def described(values) -> list[tuple[str, int, list[str | int]]]:
+        shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values]
+        return [(v.name, v.type.tensor_type.elem_type, shape) for v, shape in zip(values, shapes, strict=True)]
+
+    dtypes = {Sensor.RGIR: TensorProto.UINT8, Sensor.NDSM: TensorProto.FLOAT}
+    expected = [(s.value, dtypes[s], ["batch", CHANNELS[s], *side]) for s in Sensor if s in scenario.sensors]
+    assert described(graph.input) == expected
+    assert described(graph.output) == [
+        ("classes", TensorProto.UINT8, ["batch", *side]),
+        ("confidence", TensorProto.UINT8, ["batch", *side]),
+        ("probabilities", TensorProto.FLOAT, ["batch", 6, *side]),
+    ]
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_a_graph_sees_the_contracts_normalised_bands(exported: Exported, scenario: Scenario, tmp_path: Path) -> None:
+    """Cut each input's chain off at its first convolution and compare with the contract's numpy oracle."""
+    model = onnx.load(graph_path(exported, scenario))
+    fed = {}
+    for sensor in scenario.sensors:
+        name = sensor.value
+        while (node := next(n for n in model.graph.node if name in n.input)).op_type != "Conv":
+            (name,) = node.output
+        fed[sensor] = name
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in fed.values())
+    path = tmp_path / "cut.onnx"
+    onnx.save(model, path)
+
+    inputs = random_inputs(scenario, batch=2)
+    received = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(list(fed.values()), inputs)
+    for sensor, bands in zip(fed, received, strict=True):
+        oracle = normalise(inputs[sensor.value], exported.bundle.manifest.sensor(sensor).bands)
+        np.testing.assert_allclose(bands, oracle, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_nothing_is_left_to_compute_that_was_known_at_export(exported: Exported, scenario: Scenario) -> None:
+    model = slim(exported, scenario)
+    ops = Counter(node.op_type for node in model.graph.node)
+    leftovers = {"Shape", "Gather", "If", "Loop", "ConstantOfShape", "Constant", "Identity", "BatchNormalization"}
+    assert not ops.keys() & leftovers
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    assert model.opset_import[0].version >= 18
+
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            assert attributes["coordinate_transformation_mode"] == b"half_pixel"
+            assert attributes["mode"] == b"linear"
+            assert set(filter(None, node.input[1:])) <= constants
+        if node.op_type == "Reshape":
+            assert node.input[1] in constants
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_a_graph_holds_the_layers_of_its_own_path_and_no_other(exported: Exported, scenario: Scenario) -> None:
+    called: Counter[str] = Counter()
+    kinds = {nn.Conv2d: "Conv", nn.LayerNorm: "LayerNormalization"}
+    handles = [
+        layer.register_forward_hook(lambda layer, *_: called.update([kinds[type(layer)]]))
+        for layer in exported.model.modules()
+        if type(layer) in kinds
+    ]
+    try:
+        pytorch_answer(exported, scenario, random_inputs(scenario, batch=1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    graph = slim(exported, scenario).graph
+    ops = Counter(node.op_type for node in graph.node)
+    assert {op: ops[op] for op in kinds.values()} == dict(called)
+
+    generators = {tensor.name.split(".")[2] for tensor in graph.initializer if ".generator." in tensor.name}
+    assert generators == {sensor.value for sensor in set(Sensor) - scenario.sensors}
+    assert not [tensor.name for tensor in graph.initializer if "_heads." in tensor.name]  # training only
+
+
+def external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def test_the_three_graphs_share_every_weight_they_have_in_common(exported: Exported) -> None:
+    weights = exported.bundle.root / exported.bundle.manifest.weights[0].path
+    places: dict[Scenario, dict[str, str]] = {}
+    contents: dict[str, bytes] = {}
+    data = weights.read_bytes()
+    for scenario in Scenario:
+        places[scenario] = {}
+        for tensor in slim(exported, scenario).graph.initializer:
+            if tensor.data_location != TensorProto.EXTERNAL:
+                assert len(numpy_helper.to_array(tensor).tobytes()) <= EXTERNAL_ABOVE_BYTES
+                continue
+            entry = external(tensor)
+            assert entry["location"] == weights.name
+            assert int(entry["offset"]) % ALIGNMENT_BYTES == 0
+            places[scenario][tensor.name] = entry["offset"]
+            contents[entry["offset"]] = data[int(entry["offset"]) :][: int(entry["length"])]
+    # The encoders, the fusion and the decoder are one set of bytes for all three.
+    shared = {name for name in places[Scenario.FULL] if ".generator." not in name and name.startswith("model.")}
+    assert any(".encoder." in name for name in shared)
+    for scenario in (Scenario.MISSING_NDSM, Scenario.MISSING_RGIR):
+        assert {n: places[scenario][n] for n in shared} == {n: places[Scenario.FULL][n] for n in shared}
+    assert len(set(contents.values())) == len(contents)
+    padding = len(data) - sum(map(len, contents.values()))
+    assert 0 <= padding < ALIGNMENT_BYTES * len(contents)
+
+
+def test_exporting_again_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    scenario = Scenario.FULL
+    again = export_graph(exported.model, scenario, TILE_PX)
+    whole = onnx.load(graph_path(exported, scenario))
+    written = []
+    for graph in (again, whole):
+        shared = write_graphs({scenario: graph}, tmp_path)
+        written.append((shared.graphs[scenario].read_bytes(), shared.weights.read_bytes()))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_no_graph_names_a_folder_of_the_machine_it_was_exported_on(exported: Exported, scenario: Scenario) -> None:
+    content = graph_path(exported, scenario).read_bytes()
+    for trace in (b"site-packages", b".py", bytes(Path(__file__).parents[2]), bytes(Path.home())):
+        assert trace not in content
+
+
+def test_a_graph_that_differs_from_pytorch_is_refused_with_the_numbers(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(graph_path(exported, Scenario.FULL))
+    head = next(tensor for tensor in model.graph.initializer if tensor.name == "model.head.bias")
+    bias = numpy_helper.to_array(head).copy()
+    bias[0] += 0.1
+    head.CopyFrom(numpy_helper.from_array(bias, head.name))
+    path = tmp_path / "full.onnx"
+    onnx.save(model, path)
+    inputs = random_inputs(Scenario.FULL, batch=1)
+    tile = Tile(rgir=inputs["rgir"][0], ndsm=inputs["ndsm"][0])
+
+    with pytest.raises(BundleError, match=r"full +onnxruntime +\d+\.\d+% +\d\.\de-0\d"):
+        verify(exported.model, {Scenario.FULL: path}, [[tile]])

@@ -1,0 +1,242 @@
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from engine.contract.sensors import Scenario, Sensor
+from tests.train.test_dataset import write_scene
+from train import checkpoint, evaluate, run
+from train.config import PRESETS, LossWeights, Preset, TrainConfig
+from train.data.dataset import VALIDATION_SEED, SceneCache
+from train.model import availability
+from train.trainer import Trainer, learning_rate, update_average
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    found = SceneCache(root=tmp_path_factory.mktemp("cache"))
+    for seed in (0, 1, VALIDATION_SEED, evaluate.EVALUATION_SEED):
+        write_scene(found, seed)
+    return found
+
+
+def options(cache, out, *more) -> list[str]:
+    fixed = "--preset nano --synthetic 2 --validation-scenes 1 --steps 4 --batch 2 --crop 64 --validate-every 2"
+    return [*fixed.split(), "--workers", "0", "--threads", "1", "--cache", str(cache.root), "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert run.main(options(cache, out)) == 0
+    return out
+
+
+def batch(n: int = 4, side: int = 64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (n, side // 8, side // 8), generator=generator, dtype=torch.uint8)
+    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return {
+        "rgir": torch.stack([labels * 40, labels * 20, 255 - labels * 30], 1),
+        "ndsm": labels[:, None].float() * 2,
+        "ndsm_valid": torch.ones_like(labels, dtype=torch.bool),
+        "labels": labels,
+        "available": torch.tensor([availability(list(Scenario)[i % 3]) for i in range(n)]),
+    }
+
+
+def test_a_run_leaves_checkpoints_that_describe_themselves(finished):
+    model, info = checkpoint.load(finished / "best.safetensors")
+    assert not model.training
+    assert info.model == PRESETS["nano"].model
+    assert info.train.steps == 4
+    assert info.step in (2, 4)
+    assert set(info.metrics) == set(Scenario)
+    assert [spec.sensor for spec in info.sensors] == list(Sensor)
+    assert [len(info.statistics[sensor]) for sensor in Sensor] == [3, 1]
+    assert info.command.startswith("python -m train.run --preset nano")
+    readable = json.loads((finished / "best.json").read_text())
+    assert readable["step"] == info.step
+    assert readable["tools"]["torch"] == torch.__version__
+    assert list(finished.glob(".*")) == []
+
+
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(cache, finished, tmp_path, monkeypatch, capsys):
+    out, step = tmp_path / "stopped", Trainer.step
+
+    def interrupted_step(trainer, samples):
+        if trainer.done_steps == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, samples)
+
+    monkeypatch.setattr(Trainer, "step", interrupted_step)
+    assert run.main(options(cache, out)) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert checkpoint.load(out / "last.safetensors")[1].step == 3
+    monkeypatch.undo()
+    assert run.main(options(cache, out, "--resume")) == 0
+    expected = safetensors.torch.load_file(finished / "last.safetensors")
+    found = safetensors.torch.load_file(out / "last.safetensors")
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_a_finished_run_is_not_overwritten(cache, finished, capsys):
+    assert run.main(options(cache, finished)) == 2
+    assert "add --resume" in capsys.readouterr().err
+
+
+def test_resuming_with_other_options_names_the_difference(cache, finished, capsys):
+    assert run.main(options(cache, finished, "--resume", "--lr", "0.5")) == 2
+    assert "lr: was 0.002, now 0.5" in capsys.readouterr().err
+
+
+def test_resuming_what_was_never_started_is_refused(cache, tmp_path, capsys):
+    assert run.main(options(cache, tmp_path / "new", "--resume")) == 2
+    assert "resume.pt" in capsys.readouterr().err
+
+
+def test_a_crop_that_does_not_fit_the_model_is_refused(cache, tmp_path, capsys):
+    assert run.main(options(cache, tmp_path / "new", "--crop", "40")) == 2
+    assert "multiple of 32, received 40" in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_with_what_to_do(cache, tmp_path, capsys):
+    assert run.main(options(cache, tmp_path / "diverging", "--lr", "1e30")) == 1
+    message = capsys.readouterr().err
+    assert "must stay finite" in message
+    assert "lower --lr" in message
+
+
+def test_training_fits_a_batch_in_every_scenario():
+    preset = replace(PRESETS["nano"], train=TrainConfig(steps=25, batch=3, crop_px=64, lr=5e-3))
+    trainer, samples = Trainer(preset, CPU), batch(3)
+    losses = [trainer.step(samples)["total"] for _ in range(25)]
+    assert losses[-1] < losses[0] / 2
+    with torch.no_grad():
+        output = trainer.model.train()(samples["rgir"], samples["ndsm"], samples["available"])
+    accuracy = (output.logits.argmax(1) == samples["labels"]).float().mean((1, 2))
+    assert accuracy.min() > 0.8
+
+
+def test_threads_give_the_mean_gradient_of_their_parts():
+    trainer, samples = Trainer(PRESETS["nano"], CPU, threads=2), batch(4)
+    halves = [{name: tensor[part] for name, tensor in samples.items()} for part in (slice(2), slice(2, 4))]
+    alone = [trainer._gradients(trainer.replicas[0], half).model for half in halves]
+    names = [name for name, _ in trainer.model.named_parameters()]
+    expected = {name: sum(g for g in pair if g is not None) / 2 for name, *pair in zip(names, *alone, strict=True)}
+    norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt()
+    logged = trainer.step(samples)
+    assert logged["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
+    shared = zip(trainer.replicas[0].parameters(), trainer.replicas[1].parameters(), strict=True)
+    assert all(a is b for a, b in shared)
+
+
+def test_cgan_updates_network_and_discriminators_and_restores_both():
+    preset = replace(PRESETS["nano"], model=replace(PRESETS["nano"].model, generator="cgan"))
+    trainer, samples = Trainer(preset, CPU), batch(3)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    judges_before = [p.detach().clone() for p in trainer.judges.parameters()]
+    assert trainer.step(samples)["discriminator"] > 0
+    same = [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])]
+    assert all(name.endswith("key.bias") for name in same)  # softmax does not see a shift of all keys
+    assert not any(map(torch.equal, trainer.judges.parameters(), judges_before))
+    fresh = Trainer(preset, CPU)
+    fresh.restore(trainer.state())
+    torch.testing.assert_close(fresh.judges.state_dict(), trainer.judges.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(fresh.model.state_dict(), trainer.model.state_dict(), atol=0, rtol=0)
+
+
+def test_the_adversarial_term_reaches_the_generators_and_its_judges_only_through_their_own_loss():
+    cgan = replace(PRESETS["nano"].model, generator="cgan")
+    only_adversarial = LossWeights(fused=0, scales=0, unimodal=0, adversarial=1, l1=0)
+    trainer = Trainer(Preset(model=cgan, train=TrainConfig(weights=only_adversarial)), CPU)
+    found = trainer._gradients(trainer.model, batch(3))
+    names = [name for name, _ in trainer.model.named_parameters()]
+    reached = {name.split(".")[0] for name, g in zip(names, found.model, strict=True) if g is not None and g.any()}
+    assert reached == {"generator"}
+    assert all(p.grad is None for p in trainer.judges.parameters())
+    assert all(g is not None for g in found.judges)
+
+
+def test_paper_preset_trains_a_step():
+    small = replace(PRESETS["paper"].model, position_grid=4)
+    trainer = Trainer(Preset(model=small, train=PRESETS["paper"].train), CPU)
+    assert np.isfinite(trainer.step(batch(3))["total"])
+
+
+def test_learning_rate_warms_up_then_falls_to_its_floor():
+    config = TrainConfig(steps=1000, warmup_steps=50, lr=1.0, lr_final_fraction=0.1)
+    rates = [learning_rate(step, config) for step in range(1001)]
+    assert rates[0] == pytest.approx(1 / 50)
+    assert np.argmax(rates) in (49, 50)
+    assert np.all(np.diff(rates[50:]) <= 0)
+    assert rates[525] == pytest.approx(0.55, abs=1e-3)  # half-way down the cosine
+    assert rates[1000] == pytest.approx(0.1)
+
+
+def test_average_follows_weights_and_batch_statistics():
+    model, average = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    model.weight.data.fill_(3.0)
+    model.running_mean.fill_(5.0)
+    model.num_batches_tracked.fill_(7)
+    update_average(average, model, decay=0.9, step=10**6)
+    assert average.weight.tolist() == pytest.approx([1.2, 1.2])
+    assert average.running_mean.tolist() == pytest.approx([0.5, 0.5])
+    assert int(average.num_batches_tracked) == 7
+
+
+def test_evaluation_scores_every_scenario_and_both_imputations(cache, finished, capsys):
+    out = finished / "metrics.json"
+    assert evaluate.main([str(finished / "best.safetensors"), "--synthetic", "1", "--cache", str(cache.root)]) == 0
+    report = json.loads(out.read_text())
+    ways = [(result["scenario"], result["input"]) for result in report["results"]]
+    assert ways == [
+        ("full", "generator"),
+        ("missing_ndsm", "generator"),
+        ("missing_rgir", "generator"),
+        ("missing_ndsm", "zeros"),
+        ("missing_ndsm", "mean"),
+        ("missing_rgir", "zeros"),
+        ("missing_rgir", "mean"),
+    ]
+    assert "seeds 2000000..2000000" in report["held_out"]
+    assert "synthesised" in capsys.readouterr().out
+
+
+def test_imputation_feeds_the_constant_in_raw_units(finished):
+    model, _ = checkpoint.load(finished / "best.safetensors")
+    samples = batch(2)
+    constant = {Sensor.RGIR: torch.tensor([10.0, 20.0, 30.0]), Sensor.NDSM: torch.tensor([3.5])}
+    predict = evaluate.imputer(model, Scenario.MISSING_NDSM, constant)
+    with torch.no_grad():
+        expected = model.forward_full(samples["rgir"], torch.full_like(samples["ndsm"], 3.5))
+        torch.testing.assert_close(predict(samples["rgir"], samples["ndsm"] * float("nan")), expected)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys):
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"not safetensors at all")
+    assert evaluate.main([str(wrong)]) == 2
+    assert "is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with checkpoint.replacing(target) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,109 @@
+"""A checkpoint is one safetensors file: the averaged weights, and in its metadata everything to use them.
+
+Beside ``best.safetensors`` lies ``best.json``, the same metadata for people. Both are written under a temporary
+name and renamed, so a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from engine.contract.bands import SensorSpec
+from engine.contract.sensors import Scenario
+from train.config import ModelConfig, TrainConfig
+from train.metrics import Scores
+from train.model import GEMMNet
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandStatistics:
+    """Mean and standard deviation of one band over training scenes, raw units."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself."""
+
+    model: ModelConfig
+    train: TrainConfig
+    sensors: tuple[SensorSpec, ...]
+    """Bands and normalisation, as compiled into the model."""
+    statistics: Mapping[str, tuple[BandStatistics, ...]]
+    """By sensor; what the ``mean`` baseline feeds for a missing sensor."""
+    dataset: str
+    step: int
+    metrics: Mapping[Scenario, Scores]
+    """Held-out scores at this step; empty before the first validation."""
+    command: str
+    tools: Mapping[str, str]
+    format: int = FORMAT
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions that decide what training computes."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    try:
+        yield Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> None:
+    """Write ``path`` (.safetensors) and the .json beside it."""
+    text = msgspec.json.encode(info)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"info": text.decode()})
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+
+
+def load(path: Path) -> tuple[GEMMNet, CheckpointInfo]:
+    """The model in eval mode on the CPU, with the averaged (EMA) weights, and its description.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of this project, or of another format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        info = msgspec.json.decode(metadata["info"], type=CheckpointInfo)
+    except (safetensors.SafetensorError, KeyError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{path} is no checkpoint of `python -m train.run` ({error})") from error
+    if info.format != FORMAT:
+        raise ValueError(f"{path}: checkpoint format must be {FORMAT}, received {info.format}: train again")
+    model = GEMMNet(info.model)
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model.eval(), info

@@ -1,0 +1,194 @@
+"""What a model is and how it is trained: frozen values, checked on construction, and two presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from engine.contract.bands import Curve, SensorSpec, ndsm_spec, rgir_spec
+
+CLASS_NAMES = ("impervious surface", "building", "low vegetation", "tree", "car", "clutter")
+"""The six ISPRS classes by index; means are taken over the first :data:`FOREGROUND_CLASSES`."""
+FOREGROUND_CLASSES = 5
+IGNORE_INDEX = 255
+"""Label of pixels whose class is unknown: no loss, no metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weight of each term of CoLoss (eq. 6); zero removes the term, for ablations.
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+
+    fused: float = 1.0
+    scales: float = 1.0
+    unimodal: float = 1.0
+    reconstruction: float = 1.0
+    """Weight of L_rec for generator ``ae`` (eq. 8)."""
+    adversarial: float = 0.05
+    """Weight of L_rec for generator ``cgan`` (eq. 9: adversarial + l1 * L1)."""
+    l1: float = 100.0
+    """Lambda of eq. 9, inside ``adversarial``."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ValueError(f"loss weight {name} must be at least 0, received {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """GEMMNet's shape. The defaults are the authors' widths (preset ``paper``).
+
+    Raises:
+        ValueError: a width list has the wrong length, or widths do not fit the head count.
+    """
+
+    classes: int = len(CLASS_NAMES)
+    height_curve: Curve = "linear"
+    generator: Literal["ae", "cgan"] = "ae"
+
+    norm: Literal["instance", "batch"] = "instance"
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    padding: Literal["reflect", "zeros"] = "reflect"
+
+    encoder_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
+    encoder_refinements: tuple[int, ...] = (2, 2, 2, 2, 2)
+    """Convolutions after each stage's first, under one residual."""
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the encoder's first stage; each later stage halves the resolution."""
+    fusion_kernel: Literal[1, 3] = 3
+    decoder: Literal["concat", "add"] = "concat"
+    unimodal: Literal["decoder", "linear"] = "decoder"
+    """Training-only head per modality: a decoder that both share, or a linear map of two scales."""
+
+    generator_widths: tuple[int, ...] = (32, 64, 128, 256)
+    generator_refinements: tuple[int, ...] = (0, 0, 0, 0)
+    generator_kernel: Literal[3, 4] = 4
+    generator_decoder: Literal["transposed", "add"] = "transposed"
+    generator_tanh: bool = True
+
+    token_width: int = 256
+    token_heads: int = 8
+    token_mlp: int = 512
+    token_depth: int = 1
+    dropout: float = 0.1
+    position: Literal["learned", "convolutional"] = "learned"
+    position_grid: int = 32
+    """Side of the learned position embedding; other sizes are interpolated from it."""
+    discriminator_widths: tuple[int, ...] = (64, 128, 256, 512)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.classes < IGNORE_INDEX:
+            raise ValueError(f"classes must lie in 1..{IGNORE_INDEX - 1}, received {self.classes}")
+        if len(self.encoder_widths) != 5:
+            raise ValueError(f"HyFEx has five scales (eq. 2), received widths {self.encoder_widths}")
+        for part in ("encoder", "generator"):
+            widths, refinements = getattr(self, f"{part}_widths"), getattr(self, f"{part}_refinements")
+            if len(widths) != len(refinements) or len(widths) < 2:
+                raise ValueError(
+                    f"{part}_widths and {part}_refinements need the same length, at least 2; "
+                    f"received {widths} and {refinements}"
+                )
+        if self.token_width % self.token_heads:
+            raise ValueError(
+                f"token_width must be a multiple of token_heads, received {self.token_width} and {self.token_heads}"
+            )
+
+    @property
+    def stride_px(self) -> int:
+        """Image sides must be a multiple of this: the coarsest grid of encoder and generator."""
+        return max(self.stem_stride * 2 ** (len(self.encoder_widths) - 1), 2 ** len(self.generator_widths))
+
+    @property
+    def sensor_specs(self) -> tuple[SensorSpec, SensorSpec]:
+        """Bands and normalisation of (rgir, ndsm)."""
+        return rgir_spec(), ndsm_spec(self.height_curve)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Raises:
+        ValueError: a count or rate is out of range.
+    """
+
+    steps: int = 6000
+    batch: int = 8
+    crop_px: int = 256
+    lr: float = 2e-3
+    lr_final_fraction: float = 0.01
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    discriminator_lr: float = 2e-4
+    ema_decay: float = 0.998
+    validate_every: int = 500
+    seed: int = 0
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop_px", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        for name in ("lr", "discriminator_lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), received {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named pair of model and training configuration."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+
+_PAPER = Preset(model=ModelConfig(), train=TrainConfig(lr=5e-4, ema_decay=0.999))
+
+_NANO = Preset(
+    model=replace(
+        _PAPER.model,
+        # Log-like heights keep cars apart from the ground in eight bits as well.
+        height_curve="asinh",
+        # Conv-BN-ReLU folds into one kernel; InstanceNorm and reflect padding do not.
+        norm="batch",
+        activation="relu",
+        padding="zeros",
+        # At 5-20 cm GSD full-resolution convolutions cost half the time and see no context.
+        stem_stride=2,
+        # Multiples of 8, 16 at least, for tensor cores and INT8.
+        encoder_widths=(16, 24, 48, 96, 128),
+        # Depth where it is cheap per receptive field; the transformer refines the last scale.
+        encoder_refinements=(0, 1, 1, 1, 0),
+        # 1x1 fusion and additive skips: the decoder's 3x3 already mixes space.
+        fusion_kernel=1,
+        decoder="add",
+        unimodal="linear",
+        # Five stages put the generator's transformer at stride 32: context for colour from height.
+        generator_widths=(16, 24, 40, 64, 128),
+        generator_refinements=(0, 0, 1, 1, 0),
+        generator_kernel=3,
+        # Resize + conv: transposed convolution quantises badly and leaves checkerboards.
+        generator_decoder="add",
+        # asinh heights leave [-1, 1], which a tanh could not reach.
+        generator_tanh=False,
+        token_width=128,
+        token_heads=4,
+        token_mlp=256,
+        dropout=0.0,
+        # A depth-wise convolution knows no grid size: trains on crops, runs on whole tiles.
+        position="convolutional",
+    ),
+    train=TrainConfig(
+        # Auxiliary terms guide a small model early but must not compete with the map it ships.
+        weights=LossWeights(scales=0.15, unimodal=0.15, reconstruction=1.0),
+    ),
+)
+
+PRESETS = {"paper": _PAPER, "nano": _NANO}

@@ -1,0 +1,207 @@
+"""CoLoss, one function per term (equation numbers: GEMMNet, DICTA 2025; see :mod:`train.model`).
+
+Segmentation terms work from logits through log-softmax, never from a clamped probability. Labels are uint8 or
+int64 [N, H, W]; 255 takes no part in any term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.contract.sensors import Sensor
+from train.config import IGNORE_INDEX, ModelConfig, TrainConfig
+from train.model import GEMMNetOutput
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_seg = Dice + weighted soft cross-entropy (eq. 7).
+
+    The class weights are ``1 - frequency`` within the batch, as in mmFormer (https://arxiv.org/abs/2206.02425).
+
+    Args:
+        logits: float [N, C, h, w]; may be coarser than the labels by a whole factor.
+        labels: [N, H, W]; sampled at the logits' grid.
+
+    Returns:
+        Scalar; 0 with zero gradient where no pixel is labelled.
+    """
+    labels = labels_at(labels, logits.shape[-2:]).long()
+    valid = labels != IGNORE_INDEX
+    classes = logits.shape[1]
+    target = F.one_hot(labels.masked_fill(~valid, 0), classes).movedim(-1, 1).to(logits.dtype)
+    target = target * valid.unsqueeze(1)
+    log_p = F.log_softmax(logits, dim=1)
+    return dice_loss(log_p, target, valid) + weighted_cross_entropy(log_p, target)
+
+
+def labels_at(labels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Labels [N, H, W] at the centres of a coarser grid (h, w) that divides them."""
+    factor = labels.shape[-2] // size[0]
+    if (size[0] * factor, size[1] * factor) != tuple(labels.shape[-2:]):
+        raise ValueError(f"logits {tuple(size)} must divide the labels {tuple(labels.shape[-2:])}")
+    return labels[:, factor // 2 :: factor, factor // 2 :: factor]
+
+
+def dice_loss(log_p: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """1 - soft Dice over the batch, mean over the classes that occur in it (first term of eq. 7).
+
+    Args:
+        log_p: log-probabilities [N, C, H, W].
+        target: one-hot [N, C, H, W], all zero where invalid.
+        valid: bool [N, H, W].
+    """
+    p = log_p.exp() * valid.unsqueeze(1)
+    sums = (0, 2, 3)
+    count = target.sum(sums)
+    dice = 2 * (p * target).sum(sums) / (p.sum(sums) + count).clamp_min(1)
+    present = count > 0
+    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
+
+
+def weighted_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with class weights 1 - frequency, mean over valid pixels (second term of eq. 7)."""
+    count = target.sum((0, 2, 3))
+    total = count.sum().clamp_min(1)
+    weight = 1 - count / total
+    return -((log_p * target).sum((0, 2, 3)) * weight).sum() / total
+
+
+def reconstruction_l2(synthesised: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    """L_rec of the autoencoder: mean squared L2 distance over valid pixels (eq. 8).
+
+    Args:
+        synthesised: [N, B, H, W], normalised units.
+        real: [N, B, H, W].
+        valid: bool [N, H, W]: where the real band was measured.
+    """
+    return _masked_mean((synthesised - real).square(), valid)
+
+
+def reconstruction_l1(synthesised: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute distance over valid pixels: the L1 term of eq. 9. Shapes as :func:`reconstruction_l2`."""
+    return _masked_mean((synthesised - real).abs(), valid)
+
+
+def adversarial_generator(fake_logits: Tensor) -> Tensor:
+    """The generator's side of Pix2Pix (eq. 9): the discriminator should call its output real."""
+    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+
+
+def adversarial_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The discriminator's side of Pix2Pix (eq. 9), halved as in the paper's section 3.3."""
+    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return (real + fake) / 2
+
+
+def _masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    mask = valid.unsqueeze(1).to(values.dtype)
+    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp_min(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoLossTerms:
+    """The weighted total that is minimised and the unweighted terms for the log."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+class CoLoss(nn.Module):
+    """L = L_seg(fused) + sum L_seg(u_1..u_4) + L_seg per modality + L_rec, weighted (eq. 6)."""
+
+    def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
+        super().__init__()
+        self.weights = train.weights
+        self.adversarial = model.generator == "cgan"
+
+    def forward(
+        self,
+        output: GEMMNetOutput,
+        labels: Tensor,
+        ndsm_valid: Tensor,
+        discriminators: nn.ModuleDict | None = None,
+    ) -> CoLossTerms:
+        """One step's loss of everything but the discriminators.
+
+        Args:
+            output: of a forward pass in training mode.
+            labels: [N, H, W].
+            ndsm_valid: bool [N, H, W]: false in holes that the data set filled.
+            discriminators: for generator ``cgan``; the caller must not update them with this loss.
+        """
+        fused = segmentation_loss(output.logits, labels)
+        terms = {"fused": fused}
+        total = self.weights.fused * fused
+        for name, logits, weight in (
+            ("scales", output.scale_logits, self.weights.scales),
+            ("unimodal", output.unimodal_logits, self.weights.unimodal),
+        ):
+            if weight > 0:
+                terms[name] = torch.stack([segmentation_loss(one, labels) for one in logits]).sum()
+                total = total + weight * terms[name]
+        weight = self.weights.adversarial if self.adversarial else self.weights.reconstruction
+        if weight > 0:
+            terms["reconstruction"] = self._reconstruction(output, ndsm_valid, discriminators)
+            total = total + weight * terms["reconstruction"]
+        return CoLossTerms(total=total, terms=terms)
+
+    def _reconstruction(
+        self, output: GEMMNetOutput, ndsm_valid: Tensor, discriminators: nn.ModuleDict | None
+    ) -> Tensor:
+        loss = output.logits.new_zeros(())
+        for pair in generated_pairs(output):
+            valid = ndsm_valid[pair.rows] if pair.sensor is Sensor.NDSM else torch.ones_like(ndsm_valid[pair.rows])
+            if not self.adversarial:
+                loss = loss + reconstruction_l2(pair.synthesised, pair.real, valid)
+                continue
+            if discriminators is None:
+                raise ValueError("generator 'cgan' needs its discriminators, received None")
+            fake = discriminators[pair.sensor](pair.condition, pair.synthesised)
+            l1 = reconstruction_l1(pair.synthesised, pair.real, valid)
+            loss = loss + adversarial_generator(fake) + self.weights.l1 * l1
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedPair:
+    """What one generator made, beside the truth, for the samples whose source sensor is available."""
+
+    sensor: Sensor
+    rows: Tensor
+    condition: Tensor
+    real: Tensor
+    synthesised: Tensor
+
+
+def generated_pairs(output: GEMMNetOutput) -> list[GeneratedPair]:
+    """The (rgir, ndsm) pairs of a batch; a sensor is left out when no sample could generate it."""
+    pairs = []
+    for i, sensor in enumerate((Sensor.RGIR, Sensor.NDSM)):
+        rows = output.available[:, 1 - i].nonzero().squeeze(1)
+        if len(rows):
+            pairs.append(
+                GeneratedPair(
+                    sensor=sensor,
+                    rows=rows,
+                    condition=output.normalised[1 - i][rows],
+                    real=output.normalised[i][rows],
+                    synthesised=output.synthesised[i][rows],
+                )
+            )
+    return pairs
+
+
+def discriminator_loss(output: GEMMNetOutput, discriminators: nn.ModuleDict) -> Tensor:
+    """Sum over both sensors of the discriminators' loss (eq. 9); the generators get no gradient from it."""
+    loss = output.logits.new_zeros(())
+    for pair in generated_pairs(output):
+        judge = discriminators[pair.sensor]
+        fake = judge(pair.condition, pair.synthesised.detach())
+        loss = loss + adversarial_discriminator(judge(pair.condition, pair.real), fake)
+    return loss

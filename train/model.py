@@ -1,0 +1,340 @@
+"""GEMMNet, read top to bottom: segmentation from two sensors, either of which may be missing.
+
+Source: "Filling the Gaps: A Multitask Hybrid Multiscale Generative Framework for Missing Modality in Remote
+Sensing Semantic Segmentation", DICTA 2025 (equation numbers below are the paper's).
+
+    rgir --- Normalise --+--> E_rgir --x_1..x_5--+
+              (absent?)  |                       +--> HyFMA --u_1..u_5--> D --> logits
+    ndsm --- Normalise --+--> E_ndsm --x_1..x_5--+
+
+An absent sensor's input is replaced with what the generator makes of the other one (eq. 1). Raw sensor units
+go in: ``rgir`` uint8 or float [N, 3, H, W] in NIR-R-G order 0..255, ``ndsm`` float [N, 1, H, W] in metres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.contract.sensors import Scenario, Sensor
+from train.blocks import Attention, ConvNormAct, Decoder, Normalise, Stage, TokenMixer, resize
+from train.config import ModelConfig
+
+SENSORS = (Sensor.RGIR, Sensor.NDSM)
+"""Order of sensors in every pair below, and of the columns of ``available``."""
+
+
+def availability(scenario: Scenario) -> tuple[bool, bool]:
+    """Which of (rgir, ndsm) a scenario reads: one row of ``available``."""
+    return Sensor.RGIR in scenario.sensors, Sensor.NDSM in scenario.sensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class GEMMNetOutput:
+    """What a forward pass gives. Pairs are in (rgir, ndsm) order; bands are in normalised units.
+
+    The auxiliary logits exist in training mode only, each at its own scale's resolution.
+    """
+
+    logits: Tensor
+    """[N, C, H, W]; softmax is the caller's."""
+    normalised: tuple[Tensor, Tensor]
+    """The real bands, [N, 3, H, W] and [N, 1, H, W]: the generators' targets."""
+    synthesised: tuple[Tensor, Tensor]
+    """The generated bands, same shapes; zeros for samples whose source sensor is absent."""
+    available: Tensor
+    """bool [N, 2]."""
+    scale_logits: tuple[Tensor, ...] = ()
+    """From u_1..u_4, each [N, C, H_i, W_i]."""
+    unimodal_logits: tuple[Tensor, ...] = ()
+    """From each modality's own features, in sensor order."""
+
+
+class HyFEx(nn.Module):
+    """Hybrid feature extractor: convolutions, then a transformer at the bottleneck (eq. 2)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        bands: int,
+        widths: Sequence[int],
+        refinements: Sequence[int],
+        *,
+        stem_stride: int,
+        kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        stages, width = [], bands
+        for i, (c_out, count) in enumerate(zip(widths, refinements, strict=True)):
+            stride = 2 if i else stem_stride
+            # A 4x4 kernel is for halving; at stride 1 it would shift the map by half a pixel.
+            size = kernel if stride == 2 else 3
+            stages.append(Stage(config, width, c_out, stride=stride, refinements=count, kernel=size))
+            width = c_out
+        self.stages = nn.ModuleList(stages)
+        self.mixer = TokenMixer(config, width, maps=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N, B, H, W] -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
+        scales = []
+        for stage in self.stages:
+            x = stage(x)
+            scales.append(x)
+        return [*scales[:-1], *self.mixer(scales[-1:])]
+
+
+class HyFMA(nn.Module):
+    """Hybrid fusion with multiscale attention: u_1..u_5 of two encoders."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        *fine, coarse = config.encoder_widths
+        kernel = config.fusion_kernel
+        self.fuse = nn.ModuleList(ConvNormAct(config, 2 * c, c, kernel=kernel) for c in fine)
+        self.mixer = TokenMixer(config, coarse, maps=2)
+        self.merge = ConvNormAct(config, 2 * coarse, coarse, kernel=1)
+
+    def forward(self, scales_a: Sequence[Tensor], scales_b: Sequence[Tensor]) -> list[Tensor]:
+        """Five scales of each modality -> u_1..u_5, same shapes."""
+        pairs = zip(self.fuse, scales_a[:-1], scales_b[:-1], strict=True)
+        fine = [fuse(torch.cat((a, b), dim=1)) for fuse, a, b in pairs]  # u_1..u_4 (eq. 3)
+        coarse = self.merge(torch.cat(self.mixer((scales_a[-1], scales_b[-1])), dim=1))  # u_5 (eq. 4)
+        return [*fine, coarse]
+
+
+class Generator(nn.Module):
+    """Synthesises one sensor from the other, in normalised units (eq. 1): HyFEx and a decoder."""
+
+    def __init__(self, config: ModelConfig, bands_in: int, bands_out: int) -> None:
+        super().__init__()
+        widths = config.generator_widths
+        self.encoder = HyFEx(
+            config,
+            bands_in,
+            widths,
+            config.generator_refinements,
+            stem_stride=2,
+            kernel=config.generator_kernel,
+        )
+        self.decoder = Decoder(config, widths, kind=config.generator_decoder)
+        transposed = config.generator_decoder == "transposed"
+        self.head = (
+            nn.ConvTranspose2d(self.decoder.c_out, bands_out, 4, stride=2, padding=1)
+            if transposed
+            else nn.Conv2d(self.decoder.c_out, bands_out, 3, padding=1)
+        )
+        self.resize_factor = 1 if transposed else 2
+        self.tanh = config.generator_tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, bands_in, H, W] -> [N, bands_out, H, W]."""
+        x = self.head(self.decoder(self.encoder(x)))
+        if self.resize_factor > 1:
+            x = resize(x, self.resize_factor)
+        return torch.tanh(x) if self.tanh else x
+
+
+class LinearHead(nn.Module):
+    """Logits of one modality at its third scale, from that scale and the coarsest; training only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = config.encoder_widths
+        self.local = nn.Conv2d(widths[2], config.classes, 1)
+        self.context = nn.Conv2d(widths[4], config.classes, 1)
+
+    def forward(self, scales: Sequence[Tensor]) -> Tensor:
+        """x_1..x_5 -> [N, classes, H_3, W_3]."""
+        return self.local(scales[2]) + resize(self.context(scales[4]), 4)
+
+
+class UnimodalDecoder(nn.Module):
+    """Logits of one modality at its finest scale, by a decoder of its own; training only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(config, config.encoder_widths, kind=config.decoder)
+        self.head = nn.Conv2d(self.decoder.c_out, config.classes, 1)
+
+    def forward(self, scales: Sequence[Tensor]) -> Tensor:
+        """x_1..x_5 -> [N, classes, H_1, W_1]."""
+        return self.head(self.decoder(scales))
+
+
+class GEMMNet(nn.Module):
+    """The network; see the module docstring. Sides must be a multiple of ``config.stride_px``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        specs = config.sensor_specs
+        bands = [len(spec.bands) for spec in specs]
+        self.normalise = nn.ModuleDict({spec.sensor: Normalise(spec.bands) for spec in specs})
+        # Keyed by what comes out: generator["ndsm"] reads rgir.
+        self.generator = nn.ModuleDict(
+            {
+                Sensor.RGIR: Generator(config, bands[1], bands[0]),
+                Sensor.NDSM: Generator(config, bands[0], bands[1]),
+            }
+        )
+        self.encoder = nn.ModuleDict(
+            {
+                sensor: HyFEx(
+                    config,
+                    count,
+                    config.encoder_widths,
+                    config.encoder_refinements,
+                    stem_stride=config.stem_stride,
+                )
+                for sensor, count in zip(SENSORS, bands, strict=True)
+            }
+        )
+        self.fusion = HyFMA(config)
+        self.decoder = Decoder(config, config.encoder_widths, kind=config.decoder)
+        self.head = nn.Conv2d(self.decoder.c_out, config.classes, 1)
+        # Training only from here on.
+        self.scale_heads = nn.ModuleList(nn.Conv2d(c, config.classes, 1) for c in config.encoder_widths[:-1])
+        shared = config.unimodal == "decoder"
+        heads = [UnimodalDecoder(config)] if shared else [LinearHead(config) for _ in SENSORS]
+        self.unimodal_heads = nn.ModuleList(heads)
+
+    def forward(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> GEMMNetOutput:
+        """Each sample by its own mask.
+
+        Args:
+            rgir: [N, 3, H, W]; read only where available[:, 0].
+            ndsm: [N, 1, H, W], finite where it is read: where available[:, 1].
+            available: bool [N, 2].
+
+        Raises:
+            ValueError: a sample has no sensor, or the sides do not fit the stride.
+        """
+        if not bool(available.any(dim=1).all()):
+            raise ValueError("each sample needs at least one available sensor, received one with none")
+        real = (self.normalise[Sensor.RGIR](rgir), self.normalise[Sensor.NDSM](ndsm))
+        synthesised = (
+            self._synthesise(Sensor.RGIR, real[1], available[:, 1], like=real[0]),
+            self._synthesise(Sensor.NDSM, real[0], available[:, 0], like=real[1]),
+        )
+        seen = [torch.where(available[:, i, None, None, None], real[i], synthesised[i]) for i in range(2)]
+        logits, scales, fused = self._segment(*seen)
+        scale_logits: tuple[Tensor, ...] = ()
+        unimodal_logits: tuple[Tensor, ...] = ()
+        if self.training:
+            scale_logits = tuple(head(u) for head, u in zip(self.scale_heads, fused, strict=False))
+            unimodal_logits = tuple(self.unimodal_heads[i % len(self.unimodal_heads)](scales[i]) for i in range(2))
+        return GEMMNetOutput(
+            logits=logits,
+            normalised=real,
+            synthesised=synthesised,
+            available=available,
+            scale_logits=scale_logits,
+            unimodal_logits=unimodal_logits,
+        )
+
+    def forward_full(self, rgir: Tensor, ndsm: Tensor) -> Tensor:
+        """Both sensors alive, no mask and no generator: logits [N, C, H, W]."""
+        return self._segment(self.normalise[Sensor.RGIR](rgir), self.normalise[Sensor.NDSM](ndsm))[0]
+
+    def forward_missing_ndsm(self, rgir: Tensor) -> tuple[Tensor, Tensor]:
+        """RGIR alone: logits [N, C, H, W] and the synthesised nDSM [N, 1, H, W], normalised."""
+        real = self.normalise[Sensor.RGIR](rgir)
+        synthesised = self.generator[Sensor.NDSM](real)
+        return self._segment(real, synthesised)[0], synthesised
+
+    def forward_missing_rgir(self, ndsm: Tensor) -> tuple[Tensor, Tensor]:
+        """nDSM alone: logits [N, C, H, W] and the synthesised RGIR [N, 3, H, W], normalised."""
+        real = self.normalise[Sensor.NDSM](ndsm)
+        synthesised = self.generator[Sensor.RGIR](real)
+        return self._segment(synthesised, real)[0], synthesised
+
+    def _synthesise(self, target: Sensor, source: Tensor, alive: Tensor, *, like: Tensor) -> Tensor:
+        # Only samples whose source is alive pass the generator: an absent sensor reaches neither the
+        # output nor the batch statistics.
+        rows = alive.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return torch.zeros_like(like)
+        made = self.generator[target](source[rows])
+        return made if len(rows) == len(source) else torch.zeros_like(like).index_copy(0, rows, made)
+
+    def _segment(self, rgir: Tensor, ndsm: Tensor) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]], list[Tensor]]:
+        stride = self.config.stride_px
+        if rgir.shape[-2] % stride or rgir.shape[-1] % stride:
+            raise ValueError(f"sides must be multiples of {stride} px, received {tuple(rgir.shape[-2:])}")
+        scales = (self.encoder[Sensor.RGIR](rgir), self.encoder[Sensor.NDSM](ndsm))
+        fused = self.fusion(*scales)  # u_1..u_5
+        logits = self.head(self.decoder(fused))  # eq. 5
+        if self.config.stem_stride > 1:
+            logits = resize(logits, self.config.stem_stride)
+        return logits, scales, fused
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (https://arxiv.org/abs/1611.07004): is this target real, given the available modality?"""
+
+    def __init__(self, config: ModelConfig, bands_condition: int, bands_target: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = bands_condition + bands_target
+        for i, c_out in enumerate(config.discriminator_widths):
+            stride = 2 if i < len(config.discriminator_widths) - 1 else 1
+            layers.append(nn.Conv2d(width, c_out, 4, stride, 1))
+            if i:
+                layers.append(nn.InstanceNorm2d(c_out, affine=True))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            width = c_out
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 1))
+
+    def forward(self, condition: Tensor, target: Tensor) -> Tensor:
+        """[N, B, H, W] and [N, T, H, W] -> logits [N, 1, H', W'], one per patch."""
+        return self.layers(torch.cat((condition, target), dim=1))
+
+
+def discriminators(config: ModelConfig) -> nn.ModuleDict:
+    """One discriminator per synthesised sensor, conditioned on the other sensor."""
+    rgir, ndsm = (len(spec.bands) for spec in config.sensor_specs)
+    return nn.ModuleDict(
+        {
+            Sensor.RGIR: PatchDiscriminator(config, ndsm, rgir),
+            Sensor.NDSM: PatchDiscriminator(config, rgir, ndsm),
+        }
+    )
+
+
+def deployable_parameters(model: GEMMNet) -> int:
+    """Parameters that at least one exported graph holds: everything but the training-only heads."""
+    auxiliary = {id(p) for m in (model.scale_heads, model.unimodal_heads) for p in m.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in auxiliary)
+
+
+def count_macs(module: nn.Module, call: Callable[[], object]) -> int:
+    """Multiply-accumulates of the convolutions, linear layers and attention products that ``call`` runs.
+
+    ``call`` uses ``module``, for example ``lambda: model.forward_missing_ndsm(rgir)``.
+    """
+    total = 0
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.ConvTranspose2d):
+            total += inputs[0].numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.Conv2d):
+            total += output.numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.Linear):
+            total += output.numel() * layer.in_features
+        elif isinstance(layer, Attention):
+            n, length, width = inputs[0].shape
+            total += 2 * n * length * length * width  # Q K^T and weights V
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Attention)
+    handles = [layer.register_forward_hook(hook) for layer in module.modules() if isinstance(layer, kinds)]
+    try:
+        with torch.no_grad():
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total

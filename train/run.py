@@ -1,0 +1,303 @@
+"""Train GEMMNet: ``python -m train.run --preset nano --synthetic 400 --out runs/nano``.
+
+Writes into ``--out``: ``best.safetensors`` (highest mean of the three scenarios' mF1 on held-out scenes) and
+``last.safetensors``, each with a .json beside it (:mod:`train.checkpoint`), ``resume.pt`` for ``--resume``, and
+TensorBoard events. Sample i and its augmentation depend on (seed, i) alone, so a resumed run sees the samples
+an uninterrupted one would have seen.
+
+Exit codes: 0 done, 1 the loss stopped being finite, 2 options that do not fit, 130 Ctrl-C (state saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from engine.contract.sensors import Scenario
+from train import checkpoint
+from train.checkpoint import BandStatistics, CheckpointInfo
+from train.config import PRESETS, Preset
+from train.data.dataset import VALIDATION_SEED, CropDataset, SceneCache, WholeSceneDataset, band_statistics
+from train.evaluate import confusions, predictor
+from train.metrics import Scores
+from train.trainer import Trainer, TrainingDivergedError
+
+log = logging.getLogger("train")
+
+PALETTE = np.zeros((256, 3), np.uint8)
+"""ISPRS colours for TensorBoard's images; unknown stays black."""
+PALETTE[:6] = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trainer with its data and its output folder."""
+
+    trainer: Trainer
+    out: Path
+    cache: SceneCache
+    seeds: range
+    validation: WholeSceneDataset
+    statistics: Mapping[str, tuple[BandStatistics, ...]]
+    workers: int
+    command: str
+
+    def train(self) -> bool:
+        """Run to the last step; True when finished, False when stopped by a signal. Saves either way."""
+        trainer, config = self.trainer, self.trainer.preset.train
+        loader = self._loader(trainer.done_steps)
+        metrics: dict[Scenario, Scores] = {}
+        with (
+            SummaryWriter(self.out) as board,
+            _stop_requests() as stop,
+            tqdm(total=config.steps, initial=trainer.done_steps, desc="training", unit="step", smoothing=0.05) as bar,
+        ):
+            smoothed, window_start, window_steps = None, time.perf_counter(), 0
+            for batch in loader:
+                logged = trainer.step(batch)
+                step = trainer.done_steps
+                window_steps += 1
+                smoothed = logged["total"] if smoothed is None else 0.95 * smoothed + 0.05 * logged["total"]
+                bar.update()
+                if step % 10 == 0:
+                    now = time.perf_counter()
+                    rate = window_steps * config.batch / (now - window_start)
+                    window_start, window_steps = now, 0
+                    bar.set_postfix(loss=f"{smoothed:.3f}", lr=f"{logged['lr']:.1e}", samples_s=f"{rate:.1f}")
+                    for name, value in (logged | {"samples_per_second": rate}).items():
+                        board.add_scalar(f"train/{name}", value, step)
+                last = step == config.steps or stop()
+                if step % config.validate_every == 0 or step == config.steps:
+                    metrics = self.validate(board)
+                    self.save(metrics)
+                    window_start, window_steps = time.perf_counter(), 0
+                elif last:
+                    self.save({})
+                if last:
+                    break
+        return trainer.done_steps >= config.steps
+
+    def validate(self, board: SummaryWriter) -> dict[Scenario, Scores]:
+        """Score the averaged weights on the validation scenes, and log scores and one picture."""
+        model, step = self.trainer.average, self.trainer.done_steps
+        ways = {scenario.value: predictor(model, scenario) for scenario in Scenario}
+        found = confusions(ways, self.validation, device=self.trainer.device)
+        metrics = {scenario: found[scenario.value].scores() for scenario in Scenario}
+        for scenario, scores in metrics.items():
+            board.add_scalar(f"validation/{scenario}/mF1", scores.mean_f1, step)
+            board.add_scalar(f"validation/{scenario}/mIoU", scores.mean_iou, step)
+            board.add_scalar(f"validation/{scenario}/OA", scores.overall_accuracy, step)
+        board.add_image("validation/scene", self.picture(0), step, dataformats="HWC")
+        summary = [f"{s.value} mF1 {100 * m.mean_f1:.1f} mIoU {100 * m.mean_iou:.1f}" for s, m in metrics.items()]
+        tqdm.write(f"step {step}: {'  '.join(summary)}")
+        return metrics
+
+    @torch.no_grad()
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 [2H, 4W, 3]: rgir, nDSM, both synthesised; below, truth and the three scenarios' maps."""
+        model, item = self.trainer.average, self.validation[index]
+        rgir, ndsm = (item[name][None].to(self.trainer.device) for name in ("rgir", "ndsm"))
+        logits_no_ndsm, made_ndsm = model.forward_missing_ndsm(rgir)
+        logits_no_rgir, made_rgir = model.forward_missing_rgir(ndsm)
+
+        def bands(normalised: Tensor) -> np.ndarray:
+            shown = ((normalised[0].clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
+            return np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)
+
+        def classes(logits: Tensor) -> np.ndarray:
+            return PALETTE[logits[0].argmax(0).cpu().numpy()]
+
+        real = model.normalise["rgir"](rgir), model.normalise["ndsm"](ndsm)
+        top = [bands(x) for x in (*real, made_rgir, made_ndsm)]
+        maps = [classes(x) for x in (model.forward_full(rgir, ndsm), logits_no_ndsm, logits_no_rgir)]
+        truth = PALETTE[item["labels"].numpy()]
+        return np.concatenate([np.concatenate(top, axis=1), np.concatenate([truth, *maps], axis=1)])
+
+    def save(self, metrics: dict[Scenario, Scores]) -> None:
+        """Write last, resume and, if the mean of the scenarios' mF1 has risen, best."""
+        trainer = self.trainer
+        info = CheckpointInfo(
+            model=trainer.preset.model,
+            train=trainer.preset.train,
+            sensors=trainer.preset.model.sensor_specs,
+            statistics=self.statistics,
+            dataset=f"{len(self.seeds)} procedural scenes of 512 px, seeds {self.seeds.start}..{self.seeds.stop - 1}",
+            step=trainer.done_steps,
+            metrics=metrics,
+            command=self.command,
+            tools=checkpoint.tool_versions(),
+        )
+        weights = trainer.average.state_dict()
+        checkpoint.save(self.out / "last.safetensors", weights, info)
+        if metrics:
+            score = sum(scores.mean_f1 for scores in metrics.values()) / len(metrics)
+            if score > trainer.best_score:
+                trainer.best_score = score
+                checkpoint.save(self.out / "best.safetensors", weights, info)
+        with checkpoint.replacing(self.out / "resume.pt") as temporary:
+            torch.save(trainer.state(), temporary)
+
+    def _loader(self, done_steps: int) -> DataLoader[dict[str, Tensor]]:
+        config = self.trainer.preset.train
+        data = CropDataset(
+            self.cache,
+            self.seeds,
+            length=config.steps * config.batch,
+            crop_px=config.crop_px,
+            seed=config.seed,
+        )
+        return DataLoader(
+            data,
+            batch_size=config.batch,
+            sampler=range(done_steps * config.batch, len(data)),
+            num_workers=self.workers,
+            worker_init_fn=_prepare_worker,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.trainer.device.type == "cuda",
+        )
+
+
+def _prepare_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a flag that is read between steps, so that a step is never half done."""
+    asked: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda received, _: asked.append(received)) for number in signals}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="nano", help="model and training defaults (nano)")
+    parser.add_argument("--generator", choices=("ae", "cgan"), help="generator kind (the preset's)")
+    parser.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
+    parser.add_argument("--steps", type=int, help="optimiser steps (the preset's)")
+    parser.add_argument("--batch", type=int, help="samples per step (the preset's)")
+    parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (the preset's)")
+    parser.add_argument("--seed", type=int, help="of weights, samples and augmentation (0)")
+    parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
+    parser.add_argument("--validation-scenes", type=int, default=16, help="held-out scenes per validation (16)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="ways to split a step (CPU cores)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
+    return parser.parse_args(argv)
+
+
+def prepare(options: argparse.Namespace, command: str) -> Run:
+    """Fill the scene cache and build the run that the options ask for.
+
+    Raises:
+        ValueError: the options do not fit each other, the model, or the run to resume.
+    """
+    preset = PRESETS[options.preset]
+    overrides = {
+        name: getattr(options, name)
+        for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every")
+        if getattr(options, name) is not None
+    }
+    model = replace(preset.model, generator=options.generator) if options.generator else preset.model
+    preset = Preset(model=model, train=replace(preset.train, **overrides))
+    if preset.train.crop_px % model.stride_px:
+        raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {preset.train.crop_px}")
+    if options.synthetic < 1 or options.validation_scenes < 1:
+        raise ValueError("--synthetic and --validation-scenes need at least one scene")
+
+    state_path = options.out / "resume.pt"
+    if state_path.exists() and not options.resume:
+        raise ValueError(f"{options.out} already holds a run: add --resume to go on, or choose another --out")
+    if options.resume and not state_path.exists():
+        raise ValueError(f"--resume needs {state_path}, which is not there: leave --resume out to start")
+    if options.resume:
+        known = checkpoint.load(options.out / "last.safetensors")[1]
+        if (known.model, known.train) != (preset.model, preset.train):
+            differing = [
+                f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
+                for old, new in ((known.model, preset.model), (known.train, preset.train))
+                for name in vars(old)
+                if getattr(old, name) != getattr(new, name)
+            ]
+            raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(differing)}")
+
+    cache = SceneCache(root=options.cache)
+    seeds = range(options.synthetic)
+    validation = range(VALIDATION_SEED, VALIDATION_SEED + options.validation_scenes)
+    cache.fill([*validation, *seeds])
+    statistics = {
+        sensor: tuple(BandStatistics(mean=mean, std=std) for mean, std in bands)
+        for sensor, bands in band_statistics(cache, seeds[:100]).items()
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
+    trainer = Trainer(preset, device, threads=threads)
+    if options.resume:
+        trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
+    return Run(
+        trainer=trainer,
+        out=options.out,
+        cache=cache,
+        seeds=seeds,
+        validation=WholeSceneDataset(cache, validation),
+        statistics=statistics,
+        workers=options.workers,
+        command=command,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    options = parse(argv)
+    command = shlex.join(["python", "-m", "train.run", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        prepared = prepare(options, command)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the first step; scenes made so far are kept in --cache", file=sys.stderr)
+        return 130
+    try:
+        finished = prepared.train()
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not finished:
+        print(f"stopped; go on with: {command}{'' if options.resume else ' --resume'}", file=sys.stderr)
+        return 130
+    print(f"done: {options.out / 'best.safetensors'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
