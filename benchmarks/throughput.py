@@ -137,13 +137,9 @@ def run_command(folder: Path, paths: dict[Sensor, Path], setting: str, bundle: P
     """``engine.run`` in a process of its own; what run.json says, and the wall clock of the whole process."""
     output = folder / "map"
     inputs = [word for sensor in parse_sensors(setting) for word in (f"--{sensor}", str(paths[sensor]))]
+    options = ["--bundle", str(bundle.resolve()), "--output", str(output), "--overwrite", "--quiet"]
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "engine.run", *inputs, "--bundle", str(bundle.resolve()), "--output", str(output)]
-        + ["--overwrite", "--quiet"],
-        cwd=ROOT,
-        check=True,
-    )
+    subprocess.run([sys.executable, "-m", "engine.run", *inputs, *options], cwd=ROOT, check=True)
     wall_s = time.perf_counter() - started
     return {**json.loads((output / "run.json").read_text()), "wall_s": wall_s}
 

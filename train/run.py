@@ -202,6 +202,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
+    parser.add_argument("--init", type=Path, help="checkpoint whose weights a new run starts from (random)")
     parser.add_argument("--steps", type=int, help="optimiser steps (the preset's)")
     parser.add_argument("--batch", type=int, help="samples per step (the preset's)")
     parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")
@@ -249,6 +250,12 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
             ]
             raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(differing)}")
 
+    initial = None
+    if options.init and not options.resume:
+        initial, info = checkpoint.load(options.init)
+        if info.model != preset.model:
+            raise ValueError(f"--init needs a checkpoint of the same model; {options.init} holds {info.model}")
+
     cache = SceneCache(root=options.cache)
     seeds = range(options.synthetic)
     validation = range(VALIDATION_SEED, VALIDATION_SEED + options.validation_scenes)
@@ -260,6 +267,8 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
     trainer = Trainer(preset, device, threads=threads)
+    if initial is not None:
+        trainer.start_from(initial.state_dict())
     if options.resume:
         trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
     return Run(
@@ -281,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "train.run", *(sys.argv[1:] if argv is None else argv)])
     try:
         prepared = prepare(options, command)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -158,6 +158,11 @@ class Trainer:
             judge_gradients = torch.autograd.grad(judge_loss, list(self.judges.parameters()), allow_unused=True)
         return Gradients(model=gradients, judges=judge_gradients, logged=logged)
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights and batch statistics of another run; the optimisers start anew."""
+        for model in (*self.replicas, self.average):
+            model.load_state_dict(weights)
+
     def state(self) -> dict[str, object]:
         """Everything a resumed run needs to go on exactly."""
         return {
@@ -174,8 +179,7 @@ class Trainer:
     def restore(self, state: Mapping[str, object]) -> None:
         """Inverse of :meth:`state`."""
         self.done_steps, self.best_score = state["done_steps"], state["best_score"]
-        self.model.load_state_dict(state["model"])
-        for replica in self.replicas[1:]:
+        for replica in self.replicas:
             replica.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

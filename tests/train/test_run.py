@@ -102,6 +102,20 @@ def test_resuming_what_was_never_started_is_refused(cache, tmp_path, capsys):
     assert "resume.pt" in capsys.readouterr().err
 
 
+def test_a_new_run_starts_from_the_weights_of_another(cache, finished, tmp_path):
+    initial, _ = checkpoint.load(finished / "best.safetensors")
+    prepared = run.prepare(run.parse(options(cache, tmp_path, "--init", str(finished / "best.safetensors"))), "")
+    for model in (prepared.trainer.model, prepared.trainer.average):
+        torch.testing.assert_close(model.state_dict(), initial.state_dict(), atol=0, rtol=0)
+    assert prepared.trainer.done_steps == 0
+
+
+def test_starting_from_another_model_is_refused(cache, finished, tmp_path, capsys):
+    arguments = options(cache, tmp_path, "--init", str(finished / "best.safetensors"), "--generator", "cgan")
+    assert run.main(arguments) == 2
+    assert "same model" in capsys.readouterr().err
+
+
 def test_a_crop_that_does_not_fit_the_model_is_refused(cache, tmp_path, capsys):
     assert run.main(options(cache, tmp_path / "new", "--crop", "40")) == 2
     assert "multiple of 32, received 40" in capsys.readouterr().err

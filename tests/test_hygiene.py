@@ -1,0 +1,44 @@
+"""The repository keeps its own rules: lint, types, documented commands, nothing of the machine it was made on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = ["engine.run", "train.run", "train.evaluate", "train.data.synthetic", "train.data.demo_scene"]
+COMMANDS += ["export.run", "benchmarks.throughput"]
+
+
+@pytest.mark.parametrize(
+    "tool", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
+)
+def test_static_checks_pass(tool: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_is_in_the_readme_and_has_help_with_an_example(module: str) -> None:
+    assert f"python -m {module}" in README
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"python -m {re.escape(module)} \S", done.stdout.split("\n", 1)[1]), "no example"
+
+
+def test_every_module_of_the_readme_exists() -> None:
+    for module in set(re.findall(r"python -m ((?:engine|export|train|benchmarks)[\w.]*)", README)):
+        path = ROOT.joinpath(*module.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_every_file_the_readme_points_to_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
