@@ -208,3 +208,12 @@ class Strip:
             reads=Window(row=rows.start(row), col=cols.start(col), height=self.grid.tile_px, width=self.grid.tile_px),
             target=Window(row=top, col=left, height=bottom - top, width=right - left),
         )
+
+
+def mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
+    """Which of 0..length-1 the places start..start+size-1 show when an axis is mirrored at both ends, [size].
+
+    The border is part of the image, as in numpy's ``symmetric`` padding, and the images repeat without end.
+    """
+    folded = np.arange(start, start + size) % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)

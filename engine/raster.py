@@ -26,9 +26,10 @@ from rasterio.windows import Window
 from engine.cog import MapWriter
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
+from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.edges import filled, mirrored
 from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, gdal_environment, onto_grid, unreferenced_is_fine
+from engine.grid import mirrored
 
 __all__ = ["Grid", "MapWriter", "Observation", "SensorRasters", "gdal_environment"]
 
@@ -98,7 +99,7 @@ class _Source:
                 if (self.scale, self.offset) != (1.0, 0.0):
                     values = values * np.float32(self.scale) + np.float32(self.offset)
             valid &= np.isfinite(values).all(axis=0)
-        return Observation(values=filled(values, valid), valid=valid)
+        return Observation(values=fill_holes(values, valid), valid=valid)
 
     def nodata_rules(self) -> list[str]:
         """How invalid pixels are told, in words."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Outputs
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision
 from engine.cog import MapWriter
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, InputError, InterruptedRunError, OutputError, UsageError
@@ -35,14 +35,13 @@ from engine.journal import Entry, Journal, Statistics
 from engine.mosaic import CropMosaic, HannMosaic, Mosaic
 from engine.preview import Preview
 from engine.raster import SensorRasters
-from engine.stream import Job, TileReport, stream
+from engine.sink import MapSink
+from engine.stream import TileReport, stream
 
 log = logging.getLogger(__name__)
 
 Blend = Literal["none", "hann"]
 OUTPUT_NAMES = ("classes.tif", "confidence.tif", "provenance.tif", "run.json", "quicklook.png")
-CHECKPOINT_S = 5.0
-"""Longest time between two journal entries: what a crash can cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,46 +122,6 @@ class Observer(Protocol):
 
     def publishing(self) -> None:
         """All tiles are done; the maps are being written as Cloud-Optimised GeoTIFF."""
-
-
-@dataclass(kw_only=True)
-class MapSink:
-    """Puts inferred tiles into the maps, the preview, the statistics and, every few seconds, the journal."""
-
-    mosaic: Mosaic
-    writer: MapWriter
-    preview: Preview
-    journal: Journal
-    key: Mapping[str, Any]
-    statistics: Statistics
-    counted: int
-    """Tiles below this index were counted before a resume."""
-    _entry: bytes = b""
-    _saved_at: float = field(default_factory=time.monotonic)
-
-    def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
-        """Compose a tile and write what is finished."""
-        self.preview.add_job(job)
-        if job.tile.index >= self.counted:
-            self.statistics.add_tile(job)
-        for block in self.mosaic.add(job.tile, job.provenance, outputs):
-            self.writer.write(block.window.row, block.window.col, block.classes, block.confidence, block.provenance)
-            self.preview.add_block(block)
-            self.statistics.add_block(block)
-        if self.mosaic.tiles_done == job.tile.index + 1:
-            self.remember()
-            if time.monotonic() - self._saved_at > CHECKPOINT_S:
-                self.checkpoint()
-
-    def remember(self) -> None:
-        """Take down a state from which a resumed run can go on."""
-        self._entry = Entry(key=self.key, tiles_done=self.mosaic.tiles_done, statistics=self.statistics).encode()
-
-    def checkpoint(self) -> None:
-        """Flush the maps, then write the journal."""
-        self.writer.flush()
-        self.journal.write(self._entry)
-        self._saved_at = time.monotonic()
 
 
 def plan(request: Request, stack: ExitStack) -> Plan:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from engine.contract import holes
 from engine.contract.sensors import Scenario
 from train.data import synthetic
 from train.model import availability
@@ -121,7 +122,7 @@ def _generate(cache: SceneCache, size_px: int, seed: int) -> None:
 
 
 def fill_holes(height: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Replace NaN with the nearest valid value along the row, then along the column.
+    """Replace NaN as the runtime does (:func:`engine.contract.holes.fill_holes`).
 
     Args:
         height: float32 [H, W].
@@ -130,21 +131,7 @@ def fill_holes(height: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
         The filled heights (0 everywhere when nothing is valid) and where they were measured, bool [H, W].
     """
     valid = np.isfinite(height)
-    if valid.all():
-        return height.astype(np.float32, copy=True), valid
-    if not valid.any():
-        return np.zeros_like(height, np.float32), valid
-    return _fill_rows(_fill_rows(height).T).T.copy(), valid
-
-
-def _fill_rows(height: NDArray[np.float32]) -> NDArray[np.float32]:
-    valid = np.isfinite(height)
-    columns = np.arange(height.shape[1])
-    left = np.maximum.accumulate(np.where(valid, columns, -1), axis=1)
-    right = np.minimum.accumulate(np.where(valid, columns, 10**9)[:, ::-1], axis=1)[:, ::-1]
-    use_left = (left >= 0) & ((columns - left <= right - columns) | (right == 10**9))
-    nearest = np.where(use_left, left, np.minimum(right, height.shape[1] - 1))
-    return np.take_along_axis(height, nearest, axis=1)
+    return holes.fill_holes(height[None].astype(np.float32), valid)[0], valid
 
 
 def augment_optical(rgir: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What a network sees where a raster has no data: its mirror image outside, the nearest valid pixel in holes."""
+"""What a network sees where a sensor has no data; the same in training, in export and in flight."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
-    """Which of 0..length-1 the places start..start+size-1 show when an axis is mirrored at both ends, [size].
-
-    The border is part of the image, as in numpy's ``symmetric`` padding, and the images repeat without end.
-    """
-    folded = np.arange(start, start + size) % (2 * length)
-    return np.minimum(folded, 2 * length - 1 - folded)
-
-
-def filled(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+def fill_holes(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """``values`` [B, h, w] with invalid pixels replaced; may change its argument.
 
     A pixel that is invalid in ``valid`` [h, w] takes the nearest valid one of its row, and a row without any takes
