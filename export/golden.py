@@ -15,10 +15,10 @@ from rasterio.errors import RasterioIOError
 
 from engine.contract.bundle import GOLDEN_STRIDE
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
+from engine.contract.holes import fill_holes
 from engine.contract.sensors import Scenario, Sensor
 from export.scenarios import BANDS
 from train.data import synthetic
-from train.data.dataset import fill_holes
 
 GOLDEN_NAME = "golden.npz"
 SYNTHETIC_GSD_M = 0.2
@@ -61,7 +61,7 @@ class Tile:
 def synthetic_tile(*, seed: int, size_px: int) -> Tile:
     """A procedural scene at 0.2 m; holes in its heights are filled from their neighbours."""
     scene = synthetic.generate(seed=seed, size_px=size_px, gsd_m=SYNTHETIC_GSD_M)
-    return Tile(rgir=scene.rgir, ndsm=_tidy(scene.ndsm[0]))
+    return Tile(rgir=scene.rgir, ndsm=_tidy(scene.ndsm))
 
 
 def scene_tile(folder: Path, tile_px: int) -> Tile:
@@ -85,7 +85,7 @@ def scene_tile(folder: Path, tile_px: int) -> Tile:
     spare = [(0, 0), (0, max(0, tile_px - height)), (0, max(0, tile_px - width))]
     whole = Tile(
         rgir=np.pad(np.ma.filled(rgir, 0), spare, "symmetric"),
-        ndsm=np.pad(_tidy(np.ma.filled(ndsm.astype(np.float32), np.nan)[0]), spare, "symmetric"),
+        ndsm=np.pad(_tidy(np.ma.filled(ndsm.astype(np.float32), np.nan)), spare, "symmetric"),
     )
     height, width = whole.rgir.shape[1:]
     return whole.window((height - tile_px) // 2, (width - tile_px) // 2, tile_px)
@@ -123,7 +123,6 @@ def _read(path: Path, bands: int) -> np.ma.MaskedArray:
         raise RasterOpenError(f"a golden scene is a folder with rgir.tif and ndsm.tif; {path}: {error}") from error
 
 
-def _tidy(height: NDArray[np.float32]) -> NDArray[np.float32]:
-    # Centimetres: finer digits are noise that does not compress.
-    filled, _ = fill_holes(height)
-    return np.round(filled, 2).astype(np.float32)[None]
+def _tidy(ndsm: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[1, H, W] with NaN holes -> [1, H, W] without, in centimetres: finer digits are noise that does not compress."""
+    return np.round(fill_holes(ndsm.copy(), np.isfinite(ndsm[0])), 2).astype(np.float32)

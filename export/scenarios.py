@@ -29,12 +29,12 @@ def inputs_of(scenario: Scenario) -> tuple[Sensor, ...]:
 def answer(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, C, T, T] -> (classes, confidence, probabilities), see the module docstring.
 
-    The softmax is spelled out: over the channel axis ONNX Runtime's own transposes twice, which costs six times
-    as much, and the other runtimes fuse this form just as well.
+    The softmax is spelled out: on [1, 6, 512, 512] and two CPU threads ONNX Runtime took 32 ms for its Softmax op
+    over the channel axis and 5 ms for this form, which OpenVINO fuses back into one Softmax.
     """
     exponentials = (logits - logits.amax(dim=1, keepdim=True)).exp()
     probabilities = exponentials / exponentials.sum(dim=1, keepdim=True)
-    # One TopK gives value and index: OpenVINO runs ArgMax and ReduceMax as two passes over 6 T^2 values.
+    # One op for value and index.
     largest, classes = probabilities.topk(1, dim=1)
     confidence = (largest * 255).round()
     return classes.squeeze(1).to(torch.uint8), confidence.squeeze(1).to(torch.uint8), probabilities
