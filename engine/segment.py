@@ -210,6 +210,7 @@ def segment(request: Request, observer: Observer) -> dict[str, Any]:
             stream(todo.mosaic.grid.tiles(first), rasters=todo.rasters, backend=backend, sink=sink, report=seen)
             streamed_s = time.perf_counter() - clock
             sink.checkpoint()
+            backend.close()  # publishing needs memory of its own
             observer.publishing()
             sink.writer.publish(request.output)
         except KeyboardInterrupt as error:

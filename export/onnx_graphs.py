@@ -1,7 +1,7 @@
 """PyTorch modules to ONNX files: static tile, free batch, one weights file shared by all graphs.
 
 ``torch.onnx`` in its ``torch.export`` form is used because it folds batch normalisation into convolutions, writes
-LayerNormalization as one op, computes every shape at export, and knows Asinh, which the older TorchScript form lacks.
+LayerNormalization as one op, and computes every shape at export.
 """
 
 from __future__ import annotations

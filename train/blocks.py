@@ -32,8 +32,8 @@ class Normalise(nn.Module):
     def forward(self, raw: Tensor) -> Tensor:
         """[N, B, H, W] of any dtype -> float32 [N, B, H, W]."""
         x = torch.minimum(torch.maximum(raw.float(), self.clip_min), self.clip_max)
-        if self.asinh:
-            x = torch.asinh(x)
+        if self.asinh:  # spelled out: OpenVINO has no fast kernel for Asinh
+            x = torch.log(x + torch.sqrt(x * x + 1))
         return (x - self.offset) * self.scale
 
 

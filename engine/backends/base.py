@@ -73,7 +73,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for tiles in flight and free the graphs."""
+        """Wait for tiles in flight and free the graphs. ``info`` stays; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -61,5 +61,6 @@ class OnnxRuntimeBackend(Backend):
         return {name: answer[0] for name, answer in zip(self._wanted, answers, strict=True)}
 
     def close(self) -> None:
-        """Wait for the queue to empty."""
+        """Wait for the queue to empty; free the graphs."""
         self._pool.shutdown()
+        self._sessions.clear()

@@ -90,5 +90,6 @@ class OpenVinoBackend(Backend):
             self._idle[scenario].put(request)
 
     def close(self) -> None:
-        """Wait for the queue to empty."""
+        """Wait for the queue to empty; free the graphs."""
         self._pool.shutdown()
+        self._idle.clear()
