@@ -147,7 +147,7 @@ class TileGrid:
         for first in range(0, self.cols.count, columns):
             strip = Strip(grid=self, first=first, stop=min(first + columns, self.cols.count), first_index=first_index)
             strips.append(strip)
-            first_index += strip.tiles_per_row * self.rows.count
+            first_index = strip.stop_index
         return tuple(strips)
 
     def __len__(self) -> int:
@@ -156,8 +156,7 @@ class TileGrid:
     def tiles(self, start: int = 0) -> Iterator[Tile]:
         """Tiles from index ``start`` on."""
         for strip in self.strips:
-            stop = strip.first_index + strip.tiles_per_row * self.rows.count
-            for index in range(max(start, strip.first_index), stop):
+            for index in range(max(start, strip.first_index), strip.stop_index):
                 yield strip.tile(index)
 
 
@@ -181,6 +180,11 @@ class Strip:
     def tiles_per_row(self) -> int:
         """Inferences in one tile row."""
         return len(self.columns)
+
+    @property
+    def stop_index(self) -> int:
+        """The index after its last tile's."""
+        return self.first_index + self.tiles_per_row * self.grid.rows.count
 
     @property
     def pixels(self) -> tuple[int, int]:

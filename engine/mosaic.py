@@ -43,6 +43,8 @@ class Mosaic(ABC):
     grid: TileGrid
     wanted: tuple[Output, ...]
     """The graph outputs it needs of each tile."""
+    tiles_done: int = 0
+    """Tiles whose every pixel has been handed out; what the journal records."""
 
     @abstractmethod
     def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
@@ -53,11 +55,6 @@ class Mosaic(ABC):
             provenance: uint8 [T, T] over ``tile.reads``: the scenario each pixel is to be mapped by.
             outputs: the answer of every scenario that occurs in ``tile.target``.
         """
-
-    @property
-    @abstractmethod
-    def tiles_done(self) -> int:
-        """Tiles whose every pixel has been handed out; what the journal records."""
 
     @abstractmethod
     def resume_at(self, tiles_done: int) -> int:
@@ -71,7 +68,6 @@ class CropMosaic(Mosaic):
 
     def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int) -> None:
         self.grid = TileGrid(height=height, width=width, tile_px=tile_px, halo_px=halo_px)
-        self._done = 0
 
     def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
         """Compose the pixels that the tile owns."""
@@ -83,16 +79,11 @@ class CropMosaic(Mosaic):
             confidence=_compose(source, {s: out[Output.CONFIDENCE][core] for s, out in outputs.items()}, 0),
             provenance=source,
         )
-        self._done = tile.index + 1
-
-    @property
-    def tiles_done(self) -> int:
-        """One more with each tile."""
-        return self._done
+        self.tiles_done = tile.index + 1
 
     def resume_at(self, tiles_done: int) -> int:
         """Tiles are independent: go on with the next."""
-        self._done = tiles_done
+        self.tiles_done = tiles_done
         return tiles_done
 
 
@@ -117,7 +108,6 @@ class HannMosaic(Mosaic):
         strip_tiles = max(4, ACCUMULATOR_BYTES // (4 * classes * tile_px * stride))
         self.grid = TileGrid(height=height, width=width, tile_px=tile_px, halo_px=halo_px, strip_tiles=strip_tiles)
         self._classes = classes
-        self._done = 0
         self._strip: Strip | None = None
 
     def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
@@ -134,27 +124,22 @@ class HannMosaic(Mosaic):
         self._provenance[here] = source
         if tile.index + 1 == strip.first_index + (row + 1) * strip.tiles_per_row:
             block = self._finish_row(row)
-            if tile.index >= self._done:  # else a resumed run only rebuilds the sums below rows it already wrote
+            if tile.index >= self.tiles_done:  # else a resumed run only rebuilds the sums below rows it already wrote
                 yield block
-                self._done = tile.index + 1
-
-    @property
-    def tiles_done(self) -> int:
-        """Grows by whole tile rows."""
-        return self._done
+                self.tiles_done = tile.index + 1
 
     def resume_at(self, tiles_done: int) -> int:
         """Go back one tile row within the strip: its lower cross-fade has to be summed again."""
-        self._done = tiles_done
+        self.tiles_done = tiles_done
         strip = next((s for s in reversed(self.grid.strips) if s.first_index < tiles_done), None)
-        if strip is None or tiles_done == strip.first_index + strip.tiles_per_row * self.grid.rows.count:
+        if strip is None or tiles_done == strip.stop_index:
             return tiles_done
         return tiles_done - strip.tiles_per_row
 
     def _enter(self, tile: Tile) -> Strip:
         """The tile's strip, with buffers that start at its tile row."""
         current = self._strip
-        if current is not None and tile.index < current.first_index + current.tiles_per_row * self.grid.rows.count:
+        if current is not None and tile.index < current.stop_index:
             return current
         strip = next(s for s in reversed(self.grid.strips) if s.first_index <= tile.index)
         left, right = strip.pixels

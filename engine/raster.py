@@ -23,15 +23,12 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from engine.cog import MapWriter
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, gdal_environment, onto_grid, unreferenced_is_fine
+from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
 from engine.grid import mirrored
-
-__all__ = ["Grid", "MapWriter", "Observation", "SensorRasters", "gdal_environment"]
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from engine import demo
 from engine.backends.base import BackendInfo
 from engine.contract.errors import EngineError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors
-from engine.raster import gdal_environment
+from engine.georeference import gdal_environment
 from engine.segment import Plan, Request, plan, segment
 from engine.stream import TileReport
 

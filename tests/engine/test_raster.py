@@ -29,7 +29,8 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
-from engine.raster import Grid, SensorRasters, gdal_environment
+from engine.georeference import Grid, gdal_environment
+from engine.raster import SensorRasters
 
 SPECS = {Sensor.RGIR: rgir_spec(), Sensor.NDSM: ndsm_spec()}
 LAMBERT = CRS.from_epsg(2154)
