@@ -36,6 +36,11 @@ class Normalise(nn.Module):
             x = torch.log(x + torch.sqrt(x * x + 1))
         return (x - self.offset) * self.scale
 
+    def inverse(self, normalised: Tensor) -> Tensor:
+        """Network units back to raw ones, clipped to what the bands can hold: float32, same shape."""
+        x = normalised / self.scale + self.offset
+        return torch.minimum(torch.maximum(torch.sinh(x) if self.asinh else x, self.clip_min), self.clip_max)
+
 
 def resize(x: Tensor, factor: int) -> Tensor:
     """Bilinear, half-pixel centres: [N, C, H, W] -> [N, C, H * factor, W * factor]."""

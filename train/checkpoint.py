@@ -24,6 +24,8 @@ from torch import Tensor
 from engine.contract.bands import SensorSpec
 from engine.contract.sensors import Scenario
 from train.config import ModelConfig, TrainConfig
+from train.data.labels import ISPRS_LABELS, LabelSet
+from train.data.synthetic import GSD_RANGE_M
 from train.metrics import Scores
 from train.model import GEMMNet
 
@@ -54,6 +56,9 @@ class CheckpointInfo:
     """Held-out scores at this step; empty before the first validation."""
     command: str
     tools: Mapping[str, str]
+    labels: LabelSet = ISPRS_LABELS
+    gsd_m: tuple[float, float] = GSD_RANGE_M
+    """Finest and coarsest ground sampling distance of the training scenes, in metres."""
     format: int = FORMAT
 
 

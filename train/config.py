@@ -6,12 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from engine.contract.bands import Curve, SensorSpec, ndsm_spec, rgir_spec
+from train.data.labels import IGNORE_INDEX, ISPRS_LABELS
 
-CLASS_NAMES = ("impervious surface", "building", "low vegetation", "tree", "car", "clutter")
-"""The six ISPRS classes by index; means are taken over the first :data:`FOREGROUND_CLASSES`."""
-FOREGROUND_CLASSES = 5
-IGNORE_INDEX = 255
-"""Label of pixels whose class is unknown: no loss, no metric."""
+CLASS_NAMES = ISPRS_LABELS.names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +124,8 @@ class TrainConfig:
     discriminator_lr: float = 2e-4
     ema_decay: float = 0.998
     validate_every: int = 500
+    rare_share: float = 0.25
+    """Share of crops that hold a pixel of a rare class (:func:`train.data.dataset.rare_pixels`)."""
     seed: int = 0
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -139,6 +138,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), received {self.ema_decay}")
+        if not 0 <= self.rare_share <= 1:
+            raise ValueError(f"rare_share must lie in [0, 1], received {self.rare_share}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.contract.sensors import Sensor
-from train.config import IGNORE_INDEX, ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig
+from train.data.labels import IGNORE_INDEX
 from train.model import GEMMNetOutput
 
 
@@ -124,7 +125,7 @@ class CoLoss(nn.Module):
         self,
         output: GEMMNetOutput,
         labels: Tensor,
-        ndsm_valid: Tensor,
+        valid: Mapping[Sensor, Tensor],
         discriminators: nn.ModuleDict | None = None,
     ) -> CoLossTerms:
         """One step's loss of everything but the discriminators.
@@ -132,7 +133,8 @@ class CoLoss(nn.Module):
         Args:
             output: of a forward pass in training mode.
             labels: [N, H, W].
-            ndsm_valid: bool [N, H, W]: false in holes that the data set filled.
+            valid: bool [N, H, W] by sensor: where it measured; false in holes that the data set filled, and
+                everywhere in a scene without that sensor, which so has nothing to reconstruct.
             discriminators: for generator ``cgan``; the caller must not update them with this loss.
         """
         fused = segmentation_loss(output.logits, labels)
@@ -147,30 +149,30 @@ class CoLoss(nn.Module):
                 total = total + weight * terms[name]
         weight = self.weights.adversarial if self.adversarial else self.weights.reconstruction
         if weight > 0:
-            terms["reconstruction"] = self._reconstruction(output, ndsm_valid, discriminators)
+            terms["reconstruction"] = self._reconstruction(output, valid, discriminators)
             total = total + weight * terms["reconstruction"]
         return CoLossTerms(total=total, terms=terms)
 
     def _reconstruction(
-        self, output: GEMMNetOutput, ndsm_valid: Tensor, discriminators: nn.ModuleDict | None
+        self, output: GEMMNetOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict | None
     ) -> Tensor:
         loss = output.logits.new_zeros(())
-        for pair in generated_pairs(output):
-            valid = ndsm_valid[pair.rows] if pair.sensor is Sensor.NDSM else torch.ones_like(ndsm_valid[pair.rows])
+        for pair in generated_pairs(output, valid):
+            measured = valid[pair.sensor][pair.rows]
             if not self.adversarial:
-                loss = loss + reconstruction_l2(pair.synthesised, pair.real, valid)
+                loss = loss + reconstruction_l2(pair.synthesised, pair.real, measured)
                 continue
             if discriminators is None:
                 raise ValueError("generator 'cgan' needs its discriminators, received None")
             fake = discriminators[pair.sensor](pair.condition, pair.synthesised)
-            l1 = reconstruction_l1(pair.synthesised, pair.real, valid)
+            l1 = reconstruction_l1(pair.synthesised, pair.real, measured)
             loss = loss + adversarial_generator(fake) + self.weights.l1 * l1
         return loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedPair:
-    """What one generator made, beside the truth, for the samples whose source sensor is available."""
+    """What one generator made, beside the truth, for the samples that have both."""
 
     sensor: Sensor
     rows: Tensor
@@ -179,11 +181,14 @@ class GeneratedPair:
     synthesised: Tensor
 
 
-def generated_pairs(output: GEMMNetOutput) -> list[GeneratedPair]:
-    """The (rgir, ndsm) pairs of a batch; a sensor is left out when no sample could generate it."""
+def generated_pairs(output: GEMMNetOutput, valid: Mapping[Sensor, Tensor]) -> list[GeneratedPair]:
+    """The (rgir, ndsm) pairs of a batch: samples whose source is available and whose target was measured anywhere.
+
+    A sensor without such a sample is left out.
+    """
     pairs = []
     for i, sensor in enumerate((Sensor.RGIR, Sensor.NDSM)):
-        rows = output.available[:, 1 - i].nonzero().squeeze(1)
+        rows = (output.available[:, 1 - i] & valid[sensor].flatten(1).any(dim=1)).nonzero().squeeze(1)
         if len(rows):
             pairs.append(
                 GeneratedPair(
@@ -197,10 +202,10 @@ def generated_pairs(output: GEMMNetOutput) -> list[GeneratedPair]:
     return pairs
 
 
-def discriminator_loss(output: GEMMNetOutput, discriminators: nn.ModuleDict) -> Tensor:
+def discriminator_loss(output: GEMMNetOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict) -> Tensor:
     """Sum over both sensors of the discriminators' loss (eq. 9); the generators get no gradient from it."""
     loss = output.logits.new_zeros(())
-    for pair in generated_pairs(output):
+    for pair in generated_pairs(output, valid):
         judge = discriminators[pair.sensor]
         fake = judge(pair.condition, pair.synthesised.detach())
         loss = loss + adversarial_discriminator(judge(pair.condition, pair.real), fake)

@@ -33,16 +33,20 @@ from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS, Preset
-from train.data.dataset import VALIDATION_SEED, CropDataset, SceneCache, WholeSceneDataset, band_statistics
-from train.evaluate import confusions, predictor
+from train.data.dataset import CropDataset, band_statistics
+from train.data.procedural import ProceduralSource
+from train.data.rasters import DataError
+from train.data.scenes import Scene
+from train.data.sources import GRAMMAR, Source, open_source
+from train.evaluate import score, usable
 from train.metrics import Scores
+from train.predict import predictor, tiles
 from train.trainer import Trainer, TrainingDivergedError
 
 log = logging.getLogger("train")
 
-PALETTE = np.zeros((256, 3), np.uint8)
-"""ISPRS colours for TensorBoard's images; unknown stays black."""
-PALETTE[:6] = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
+STATISTICS_SCENES = 100
+"""Band statistics feed a baseline of the evaluation only; so many scenes are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,9 @@ class Run:
 
     trainer: Trainer
     out: Path
-    cache: SceneCache
-    seeds: range
-    validation: WholeSceneDataset
+    source: Source
+    scenes: tuple[Scene, ...]
+    validation: tuple[Scene, ...]
     statistics: Mapping[str, tuple[BandStatistics, ...]]
     workers: int
     command: str
@@ -96,23 +100,23 @@ class Run:
     def validate(self, board: SummaryWriter) -> dict[Scenario, Scores]:
         """Score the averaged weights on the validation scenes, and log scores and one picture."""
         model, step = self.trainer.average, self.trainer.done_steps
-        ways = {scenario.value: predictor(model, scenario) for scenario in Scenario}
-        found = confusions(ways, self.validation, device=self.trainer.device)
-        metrics = {scenario: found[scenario.value].scores() for scenario in Scenario}
+        ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
+        results = score(model, ways, self.validation, self.source.labels, synthesis=False)
+        metrics = {result.scenario: result.scores for result in results}
         for scenario, scores in metrics.items():
             board.add_scalar(f"validation/{scenario}/mF1", scores.mean_f1, step)
             board.add_scalar(f"validation/{scenario}/mIoU", scores.mean_iou, step)
             board.add_scalar(f"validation/{scenario}/OA", scores.overall_accuracy, step)
-        board.add_image("validation/scene", self.picture(0), step, dataformats="HWC")
+        board.add_image("validation/scene", self.picture(self.validation[0]), step, dataformats="HWC")
         summary = [f"{s.value} mF1 {100 * m.mean_f1:.1f} mIoU {100 * m.mean_iou:.1f}" for s, m in metrics.items()]
         tqdm.write(f"step {step}: {'  '.join(summary)}")
         return metrics
 
     @torch.no_grad()
-    def picture(self, index: int) -> np.ndarray:
-        """uint8 [2H, 4W, 3]: rgir, nDSM, both synthesised; below, truth and the three scenarios' maps."""
-        model, item = self.trainer.average, self.validation[index]
-        rgir, ndsm = (item[name][None].to(self.trainer.device) for name in ("rgir", "ndsm"))
+    def picture(self, scene: Scene) -> np.ndarray:
+        """uint8 [2T, 4T, 3]: rgir, nDSM, both synthesised; below, truth and the three scenarios' maps."""
+        model, tile, palette = self.trainer.average, next(tiles(scene)), self.source.labels.palette()
+        rgir, ndsm = (bands[None].to(self.trainer.device) for bands in (tile.rgir, tile.ndsm))
         logits_no_ndsm, made_ndsm = model.forward_missing_ndsm(rgir)
         logits_no_rgir, made_rgir = model.forward_missing_rgir(ndsm)
 
@@ -121,12 +125,12 @@ class Run:
             return np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)
 
         def classes(logits: Tensor) -> np.ndarray:
-            return PALETTE[logits[0].argmax(0).cpu().numpy()]
+            return palette[logits[0].argmax(0).cpu().numpy()]
 
         real = model.normalise["rgir"](rgir), model.normalise["ndsm"](ndsm)
         top = [bands(x) for x in (*real, made_rgir, made_ndsm)]
         maps = [classes(x) for x in (model.forward_full(rgir, ndsm), logits_no_ndsm, logits_no_rgir)]
-        truth = PALETTE[item["labels"].numpy()]
+        truth = palette[tile.labels]
         return np.concatenate([np.concatenate(top, axis=1), np.concatenate([truth, *maps], axis=1)])
 
     def save(self, metrics: dict[Scenario, Scores]) -> None:
@@ -137,7 +141,9 @@ class Run:
             train=trainer.preset.train,
             sensors=trainer.preset.model.sensor_specs,
             statistics=self.statistics,
-            dataset=f"{len(self.seeds)} procedural scenes of 512 px, seeds {self.seeds.start}..{self.seeds.stop - 1}",
+            dataset=self.source.describe("train"),
+            labels=self.source.labels,
+            gsd_m=self.source.gsd_m,
             step=trainer.done_steps,
             metrics=metrics,
             command=self.command,
@@ -156,11 +162,12 @@ class Run:
     def _loader(self, done_steps: int) -> DataLoader[dict[str, Tensor]]:
         config = self.trainer.preset.train
         data = CropDataset(
-            self.cache,
-            self.seeds,
+            self.scenes,
+            counted=self.source.labels.counted,
             length=config.steps * config.batch,
             crop_px=config.crop_px,
             seed=config.seed,
+            rare_share=config.rare_share,
         )
         return DataLoader(
             data,
@@ -198,7 +205,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano", help="model and training defaults (nano)")
     parser.add_argument("--generator", choices=("ae", "cgan"), help="generator kind (the preset's)")
-    parser.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)
+    data.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
@@ -209,7 +218,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="peak learning rate (the preset's)")
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation (0)")
     parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
-    parser.add_argument("--validation-scenes", type=int, default=16, help="held-out scenes per validation (16)")
+    parser.add_argument("--validation-scenes", type=int, default=16, help="of the procedural ones (16)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="ways to split a step (CPU cores)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
     return parser.parse_args(argv)
@@ -227,12 +236,12 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
         for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every")
         if getattr(options, name) is not None
     }
-    model = replace(preset.model, generator=options.generator) if options.generator else preset.model
+    source = source_of(options)
+    model = replace(preset.model, classes=len(source.labels.classes))
+    model = replace(model, generator=options.generator) if options.generator else model
     preset = Preset(model=model, train=replace(preset.train, **overrides))
     if preset.train.crop_px % model.stride_px:
         raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {preset.train.crop_px}")
-    if options.synthetic < 1 or options.validation_scenes < 1:
-        raise ValueError("--synthetic and --validation-scenes need at least one scene")
 
     state_path = options.out / "resume.pt"
     if state_path.exists() and not options.resume:
@@ -256,13 +265,13 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
         if info.model != preset.model:
             raise ValueError(f"--init needs a checkpoint of the same model; {options.init} holds {info.model}")
 
-    cache = SceneCache(root=options.cache)
-    seeds = range(options.synthetic)
-    validation = range(VALIDATION_SEED, VALIDATION_SEED + options.validation_scenes)
-    cache.fill([*validation, *seeds])
+    validation = tuple(filter(usable, source.split("validation")))
+    if not validation:
+        raise DataError(f"{source.name}: validation needs a scene with labels and both sensors, received none")
+    scenes = source.split("train")
     statistics = {
         sensor: tuple(BandStatistics(mean=mean, std=std) for mean, std in bands)
-        for sensor, bands in band_statistics(cache, seeds[:100]).items()
+        for sensor, bands in band_statistics(scenes[:STATISTICS_SCENES]).items()
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
@@ -274,13 +283,26 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
     return Run(
         trainer=trainer,
         out=options.out,
-        cache=cache,
-        seeds=seeds,
-        validation=WholeSceneDataset(cache, validation),
+        source=source,
+        scenes=scenes,
+        validation=validation,
         statistics=statistics,
         workers=options.workers,
         command=command,
     )
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """Where the scenes come from.
+
+    Raises:
+        DataError: no such source, or it cannot be used.
+    """
+    if options.data is not None:
+        return open_source(options.data, options.cache)
+    if options.synthetic < 1 or options.validation_scenes < 1:
+        raise DataError("--synthetic and --validation-scenes need at least one scene")
+    return ProceduralSource(cache=options.cache, count=options.synthetic, validation_count=options.validation_scenes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from engine.contract.sensors import Sensor
 from train.config import Preset, TrainConfig
 from train.losses import CoLoss, discriminator_loss
 from train.model import GEMMNet, discriminators
@@ -146,14 +147,15 @@ class Trainer:
     def _gradients(self, model: GEMMNet, batch: Mapping[str, Tensor]) -> Gradients:
         item = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         output = model.train()(item["rgir"], item["ndsm"], item["available"])
-        loss = self.loss(output, item["labels"], item["ndsm_valid"], self.judges)
+        valid = {sensor: item[f"{sensor}_valid"] for sensor in Sensor}
+        loss = self.loss(output, item["labels"], valid, self.judges)
         logged = {name: float(term.detach()) for name, term in loss.terms.items()}
         logged["total"] = float(loss.total.detach())
         # Asked for the network's parameters alone, so the adversarial term leaves the discriminators as they are.
         gradients = torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True)
         judge_gradients: tuple[Tensor | None, ...] = ()
         if self.judges is not None:
-            judge_loss = discriminator_loss(output, self.judges)
+            judge_loss = discriminator_loss(output, valid, self.judges)
             logged["discriminator"] = float(judge_loss.detach())
             judge_gradients = torch.autograd.grad(judge_loss, list(self.judges.parameters()), allow_unused=True)
         return Gradients(model=gradients, judges=judge_gradients, logged=logged)

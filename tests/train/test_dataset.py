@@ -2,78 +2,75 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import uniform_filter
 
+from engine.contract.sensors import Sensor
+from tests.train.scenes import toy_scene
 from train.data import dataset
-from train.data.dataset import (
-    CropDataset,
-    SceneCache,
-    WholeSceneDataset,
-    augment_height,
-    augment_optical,
-    band_statistics,
-    box_blur,
-    fill_holes,
-    resample,
-    resample_nearest,
-)
+from train.data.augment import augment_height, augment_optical
+from train.data.dataset import CropDataset, band_statistics, rare_pixels
+from train.data.scenes import Scene, fill_height, write_scene
 
-
-def write_scene(cache: SceneCache, seed: int, side: int = 96) -> None:
-    """A scene whose bands all tell the label, so that a crop that tears them apart shows."""
-    labels = np.random.default_rng(seed).integers(0, 6, (side, side)).astype(np.uint8)
-    ndsm = labels[None].astype(np.float16)
-    ndsm[0, 10:14, 20:30] = np.nan
-    folder = cache.path(seed)
-    folder.mkdir(parents=True)
-    np.save(folder / "rgir.npy", np.stack([labels * 40, labels * 30, labels * 20]))
-    np.save(folder / "ndsm.npy", ndsm)
-    np.save(folder / "labels.npy", labels)
+COUNTED = (0, 1, 2, 3, 4)
 
 
 @pytest.fixture
-def cache(tmp_path):
-    found = SceneCache(root=tmp_path / "cache")
-    for seed in range(3):
-        write_scene(found, seed)
-    return found
+def scenes(tmp_path):
+    return [toy_scene(tmp_path, seed) for seed in range(3)]
+
+
+def crops_of(scenes, **options) -> CropDataset:
+    return CropDataset(scenes, **({"counted": COUNTED, "length": 40, "crop_px": 32, "seed": 0} | options))
+
+
+def unaugmented(monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "augment_optical", lambda rgir, rng: rgir)
+    monkeypatch.setattr(dataset, "augment_height", lambda height, rng: height)
 
 
 def test_holes_take_the_nearest_value_of_their_row_and_empty_rows_that_of_their_column():
     nan = np.nan
     height = np.array([[1, nan, nan, nan, 5], [nan] * 5, [7, 7, nan, 8, 8], [nan] * 5], np.float32)
-    filled, valid = fill_holes(height)
+    filled, valid = fill_height(height)
     expected = [[1, 1, 1, 5, 5], [1, 1, 1, 5, 5], [7, 7, 7, 8, 8], [7, 7, 7, 8, 8]]
     np.testing.assert_array_equal(filled, expected)
     np.testing.assert_array_equal(valid, np.isfinite(height))
 
 
 def test_a_height_without_any_value_becomes_flat_ground():
-    filled, valid = fill_holes(np.full((3, 4), np.nan, np.float32))
+    filled, valid = fill_height(np.full((3, 4), np.nan, np.float32))
     assert not filled.any()
     assert not valid.any()
 
 
-@pytest.mark.parametrize("size", [48, 64, 100])
-def test_resampling_agrees_with_torch(size):
-    x = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
-    expected = F.interpolate(torch.from_numpy(x)[None], size=(size, size), mode="bilinear", align_corners=False)[0]
-    np.testing.assert_allclose(resample(x, size), expected.numpy(), atol=1e-5)
-    nearest = F.interpolate(torch.from_numpy(x)[None], size=(size, size), mode="nearest-exact")[0, 0]
-    np.testing.assert_array_equal(resample_nearest(x[0], size), nearest.numpy())
+def test_a_scene_with_arrays_of_different_sizes_is_refused(tmp_path):
+    arrays = {"rgir": np.zeros((3, 8, 8), np.uint8), "ndsm": np.zeros((1, 8, 9), np.float16)}
+    with pytest.raises(ValueError, match="one size"):
+        write_scene(tmp_path / "scene", arrays, {})
 
 
-def test_box_blur_agrees_with_scipy():
-    x = np.random.default_rng(0).random((2, 20, 30)).astype(np.float32)
-    expected = uniform_filter(x, (1, 5, 5), mode="nearest")
-    np.testing.assert_allclose(box_blur(x, 2), expected, atol=1e-5)
+def test_a_scene_without_a_sensor_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither"):
+        write_scene(tmp_path / "scene", {"labels": np.zeros((8, 8), np.uint8)}, {})
 
 
-def test_a_sample_depends_on_seed_and_index_alone(cache):
-    def make(seed: int) -> CropDataset:
-        return CropDataset(cache, range(3), length=20, crop_px=32, seed=seed)
+def test_a_zoomed_crop_is_the_window_resampled_as_torch_does(scenes, monkeypatch):
+    unaugmented(monkeypatch)
+    crops = crops_of(scenes[:1], scale=(1.999, 2.0))
+    monkeypatch.setattr(np, "rot90", lambda x, turns, axes: x)
+    item = next(crops[i] for i in range(40) if not np.random.default_rng((0, i)).bit_generator.random_raw() % 2)
+    smallest = []
+    for row in range(81):  # the window is one of these; labels tell which, up to a flip
+        for col in range(81):
+            window = scenes[0].read(row, col, 16, 16)
+            bands = torch.from_numpy(window.rgir.astype(np.float32))[None]
+            expected = F.interpolate(bands, size=(32, 32), mode="bilinear", align_corners=False)[0].round()
+            for candidate in (expected, expected.flip(-1)):
+                smallest.append(float((candidate - item["rgir"].float()).abs().max()))
+    assert min(smallest) <= 1
 
-    first, again, other = make(0), make(0), make(1)
+
+def test_a_sample_depends_on_seed_and_index_alone(scenes):
+    first, again, other = crops_of(scenes), crops_of(scenes), crops_of(scenes, seed=1)
     _ = again[3]  # a draw in between, as another worker would make it
     for name, tensor in first[7].items():
         torch.testing.assert_close(again[7][name], tensor, atol=0, rtol=0)
@@ -81,12 +78,13 @@ def test_a_sample_depends_on_seed_and_index_alone(cache):
     assert not torch.equal(first[7]["rgir"], first[8]["rgir"])
 
 
-def test_a_sample_has_the_documented_shapes_types_and_finite_heights(cache):
+def test_a_sample_has_the_documented_shapes_types_and_finite_heights(scenes):
     for i in range(20):
-        item = CropDataset(cache, range(3), length=20, crop_px=32, seed=0)[i]
+        item = crops_of(scenes)[i]
         shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in item.items()}
         assert shapes == {
             "rgir": ((3, 32, 32), torch.uint8),
+            "rgir_valid": ((32, 32), torch.bool),
             "ndsm": ((1, 32, 32), torch.float32),
             "ndsm_valid": ((32, 32), torch.bool),
             "labels": ((32, 32), torch.uint8),
@@ -95,10 +93,9 @@ def test_a_sample_has_the_documented_shapes_types_and_finite_heights(cache):
         assert torch.isfinite(item["ndsm"]).all()
 
 
-def test_bands_and_labels_are_cut_turned_and_flipped_together(cache, monkeypatch):
-    monkeypatch.setattr(dataset, "augment_optical", lambda rgir, rng: rgir)
-    monkeypatch.setattr(dataset, "augment_height", lambda height, rng: height)
-    crops = CropDataset(cache, range(3), length=40, crop_px=32, seed=0, scale=(1, 1))
+def test_bands_and_labels_are_cut_turned_and_flipped_together(scenes, monkeypatch):
+    unaugmented(monkeypatch)
+    crops = crops_of(scenes, scale=(1, 1))
     holes = 0
     for i in range(40):
         item = crops[i]
@@ -109,11 +106,55 @@ def test_bands_and_labels_are_cut_turned_and_flipped_together(cache, monkeypatch
     assert holes > 0
 
 
-def test_scenarios_are_drawn_uniformly(cache):
-    crops = CropDataset(cache, range(3), length=300, crop_px=32, seed=0)
+def test_scenarios_are_drawn_uniformly(scenes):
+    crops = crops_of(scenes, length=300)
     masks, counts = np.unique([crops[i]["available"].numpy() for i in range(300)], axis=0, return_counts=True)
     assert masks.tolist() == [[False, True], [True, False], [True, True]]
     assert counts.min() > 75  # 100 expected, 8.2 standard deviation
+
+
+def test_a_scene_without_a_sensor_is_used_for_the_other_and_has_nothing_to_reconstruct(tmp_path):
+    crops = crops_of([toy_scene(tmp_path, 0, without=("ndsm",))])
+    for i in range(10):
+        item = crops[i]
+        assert item["available"].tolist() == [True, False]
+        assert item["rgir_valid"].all()
+        assert not item["ndsm_valid"].any()
+
+
+def test_a_scene_without_labels_is_unknown_everywhere(tmp_path):
+    item = crops_of([toy_scene(tmp_path, 0, without=("labels",))], rare_share=1.0)[0]
+    assert (item["labels"] == 255).all()
+
+
+def test_crops_on_rare_pixels_hold_one_and_others_are_drawn_anywhere(tmp_path, monkeypatch):
+    unaugmented(monkeypatch)
+    labels = np.zeros((200, 200), np.uint8)
+    labels[150:152, 30:33] = 4
+    arrays = {"rgir": np.zeros((3, 200, 200), np.uint8), "ndsm": np.zeros((1, 200, 200), np.float16)}
+    scene = write_scene(tmp_path / "cars", {**arrays, "labels": labels}, {})
+    always = crops_of([scene], rare_share=1.0, scale=(1, 1))
+    assert all((always[i]["labels"] == 4).any() for i in range(40))
+    assert len({int((always[i]["labels"] == 4).nonzero()[0, 0]) for i in range(40)}) > 5, "cars stand in one place"
+    never = crops_of([scene], scale=(1, 1))
+    assert sum(bool((never[i]["labels"] == 4).any()) for i in range(40)) < 10
+
+
+def test_common_classes_and_clutter_are_never_rare(scenes):
+    assert rare_pixels(scenes, COUNTED, seed=0) == {}
+    labels = np.zeros((64, 64), np.uint8)
+    labels[0, :5] = 5
+    assert rare_pixels([FakeLabels(labels)], COUNTED, seed=0) == {}
+
+
+class FakeLabels:
+    labelled = True
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self._labels = labels
+
+    def labels(self) -> np.ndarray:
+        return self._labels
 
 
 def test_augmentation_changes_its_own_sensor_and_keeps_its_range():
@@ -133,37 +174,24 @@ def test_augmentation_changes_its_own_sensor_and_keeps_its_range():
     np.testing.assert_array_equal(height, before[1])
 
 
-def test_whole_scenes_come_unaugmented_with_their_holes_marked(cache):
-    item = WholeSceneDataset(cache, range(3))[1]
-    scene = cache.load(1)
-    np.testing.assert_array_equal(item["rgir"].numpy(), scene.rgir)
-    np.testing.assert_array_equal(item["labels"].numpy(), scene.labels)
-    assert int((~item["ndsm_valid"]).sum()) == 4 * 10
-
-
-def test_band_statistics_leave_holes_out(cache):
-    found = band_statistics(cache, range(3))
-    pixels = np.concatenate([np.asarray(cache.load(seed).ndsm, np.float64).ravel() for seed in range(3)])
+def test_band_statistics_leave_holes_out(scenes):
+    found = band_statistics(scenes)
+    pixels = np.concatenate([np.asarray(scene.bands(Sensor.NDSM), np.float64).ravel() for scene in scenes])
     assert found["ndsm"] == [pytest.approx((np.nanmean(pixels), np.nanstd(pixels)))]
     assert len(found["rgir"]) == 3
 
 
-def test_filling_a_cache_makes_only_what_is_missing_and_scenes_read_back_as_generated(tmp_path):
-    cache = SceneCache(root=tmp_path / "cache")
-    cache.fill(range(2), size_px=64, workers=1)
-    (cache.root / ".scene-leftover").mkdir()  # of an interrupted run
-    made = cache.path(1).stat().st_mtime_ns
-    cache.fill(range(3), size_px=64, workers=1)
-    assert cache.path(1).stat().st_mtime_ns == made
-    expected = dataset.synthetic.generate(seed=2, size_px=64)
-    scene = cache.load(2)
-    np.testing.assert_array_equal(scene.rgir, expected.rgir)
-    np.testing.assert_array_equal(scene.labels, expected.labels)
-    np.testing.assert_allclose(scene.ndsm, expected.ndsm, atol=0.02)
+def test_statistics_of_scenes_that_all_lack_a_sensor_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="none has ndsm"):
+        band_statistics([toy_scene(tmp_path, 0, without=("ndsm",))])
 
 
-def test_a_cache_of_another_generator_version_is_reported(tmp_path, caplog):
-    cache = SceneCache(root=tmp_path)
-    (tmp_path / "generator.sha256").write_text("of an older version")
-    cache.fill([], workers=1)
-    assert "another version" in caplog.text
+def test_pixels_that_rgir_did_not_see_are_filled_and_marked(tmp_path):
+    rgir = np.full((3, 8, 8), 9, np.uint8)
+    rgir[:, :, :4] = 0
+    valid = np.ones((8, 8), bool)
+    valid[:, :4] = False
+    scene = write_scene(tmp_path / "scene", {"rgir": rgir, "rgir_valid": valid}, {})
+    window = Scene(folder=scene.folder).read(0, 0, 8, 8)
+    assert (window.rgir == 9).all()
+    np.testing.assert_array_equal(window.rgir_valid, valid)

@@ -99,7 +99,12 @@ def forward():
     model = GEMMNet(NANO.model).train()
     rgir, ndsm = torch.randint(0, 256, (3, 3, 64, 64)), torch.rand(3, 1, 64, 64) * 10
     output = model(rgir, ndsm, torch.tensor([[True, True], [True, False], [False, True]]))
-    return model, output, torch.randint(0, 6, (3, 64, 64)), torch.ones(3, 64, 64, dtype=torch.bool)
+    return (
+        model,
+        output,
+        torch.randint(0, 6, (3, 64, 64)),
+        dict.fromkeys(Sensor, torch.ones(3, 64, 64, dtype=torch.bool)),
+    )
 
 
 def test_coloss_is_the_weighted_sum_of_its_terms(forward):
@@ -129,8 +134,8 @@ def test_every_training_parameter_learns_from_coloss(forward):
 
 
 def test_a_generator_is_judged_on_samples_whose_source_is_alive_given_that_source(forward):
-    _, output, _, _ = forward
-    rgir, ndsm = generated_pairs(output)
+    _, output, _, valid = forward
+    rgir, ndsm = generated_pairs(output, valid)
     assert (rgir.sensor, ndsm.sensor) == (Sensor.RGIR, Sensor.NDSM)
     assert (rgir.rows.tolist(), ndsm.rows.tolist()) == ([0, 2], [0, 1])
     torch.testing.assert_close(rgir.condition, output.normalised[1][[0, 2]])  # nDSM, the available one
@@ -138,10 +143,18 @@ def test_a_generator_is_judged_on_samples_whose_source_is_alive_given_that_sourc
     torch.testing.assert_close(ndsm.real, output.normalised[1][[0, 1]])
 
 
+def test_a_sample_that_never_had_the_target_is_no_example_of_it(forward):
+    _, output, _, valid = forward
+    rgir_valid = valid[Sensor.RGIR].clone()
+    rgir_valid[0] = False
+    rgir, ndsm = generated_pairs(output, {**valid, Sensor.RGIR: rgir_valid})
+    assert (rgir.rows.tolist(), ndsm.rows.tolist()) == ([2], [0, 1])
+
+
 def test_discriminator_loss_does_not_reach_the_generators(forward):
-    model, output, _, _ = forward
+    model, output, _, valid = forward
     judges = discriminators(NANO.model)
-    loss = discriminator_loss(output, judges)
+    loss = discriminator_loss(output, valid, judges)
     into_model = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     assert all(gradient is None for gradient in into_model)
     assert all(gradient is not None for gradient in torch.autograd.grad(loss, list(judges.parameters())))

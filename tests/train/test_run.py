@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import signal
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from engine.contract.sensors import Scenario, Sensor
-from tests.train.test_dataset import write_scene
+from tests.train.scenes import toy_scene
 from train import checkpoint, evaluate, run
+from train import predict as predict_module
 from train.config import PRESETS, LossWeights, Preset, TrainConfig
-from train.data.dataset import VALIDATION_SEED, SceneCache
+from train.data.procedural import FIRST_SEED
 from train.model import availability
 from train.trainer import Trainer, learning_rate, update_average
 
@@ -21,15 +24,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    found = SceneCache(root=tmp_path_factory.mktemp("cache"))
-    for seed in (0, 1, VALIDATION_SEED, evaluate.EVALUATION_SEED):
-        write_scene(found, seed)
+    found = tmp_path_factory.mktemp("cache")
+    for seed in (0, 1, FIRST_SEED["validation"], FIRST_SEED["test"]):
+        toy_scene(found, seed)
     return found
 
 
 def options(cache, out, *more) -> list[str]:
     fixed = "--preset nano --synthetic 2 --validation-scenes 1 --steps 4 --batch 2 --crop 64 --validate-every 2"
-    return [*fixed.split(), "--workers", "0", "--threads", "1", "--cache", str(cache.root), "--out", str(out), *more]
+    return [*fixed.split(), "--workers", "0", "--threads", "1", "--cache", str(cache), "--out", str(out), *more]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,7 @@ def batch(n: int = 4, side: int = 64) -> dict[str, torch.Tensor]:
     return {
         "rgir": torch.stack([labels * 40, labels * 20, 255 - labels * 30], 1),
         "ndsm": labels[:, None].float() * 2,
+        "rgir_valid": torch.ones_like(labels, dtype=torch.bool),
         "ndsm_valid": torch.ones_like(labels, dtype=torch.bool),
         "labels": labels,
         "available": torch.tensor([availability(list(Scenario)[i % 3]) for i in range(n)]),
@@ -208,7 +212,7 @@ def test_average_follows_weights_and_batch_statistics():
 
 def test_evaluation_scores_every_scenario_and_both_imputations(cache, finished, capsys):
     out = finished / "metrics.json"
-    assert evaluate.main([str(finished / "best.safetensors"), "--synthetic", "1", "--cache", str(cache.root)]) == 0
+    assert evaluate.main([str(finished / "best.safetensors"), "--synthetic", "1", "--cache", str(cache)]) == 0
     report = json.loads(out.read_text())
     ways = [(result["scenario"], result["input"]) for result in report["results"]]
     assert ways == [
@@ -222,16 +226,28 @@ def test_evaluation_scores_every_scenario_and_both_imputations(cache, finished, 
     ]
     assert "seeds 2000000..2000000" in report["held_out"]
     assert "synthesised" in capsys.readouterr().out
+    made = {result["scenario"]: result["synthesis"] for result in report["results"][1:3]}
+    assert made["missing_ndsm"]["sensor"] == "ndsm"
+    assert 0 < made["missing_ndsm"]["mean_absolute_error"] < 60
+    assert 0 < made["missing_rgir"]["mean_absolute_error"] < 255
+    assert -1 < made["missing_rgir"]["ssim"] < 1
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    assert [(row["scenario"], row["input"]) for row in rows] == ways
+    assert float(rows[0]["mean_f1"]) == report["results"][0]["scores"]["mean_f1"]
+    assert "| GEMMNet_AE (ours) |" in (finished / "table.md").read_text()
+    for name in ("charts.png", "panel.png"):
+        with Image.open(finished / name) as picture:
+            assert min(picture.size) > 300
 
 
 def test_imputation_feeds_the_constant_in_raw_units(finished):
     model, _ = checkpoint.load(finished / "best.safetensors")
     samples = batch(2)
     constant = {Sensor.RGIR: torch.tensor([10.0, 20.0, 30.0]), Sensor.NDSM: torch.tensor([3.5])}
-    predict = evaluate.imputer(model, Scenario.MISSING_NDSM, constant)
+    predict = predict_module.imputer(model, Scenario.MISSING_NDSM, constant)
     with torch.no_grad():
         expected = model.forward_full(samples["rgir"], torch.full_like(samples["ndsm"], 3.5))
-        torch.testing.assert_close(predict(samples["rgir"], samples["ndsm"] * float("nan")), expected)
+        torch.testing.assert_close(predict(samples["rgir"], samples["ndsm"] * float("nan"))[0], expected)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys):

@@ -1,0 +1,232 @@
+"""A user's own scenes: one folder per scene with ``rgir.tif``, ``ndsm.tif`` and ``labels.tif``, and ``dataset.toml``.
+
+Any of the three may be absent: a scene without a sensor is used for what it has, one without labels trains the
+generators. Rasters may differ in grid; everything comes onto that of ``rgir.tif``, or of ``ndsm.tif`` where it is
+alone. ``dataset.toml``::
+
+    rgir_bands = [1, 2, 3]          # bands of NIR, red, green (default)
+    ndsm_scale_m = 1.0              # metres per unit of nDSM (default)
+
+    [split]                         # default: every fifth scene by name validates, none tests
+    validation = ["north"]
+    test = ["harbour"]
+
+    [[class]]                       # by index; default: the six ISPRS classes
+    name = "water"
+    rgb = [0, 0, 255]               # colour in labels.tif, when that is RGB; and in maps
+    counted = false                 # leave it out of mF1 and mIoU (default true)
+
+``labels.tif`` holds class indices in one 8-bit band (255 or its nodata value: unknown) or the classes' colours in
+three (black: unknown).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.bundle import ClassSpec
+from train.data.isprs import Part
+from train.data.labels import IGNORE_INDEX, ISPRS_LABELS, LabelSet, decode_colours
+from train.data.rasters import DataError, Raster
+from train.data.scenes import Scene, is_current, write_scene
+
+DESCRIPTION = "dataset.toml"
+FILES = ("rgir", "ndsm", "labels")
+PREPARED_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Class:
+    name: str
+    rgb: tuple[int, int, int]
+    counted: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+class _Description(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    rgir_bands: tuple[int, int, int] = (1, 2, 3)
+    ndsm_scale_m: float = 1.0
+    split: _Split | None = None
+    classes: tuple[_Class, ...] = msgspec.field(name="class", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource:
+    """A folder of scenes as a data source.
+
+    Raises:
+        DataError: there is no scene, or ``dataset.toml`` is malformed or contradicts the folder.
+    """
+
+    root: Path
+    cache: Path
+    _described: _Description = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_described", _describe(self.root))
+        self.describe("train")  # contradictions show before anything is prepared
+
+    @property
+    def name(self) -> str:
+        """For logs and tables."""
+        return self.root.name
+
+    @cached_property
+    def labels(self) -> LabelSet:
+        """The classes of ``dataset.toml``, or the ISPRS ones."""
+        given = self._described.classes
+        if not given:
+            return ISPRS_LABELS
+        try:
+            return LabelSet(
+                classes=tuple(ClassSpec(name=item.name, rgb=item.rgb) for item in given),
+                counted=tuple(index for index, item in enumerate(given) if item.counted),
+                ignored_rgb=() if (0, 0, 0) in {item.rgb for item in given} else ((0, 0, 0),),
+            )
+        except ValueError as error:
+            raise DataError(f"{self.root / DESCRIPTION}: {error}") from error
+
+    @cached_property
+    def gsd_m(self) -> tuple[float, float]:
+        """Finest and coarsest ground sampling distance, in metres.
+
+        Raises:
+            DataError: no raster has a metric coordinate system.
+        """
+        found = []
+        for scene in self._scenes:
+            path = next(path for name in FILES if (path := self.root / scene / f"{name}.tif").exists())
+            with Raster(path) as raster:
+                found.append(raster.gsd_m)
+        known = [gsd_m for gsd_m in found if gsd_m is not None]
+        if not known:
+            raise DataError(
+                f"the ground sampling distance must be known; no raster under {self.root} has a projected coordinate "
+                "system: georeference at least one, as with `gdal_edit -a_srs EPSG:25832 -tr 0.1 0.1`"
+            )
+        return min(known), max(known)
+
+    def split(self, part: Part) -> tuple[Scene, ...]:
+        """The scenes of a part, prepared where they are not yet.
+
+        Raises:
+            DataError: a raster cannot be used.
+        """
+        return tuple(self._prepare(scene) for scene in self._parts[part])
+
+    def describe(self, part: Part) -> str:
+        """In words, for checkpoints and reports."""
+        return f"{self.name} {part} scenes {' '.join(self._parts[part])}"
+
+    @cached_property
+    def _scenes(self) -> tuple[str, ...]:
+        found = sorted({path.parent.name for name in FILES[:2] for path in self.root.glob(f"*/{name}.tif")})
+        if not found:
+            raise DataError(f"{self.root} holds no scene: put rgir.tif and ndsm.tif into one folder per scene")
+        return tuple(found)
+
+    @cached_property
+    def _parts(self) -> dict[Part, tuple[str, ...]]:
+        split, scenes = self._described.split, self._scenes
+        if split is None:
+            if len(scenes) < 2:
+                raise DataError(f"training needs a scene and validation another; {self.root} holds {scenes[0]} alone")
+            split = _Split(validation=scenes[::5])
+        held_out = {*split.validation, *split.test}
+        unknown = sorted(held_out - set(scenes))
+        twice = sorted({*split.validation} & {*split.test})
+        if unknown or twice:
+            wrong = f"no folder {', '.join(unknown)}" if unknown else f"{', '.join(twice)} in both parts"
+            raise DataError(f"{self.root / DESCRIPTION}: [split] must divide the scenes; there is {wrong}")
+        train = tuple(scene for scene in scenes if scene not in held_out)
+        if not train or not split.validation:
+            raise DataError(f"{self.root / DESCRIPTION}: [split] must leave scenes to train on and to validate with")
+        return {"train": train, "validation": split.validation, "test": split.test}
+
+    def _prepare(self, scene: str) -> Scene:
+        files = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
+        identity = {
+            "format": PREPARED_FORMAT,
+            "description": msgspec.to_builtins(self._described),
+            **{name: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()},
+        }
+        folder = self.cache / "folder" / self.name / scene
+        if is_current(folder, identity):
+            return Scene(folder=folder)
+        return write_scene(folder, self.read_scene(scene), identity)
+
+    def read_scene(self, scene: str) -> dict[str, NDArray[Any]]:
+        """The arrays of one scene, as :mod:`train.data.scenes` names them.
+
+        Raises:
+            DataError: a raster cannot be used.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        paths = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
+        with Raster(next(iter(paths.values()))) as grid:
+            for name, path in paths.items():
+                with Raster(path) as raster:
+                    arrays |= getattr(self, f"_read_{name}")(raster, grid)
+        return arrays
+
+    def _read_rgir(self, raster: Raster, grid: Raster) -> dict[str, NDArray[Any]]:
+        values, valid = raster.read(self._described.rgir_bands, like=grid)
+        if values.dtype != np.uint8:
+            raise DataError(f"{raster.path} must be 8-bit, it is {values.dtype}: rescale it as the sensor delivers it")
+        return {"rgir": values} if valid.all() else {"rgir": values, "rgir_valid": valid}
+
+    def _read_ndsm(self, raster: Raster, grid: Raster) -> dict[str, NDArray[Any]]:
+        values, valid = raster.read((1,), like=grid)
+        metres = values.astype(np.float32) * np.float32(self._described.ndsm_scale_m)
+        metres[:, ~valid] = np.nan
+        if not np.isfinite(metres).any():
+            raise DataError(f"{raster.path} holds no height at all: remove the file, or check its nodata value")
+        return {"ndsm": metres.astype(np.float16)}
+
+    def _read_labels(self, raster: Raster, grid: Raster) -> dict[str, NDArray[Any]]:
+        bands = (1, 2, 3) if raster.file.count >= 3 else (1,)
+        values, valid = raster.read(bands, like=grid, nearest=True)
+        if values.dtype != np.uint8:
+            raise DataError(f"{raster.path} must hold 8-bit class indices or colours, it is {values.dtype}")
+        if len(bands) == 3:
+            decoded = decode_colours(values, self.labels)
+            if decoded.unmatched:
+                raise DataError(
+                    f"{raster.path}: {decoded.unmatched} pixels have a colour that is no class, such as "
+                    f"{decoded.example_rgb}: add it to {self.root / DESCRIPTION}, or correct the labels"
+                )
+            found = decoded.labels
+        else:
+            found = values[0]
+            wrong = np.unique(found[valid & (found != IGNORE_INDEX) & (found >= len(self.labels.classes))])
+            if wrong.size:
+                raise DataError(
+                    f"{raster.path}: indices must lie in 0..{len(self.labels.classes) - 1} or be 255, received "
+                    f"{wrong[:5].tolist()}: list every class in {self.root / DESCRIPTION}"
+                )
+        return {"labels": np.where(valid, found, np.uint8(IGNORE_INDEX))}
+
+
+def _describe(root: Path) -> _Description:
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: pass one that holds a folder per scene")
+    path = root / DESCRIPTION
+    if not path.exists():
+        return _Description()
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), type=_Description)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise DataError(f"{path}: {error}: see `python -m train.data.check --help` for an example") from error
