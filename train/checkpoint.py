@@ -27,7 +27,8 @@ from train.config import ModelConfig, TrainConfig
 from train.data.labels import ISPRS_LABELS, LabelSet
 from train.data.synthetic import GSD_RANGE_M
 from train.metrics import Scores
-from train.model import GEMMNet
+from train.system import System
+from train.systems import build
 
 FORMAT = 1
 
@@ -94,7 +95,7 @@ def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> Non
         temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
 
 
-def load(path: Path) -> tuple[GEMMNet, CheckpointInfo]:
+def load(path: Path) -> tuple[System, CheckpointInfo]:
     """The model in eval mode on the CPU, with the averaged (EMA) weights, and its description.
 
     Raises:
@@ -109,6 +110,6 @@ def load(path: Path) -> tuple[GEMMNet, CheckpointInfo]:
         raise ValueError(f"{path} is no checkpoint of `python -m train.run` ({error})") from error
     if info.format != FORMAT:
         raise ValueError(f"{path}: checkpoint format must be {FORMAT}, received {info.format}: train again")
-    model = GEMMNet(info.model)
+    model = build(info.model)
     model.load_state_dict(safetensors.torch.load_file(path))
     return model.eval(), info

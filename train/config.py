@@ -28,6 +28,10 @@ class LossWeights:
     """Weight of L_rec for generator ``cgan`` (eq. 9: adversarial + l1 * L1)."""
     l1: float = 100.0
     """Lambda of eq. 9, inside ``adversarial``."""
+    shared: float = 0.1
+    """Distance of shared features, system ``shaspec``."""
+    modality: float = 0.02
+    """Classification of specific features, system ``shaspec``."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -43,9 +47,14 @@ class ModelConfig:
         ValueError: a width list has the wrong length, or widths do not fit the head count.
     """
 
+    system: Literal["gemmnet", "mmformer", "shaspec"] = "gemmnet"
     classes: int = len(CLASS_NAMES)
     height_curve: Curve = "linear"
     generator: Literal["ae", "cgan"] = "ae"
+    hyfex_attention: bool = True
+    """Transformer at the bottleneck of encoders and generators (eq. 1 and 2); off for ablation."""
+    hyfma_attention: bool = True
+    """Transformer in the fusion of the coarsest scale (eq. 4); off for ablation."""
 
     norm: Literal["instance", "batch"] = "instance"
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
@@ -95,6 +104,14 @@ class ModelConfig:
             )
 
     @property
+    def title(self) -> str:
+        """The system's name in the paper's Table 1."""
+        if self.system != "gemmnet":
+            return {"mmformer": "mmFormer", "shaspec": "ShaSpec"}[self.system]
+        kind = {"ae": "AE", "cgan": "cGAN"}[self.generator]
+        return f"GEMMNet_{kind}" if self.hyfex_attention or self.hyfma_attention else kind
+
+    @property
     def stride_px(self) -> int:
         """Image sides must be a multiple of this: the coarsest grid of encoder and generator."""
         return max(self.stem_stride * 2 ** (len(self.encoder_widths) - 1), 2 ** len(self.generator_widths))
@@ -124,13 +141,17 @@ class TrainConfig:
     discriminator_lr: float = 2e-4
     ema_decay: float = 0.998
     validate_every: int = 500
+    checkpoint_every: int = 100
+    """Steps that a kill can cost at most."""
     rare_share: float = 0.25
     """Share of crops that hold a pixel of a rare class (:func:`train.data.dataset.rare_pixels`)."""
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    """Mixed precision in bfloat16; ``auto`` is on for CUDA devices."""
     seed: int = 0
     weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop_px", "validate_every"):
+        for name in ("steps", "batch", "crop_px", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         for name in ("lr", "discriminator_lr", "clip_norm"):
@@ -151,6 +172,19 @@ class Preset:
 
 
 _PAPER = Preset(model=ModelConfig(), train=TrainConfig(lr=5e-4, ema_decay=0.999))
+
+# The plain baseline: no transformer, no HyFMA, no auxiliary loss of CoLoss.
+_AE = Preset(
+    model=replace(_PAPER.model, hyfex_attention=False, hyfma_attention=False),
+    train=replace(_PAPER.train, weights=LossWeights(scales=0.0, unimodal=0.0)),
+)
+_MMFORMER = Preset(model=replace(_PAPER.model, system="mmformer"), train=replace(_PAPER.train, lr=2e-4))
+_SHASPEC = Preset(model=replace(_PAPER.model, system="shaspec"), train=_PAPER.train)
+
+
+def _cgan(preset: Preset) -> Preset:
+    return replace(preset, model=replace(preset.model, generator="cgan"))
+
 
 _NANO = Preset(
     model=replace(
@@ -192,4 +226,13 @@ _NANO = Preset(
     ),
 )
 
-PRESETS = {"paper": _PAPER, "nano": _NANO}
+PRESETS = {
+    "ae": _AE,
+    "cgan": _cgan(_AE),
+    "paper": _PAPER,
+    "paper-cgan": _cgan(_PAPER),
+    "mmformer": _MMFORMER,
+    "shaspec": _SHASPEC,
+    "nano": _NANO,
+}
+"""The six systems of the paper's Table 1 at the authors' widths (``paper`` is its GEMMNet_AE), and ours."""

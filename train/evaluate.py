@@ -38,8 +38,8 @@ from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, Source, open_source
 from train.metrics import Confusion, Scores
-from train.model import GEMMNet
 from train.predict import EvaluationTile, Predict, imputer, predictor, tiles
+from train.system import System
 
 Input = Literal["generator", "zeros", "mean"]
 
@@ -135,7 +135,7 @@ def usable(scene: Scene) -> bool:
 
 @torch.no_grad()
 def score(
-    model: GEMMNet,
+    model: System,
     ways: Mapping[tuple[Scenario, Input], Predict],
     scenes: Sequence[Scene],
     labels: LabelSet,
@@ -174,7 +174,7 @@ def score(
 
 
 def evaluate(
-    model: GEMMNet,
+    model: System,
     scenes: Sequence[Scene],
     statistics: Mapping[str, tuple[BandStatistics, ...]],
     labels: LabelSet = ISPRS_LABELS,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.contract.sensors import Sensor
 from train.config import ModelConfig, TrainConfig
 from train.data.labels import IGNORE_INDEX
-from train.model import GEMMNetOutput
+from train.system import SENSORS, SystemOutput
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,6 +31,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar; 0 with zero gradient where no pixel is labelled.
     """
+    logits = logits.float()  # under mixed precision the sums below need all their digits
     labels = labels_at(labels, logits.shape[-2:]).long()
     valid = labels != IGNORE_INDEX
     classes = logits.shape[1]
@@ -80,12 +81,12 @@ def reconstruction_l2(synthesised: Tensor, real: Tensor, valid: Tensor) -> Tenso
         real: [N, B, H, W].
         valid: bool [N, H, W]: where the real band was measured.
     """
-    return _masked_mean((synthesised - real).square(), valid)
+    return _masked_mean((synthesised.float() - real).square(), valid)
 
 
 def reconstruction_l1(synthesised: Tensor, real: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute distance over valid pixels: the L1 term of eq. 9. Shapes as :func:`reconstruction_l2`."""
-    return _masked_mean((synthesised - real).abs(), valid)
+    return _masked_mean((synthesised.float() - real).abs(), valid)
 
 
 def adversarial_generator(fake_logits: Tensor) -> Tensor:
@@ -98,6 +99,31 @@ def adversarial_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tenso
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
     return (real + fake) / 2
+
+
+def shared_distance(features: tuple[Tensor, Tensor], available: Tensor) -> Tensor:
+    """Mean absolute distance of the shared features of samples that have both modalities (ShaSpec, section 3.2).
+
+    Args:
+        features: [N, C, h, w] of each modality.
+        available: bool [N, 2].
+    """
+    both = available.all(dim=1)
+    if not bool(both.any()):
+        return features[0].new_zeros(())
+    return (features[0][both] - features[1][both]).abs().mean()
+
+
+def modality_classification(logits: tuple[Tensor, Tensor], available: Tensor) -> Tensor:
+    """Cross-entropy of telling each specific feature's modality, absent ones left out (ShaSpec, section 3.2).
+
+    Args:
+        logits: [N, 2] of each modality.
+        available: bool [N, 2].
+    """
+    flat = torch.cat(logits)
+    target = torch.arange(len(logits), device=flat.device).repeat_interleave(len(available))
+    return F.cross_entropy(flat[available.T.reshape(-1)], target[available.T.reshape(-1)])
 
 
 def _masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -114,7 +140,10 @@ class CoLossTerms:
 
 
 class CoLoss(nn.Module):
-    """L = L_seg(fused) + sum L_seg(u_1..u_4) + L_seg per modality + L_rec, weighted (eq. 6)."""
+    """L = L_seg(fused) + sum L_seg(u_1..u_4) + L_seg per modality + L_rec, weighted (eq. 6).
+
+    A system that lacks an output lacks its term; the two terms of ShaSpec are added for a system that has theirs.
+    """
 
     def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
         super().__init__()
@@ -123,7 +152,7 @@ class CoLoss(nn.Module):
 
     def forward(
         self,
-        output: GEMMNetOutput,
+        output: SystemOutput,
         labels: Tensor,
         valid: Mapping[Sensor, Tensor],
         discriminators: nn.ModuleDict | None = None,
@@ -140,21 +169,33 @@ class CoLoss(nn.Module):
         fused = segmentation_loss(output.logits, labels)
         terms = {"fused": fused}
         total = self.weights.fused * fused
-        for name, logits, weight in (
-            ("scales", output.scale_logits, self.weights.scales),
-            ("unimodal", output.unimodal_logits, self.weights.unimodal),
+        unimodal = [
+            (logits, labels.masked_fill(~output.available[:, i, None, None], IGNORE_INDEX))
+            if output.unimodal_needs_sensor
+            else (logits, labels)
+            for i, logits in enumerate(output.unimodal_logits)
+        ]
+        for name, pairs, weight in (
+            ("scales", [(logits, labels) for logits in output.scale_logits], self.weights.scales),
+            ("unimodal", unimodal, self.weights.unimodal),
         ):
-            if weight > 0:
-                terms[name] = torch.stack([segmentation_loss(one, labels) for one in logits]).sum()
+            if pairs and weight > 0:
+                terms[name] = torch.stack([segmentation_loss(*pair) for pair in pairs]).sum()
                 total = total + weight * terms[name]
         weight = self.weights.adversarial if self.adversarial else self.weights.reconstruction
-        if weight > 0:
+        if output.synthesised is not None and weight > 0:
             terms["reconstruction"] = self._reconstruction(output, valid, discriminators)
             total = total + weight * terms["reconstruction"]
+        if output.shared_features is not None:
+            terms["shared"] = shared_distance(output.shared_features, output.available)
+            total = total + self.weights.shared * terms["shared"]
+        if output.modality_logits is not None:
+            terms["modality"] = modality_classification(output.modality_logits, output.available)
+            total = total + self.weights.modality * terms["modality"]
         return CoLossTerms(total=total, terms=terms)
 
     def _reconstruction(
-        self, output: GEMMNetOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict | None
+        self, output: SystemOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict | None
     ) -> Tensor:
         loss = output.logits.new_zeros(())
         for pair in generated_pairs(output, valid):
@@ -181,13 +222,14 @@ class GeneratedPair:
     synthesised: Tensor
 
 
-def generated_pairs(output: GEMMNetOutput, valid: Mapping[Sensor, Tensor]) -> list[GeneratedPair]:
+def generated_pairs(output: SystemOutput, valid: Mapping[Sensor, Tensor]) -> list[GeneratedPair]:
     """The (rgir, ndsm) pairs of a batch: samples whose source is available and whose target was measured anywhere.
 
     A sensor without such a sample is left out.
     """
+    assert output.synthesised is not None
     pairs = []
-    for i, sensor in enumerate((Sensor.RGIR, Sensor.NDSM)):
+    for i, sensor in enumerate(SENSORS):
         rows = (output.available[:, 1 - i] & valid[sensor].flatten(1).any(dim=1)).nonzero().squeeze(1)
         if len(rows):
             pairs.append(
@@ -202,7 +244,7 @@ def generated_pairs(output: GEMMNetOutput, valid: Mapping[Sensor, Tensor]) -> li
     return pairs
 
 
-def discriminator_loss(output: GEMMNetOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict) -> Tensor:
+def discriminator_loss(output: SystemOutput, valid: Mapping[Sensor, Tensor], discriminators: nn.ModuleDict) -> Tensor:
     """Sum over both sensors of the discriminators' loss (eq. 9); the generators get no gradient from it."""
     loss = output.logits.new_zeros(())
     for pair in generated_pairs(output, valid):

@@ -14,47 +14,21 @@ go in: ``rgir`` uint8 or float [N, 3, H, W] in NIR-R-G order 0..255, ``ndsm`` fl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from engine.contract.sensors import Scenario, Sensor
-from train.blocks import Attention, ConvNormAct, Decoder, Normalise, Stage, TokenMixer, resize
+from engine.contract.sensors import Sensor
+from train.blocks import Attention, ConvNormAct, Decoder, Stage, TokenMixer, resize
 from train.config import ModelConfig
-
-SENSORS = (Sensor.RGIR, Sensor.NDSM)
-"""Order of sensors in every pair below, and of the columns of ``available``."""
-
-
-def availability(scenario: Scenario) -> tuple[bool, bool]:
-    """Which of (rgir, ndsm) a scenario reads: one row of ``available``."""
-    return Sensor.RGIR in scenario.sensors, Sensor.NDSM in scenario.sensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class GEMMNetOutput:
-    """What a forward pass gives. Pairs are in (rgir, ndsm) order; bands are in normalised units.
-
-    The auxiliary logits exist in training mode only, each at its own scale's resolution.
-    """
-
-    logits: Tensor
-    """[N, C, H, W]; softmax is the caller's."""
-    normalised: tuple[Tensor, Tensor]
-    """The real bands, [N, 3, H, W] and [N, 1, H, W]: the generators' targets."""
-    synthesised: tuple[Tensor, Tensor]
-    """The generated bands, same shapes; zeros for samples whose source sensor is absent."""
-    available: Tensor
-    """bool [N, 2]."""
-    scale_logits: tuple[Tensor, ...] = ()
-    """From u_1..u_4, each [N, C, H_i, W_i]."""
-    unimodal_logits: tuple[Tensor, ...] = ()
-    """From each modality's own features, in sensor order."""
+from train.system import SENSORS, System, SystemOutput, of_available
 
 
 class HyFEx(nn.Module):
-    """Hybrid feature extractor: convolutions, then a transformer at the bottleneck (eq. 2)."""
+    """Hybrid feature extractor: convolutions, then a transformer at the bottleneck (eq. 2).
+
+    Without ``config.hyfex_attention`` the transformer is left out (ablation).
+    """
 
     def __init__(
         self,
@@ -75,7 +49,7 @@ class HyFEx(nn.Module):
             stages.append(Stage(config, width, c_out, stride=stride, refinements=count, kernel=size))
             width = c_out
         self.stages = nn.ModuleList(stages)
-        self.mixer = TokenMixer(config, width, maps=1)
+        self.mixer = TokenMixer(config, width, maps=1) if config.hyfex_attention else None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, B, H, W] -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
@@ -83,26 +57,30 @@ class HyFEx(nn.Module):
         for stage in self.stages:
             x = stage(x)
             scales.append(x)
-        return [*scales[:-1], *self.mixer(scales[-1:])]
+        return scales if self.mixer is None else [*scales[:-1], *self.mixer(scales[-1:])]
 
 
 class HyFMA(nn.Module):
-    """Hybrid fusion with multiscale attention: u_1..u_5 of two encoders."""
+    """Hybrid fusion with multiscale attention: u_1..u_5 of two encoders.
+
+    Without ``config.hyfma_attention`` the coarsest scale is fused by convolution as the others are (ablation).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         *fine, coarse = config.encoder_widths
         kernel = config.fusion_kernel
         self.fuse = nn.ModuleList(ConvNormAct(config, 2 * c, c, kernel=kernel) for c in fine)
-        self.mixer = TokenMixer(config, coarse, maps=2)
+        self.mixer = TokenMixer(config, coarse, maps=2) if config.hyfma_attention else None
         self.merge = ConvNormAct(config, 2 * coarse, coarse, kernel=1)
 
     def forward(self, scales_a: Sequence[Tensor], scales_b: Sequence[Tensor]) -> list[Tensor]:
         """Five scales of each modality -> u_1..u_5, same shapes."""
         pairs = zip(self.fuse, scales_a[:-1], scales_b[:-1], strict=True)
         fine = [fuse(torch.cat((a, b), dim=1)) for fuse, a, b in pairs]  # u_1..u_4 (eq. 3)
-        coarse = self.merge(torch.cat(self.mixer((scales_a[-1], scales_b[-1])), dim=1))  # u_5 (eq. 4)
-        return [*fine, coarse]
+        coarsest = [scales_a[-1], scales_b[-1]]
+        mixed = coarsest if self.mixer is None else self.mixer(coarsest)
+        return [*fine, self.merge(torch.cat(mixed, dim=1))]  # u_5 (eq. 4)
 
 
 class Generator(nn.Module):
@@ -164,15 +142,20 @@ class UnimodalDecoder(nn.Module):
         return self.head(self.decoder(scales))
 
 
-class GEMMNet(nn.Module):
-    """The network; see the module docstring. Sides must be a multiple of ``config.stride_px``."""
+class GEMMNet(System):
+    """The network; see the module docstring. Sides must be a multiple of ``config.stride_px``.
+
+    With both attentions off and the auxiliary losses at zero (presets ``ae`` and ``cgan``) it is the paper's plain
+    baseline: a generator in front of a U-Net with two encoders. Ours has the same convolutions as the GEMMNet it is
+    compared with, so that the table shows what HyFEx, HyFMA and CoLoss add and nothing else.
+
+    Departures from the paper (section 3): the tokens of the two modalities are kept apart before they become places
+    again, position embeddings are interpolated to other sizes, and each sample of a batch has its own mask.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        specs = config.sensor_specs
-        bands = [len(spec.bands) for spec in specs]
-        self.normalise = nn.ModuleDict({spec.sensor: Normalise(spec.bands) for spec in specs})
+        super().__init__(config)
+        bands = [len(spec.bands) for spec in config.sensor_specs]
         # Keyed by what comes out: generator["ndsm"] reads rgir.
         self.generator = nn.ModuleDict(
             {
@@ -201,20 +184,9 @@ class GEMMNet(nn.Module):
         heads = [UnimodalDecoder(config)] if shared else [LinearHead(config) for _ in SENSORS]
         self.unimodal_heads = nn.ModuleList(heads)
 
-    def forward(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> GEMMNetOutput:
-        """Each sample by its own mask.
-
-        Args:
-            rgir: [N, 3, H, W]; read only where available[:, 0].
-            ndsm: [N, 1, H, W], finite where it is read: where available[:, 1].
-            available: bool [N, 2].
-
-        Raises:
-            ValueError: a sample has no sensor, or the sides do not fit the stride.
-        """
-        if not bool(available.any(dim=1).all()):
-            raise ValueError("each sample needs at least one available sensor, received one with none")
-        real = (self.normalise[Sensor.RGIR](rgir), self.normalise[Sensor.NDSM](ndsm))
+    def forward(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> SystemOutput:
+        """Each sample by its own mask; see :meth:`train.system.System.forward`."""
+        real = self.real(rgir, ndsm, available)
         synthesised = (
             self._synthesise(Sensor.RGIR, real[1], available[:, 1], like=real[0]),
             self._synthesise(Sensor.NDSM, real[0], available[:, 0], like=real[1]),
@@ -226,7 +198,7 @@ class GEMMNet(nn.Module):
         if self.training:
             scale_logits = tuple(head(u) for head, u in zip(self.scale_heads, fused, strict=False))
             unimodal_logits = tuple(self.unimodal_heads[i % len(self.unimodal_heads)](scales[i]) for i in range(2))
-        return GEMMNetOutput(
+        return SystemOutput(
             logits=logits,
             normalised=real,
             synthesised=synthesised,
@@ -237,33 +209,29 @@ class GEMMNet(nn.Module):
 
     def forward_full(self, rgir: Tensor, ndsm: Tensor) -> Tensor:
         """Both sensors alive, no mask and no generator: logits [N, C, H, W]."""
-        return self._segment(self.normalise[Sensor.RGIR](rgir), self.normalise[Sensor.NDSM](ndsm))[0]
+        return self._segment(self.bands(Sensor.RGIR, rgir), self.bands(Sensor.NDSM, ndsm))[0]
 
     def forward_missing_ndsm(self, rgir: Tensor) -> tuple[Tensor, Tensor]:
         """RGIR alone: logits [N, C, H, W] and the synthesised nDSM [N, 1, H, W], normalised."""
-        real = self.normalise[Sensor.RGIR](rgir)
+        real = self.bands(Sensor.RGIR, rgir)
         synthesised = self.generator[Sensor.NDSM](real)
         return self._segment(real, synthesised)[0], synthesised
 
     def forward_missing_rgir(self, ndsm: Tensor) -> tuple[Tensor, Tensor]:
         """nDSM alone: logits [N, C, H, W] and the synthesised RGIR [N, 3, H, W], normalised."""
-        real = self.normalise[Sensor.NDSM](ndsm)
+        real = self.bands(Sensor.NDSM, ndsm)
         synthesised = self.generator[Sensor.RGIR](real)
         return self._segment(synthesised, real)[0], synthesised
 
+    def auxiliary(self) -> tuple[nn.Module, ...]:
+        """The heads of single scales and modalities."""
+        return self.scale_heads, self.unimodal_heads
+
     def _synthesise(self, target: Sensor, source: Tensor, alive: Tensor, *, like: Tensor) -> Tensor:
-        # Only samples whose source is alive pass the generator: an absent sensor reaches neither the
-        # output nor the batch statistics.
-        rows = alive.nonzero().squeeze(1)
-        if len(rows) == 0:
-            return torch.zeros_like(like)
-        made = self.generator[target](source[rows])
-        return made if len(rows) == len(source) else torch.zeros_like(like).index_copy(0, rows, made)
+        made = of_available(lambda bands: [self.generator[target](bands)], source, alive)
+        return torch.zeros_like(like) if made is None else made[0]
 
     def _segment(self, rgir: Tensor, ndsm: Tensor) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]], list[Tensor]]:
-        stride = self.config.stride_px
-        if rgir.shape[-2] % stride or rgir.shape[-1] % stride:
-            raise ValueError(f"sides must be multiples of {stride} px, received {tuple(rgir.shape[-2:])}")
         scales = (self.encoder[Sensor.RGIR](rgir), self.encoder[Sensor.NDSM](ndsm))
         fused = self.fusion(*scales)  # u_1..u_5
         logits = self.head(self.decoder(fused))  # eq. 5
@@ -302,12 +270,6 @@ def discriminators(config: ModelConfig) -> nn.ModuleDict:
             Sensor.NDSM: PatchDiscriminator(config, rgir, ndsm),
         }
     )
-
-
-def deployable_parameters(model: GEMMNet) -> int:
-    """Parameters that at least one exported graph holds: everything but the training-only heads."""
-    auxiliary = {id(p) for m in (model.scale_heads, model.unimodal_heads) for p in m.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in auxiliary)
 
 
 def count_macs(module: nn.Module, call: Callable[[], object]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.contract.sensors import Scenario, Sensor
 from train.data.labels import IGNORE_INDEX
 from train.data.scenes import Scene
-from train.model import GEMMNet
+from train.system import System
 
 TILE_PX, HALO_PX = 512, 32
 """Windows of a large scene and the border of each that is not counted, as in flight."""
@@ -24,7 +24,7 @@ Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(rgir [N, 3, H, W], ndsm [N, 1, H, W]) -> logits [N, C, H, W] and the synthesised sensor, normalised, if any."""
 
 
-def predictor(model: GEMMNet, scenario: Scenario) -> Predict:
+def predictor(model: System, scenario: Scenario) -> Predict:
     """The scenario's own path; the missing sensor is not touched."""
     match scenario:
         case Scenario.FULL:
@@ -35,7 +35,7 @@ def predictor(model: GEMMNet, scenario: Scenario) -> Predict:
             return lambda rgir, ndsm: model.forward_missing_rgir(ndsm)
 
 
-def imputer(model: GEMMNet, scenario: Scenario, constant: Mapping[Sensor, Tensor]) -> Predict:
+def imputer(model: System, scenario: Scenario, constant: Mapping[Sensor, Tensor]) -> Predict:
     """The full path with the missing sensor replaced by a constant per band: a runtime without generators.
 
     Args:

@@ -19,8 +19,8 @@ from train import checkpoint
 from train.checkpoint import CheckpointInfo
 from train.data.labels import LabelSet
 from train.data.scenes import Scene
-from train.model import GEMMNet
 from train.predict import tiles
+from train.system import System
 
 if TYPE_CHECKING:
     from train.evaluate import Result
@@ -144,7 +144,7 @@ def charts(results: Sequence[Result], labels: LabelSet, path: Path) -> None:
 
 
 @torch.no_grad()
-def panel(model: GEMMNet, scene: Scene, labels: LabelSet, path: Path) -> None:
+def panel(model: System, scene: Scene, labels: LabelSet, path: Path) -> None:
     """Inputs, synthesised bands, truth and the three maps of a scene's first tile (the paper's Figure 4)."""
     tile = next(tiles(scene))
     device = next(model.parameters()).device
@@ -183,13 +183,12 @@ def panel(model: GEMMNet, scene: Scene, labels: LabelSet, path: Path) -> None:
 
 
 def write(
-    folder: Path, results: Sequence[Result], info: CheckpointInfo, *, source: str, model: GEMMNet, scene: Scene
+    folder: Path, results: Sequence[Result], info: CheckpointInfo, *, source: str, model: System, scene: Scene
 ) -> None:
     """metrics.csv, table.md, charts.png and panel.png, each whole or not at all."""
-    system = f"GEMMNet_{'AE' if info.model.generator == 'ae' else 'cGAN'}"
     for name, text in (
         ("metrics.csv", as_csv(results, info.labels)),
-        ("table.md", table_1({system: results}, source)),
+        ("table.md", table_1({info.model.title: results}, source)),
     ):
         with checkpoint.replacing(folder / name) as temporary:
             temporary.write_text(text)

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, Source, open_source
+from train.distributed import Group, joined
 from train.evaluate import score, usable
 from train.metrics import Scores
 from train.predict import predictor, tiles
@@ -61,16 +62,23 @@ class Run:
     statistics: Mapping[str, tuple[BandStatistics, ...]]
     workers: int
     command: str
+    group: Group
 
     def train(self) -> bool:
         """Run to the last step; True when finished, False when stopped by a signal. Saves either way."""
         trainer, config = self.trainer, self.trainer.preset.train
         loader = self._loader(trainer.done_steps)
-        metrics: dict[Scenario, Scores] = {}
         with (
-            SummaryWriter(self.out) as board,
+            SummaryWriter(self.out) if self.group.leads else nullcontext() as board,
             _stop_requests() as stop,
-            tqdm(total=config.steps, initial=trainer.done_steps, desc="training", unit="step", smoothing=0.05) as bar,
+            tqdm(
+                total=config.steps,
+                initial=trainer.done_steps,
+                desc="training",
+                unit="step",
+                smoothing=0.05,
+                disable=not self.group.leads,
+            ) as bar,
         ):
             smoothed, window_start, window_steps = None, time.perf_counter(), 0
             for batch in loader:
@@ -85,16 +93,18 @@ class Run:
                     window_start, window_steps = now, 0
                     bar.set_postfix(loss=f"{smoothed:.3f}", lr=f"{logged['lr']:.1e}", samples_s=f"{rate:.1f}")
                     for name, value in (logged | {"samples_per_second": rate}).items():
-                        board.add_scalar(f"train/{name}", value, step)
-                last = step == config.steps or stop()
+                        if board is not None:
+                            board.add_scalar(f"train/{name}", value, step)
+                last = self.group.any(stop()) or step == config.steps
                 if step % config.validate_every == 0 or step == config.steps:
-                    metrics = self.validate(board)
-                    self.save(metrics)
+                    if board is not None:
+                        self.save(self.validate(board))
                     window_start, window_steps = time.perf_counter(), 0
-                elif last:
+                elif board is not None and (last or step % config.checkpoint_every == 0):
                     self.save({})
                 if last:
                     break
+            self.group.wait()
         return trainer.done_steps >= config.steps
 
     def validate(self, board: SummaryWriter) -> dict[Scenario, Scores]:
@@ -171,8 +181,8 @@ class Run:
         )
         return DataLoader(
             data,
-            batch_size=config.batch,
-            sampler=range(done_steps * config.batch, len(data)),
+            batch_size=config.batch // self.group.size,
+            sampler=self.group.part(done_steps * config.batch, len(data), config.batch),
             num_workers=self.workers,
             worker_init_fn=_prepare_worker,
             persistent_workers=self.workers > 0,
@@ -218,22 +228,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="peak learning rate (the preset's)")
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation (0)")
     parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
+    parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bfloat16 where it is fast (auto), on, or off")
     parser.add_argument("--validation-scenes", type=int, default=16, help="of the procedural ones (16)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="ways to split a step (CPU cores)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
     return parser.parse_args(argv)
 
 
-def prepare(options: argparse.Namespace, command: str) -> Run:
+def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> Run:
     """Fill the scene cache and build the run that the options ask for.
 
     Raises:
         ValueError: the options do not fit each other, the model, or the run to resume.
     """
+    group = group or Group()
     preset = PRESETS[options.preset]
     overrides = {
         name: getattr(options, name)
-        for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every")
+        for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every", "amp")
         if getattr(options, name) is not None
     }
     source = source_of(options)
@@ -265,17 +277,21 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
         if info.model != preset.model:
             raise ValueError(f"--init needs a checkpoint of the same model; {options.init} holds {info.model}")
 
+    if not group.leads:
+        group.wait()  # the first process prepares scenes for all
     validation = tuple(filter(usable, source.split("validation")))
     if not validation:
         raise DataError(f"{source.name}: validation needs a scene with labels and both sensors, received none")
     scenes = source.split("train")
+    if group.leads:
+        group.wait()
     statistics = {
         sensor: tuple(BandStatistics(mean=mean, std=std) for mean, std in bands)
         for sensor, bands in band_statistics(scenes[:STATISTICS_SCENES]).items()
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
-    trainer = Trainer(preset, device, threads=threads)
+    trainer = Trainer(preset, device, threads=threads, group=group)
     if initial is not None:
         trainer.start_from(initial.state_dict())
     if options.resume:
@@ -289,6 +305,7 @@ def prepare(options: argparse.Namespace, command: str) -> Run:
         statistics=statistics,
         workers=options.workers,
         command=command,
+        group=group,
     )
 
 
@@ -310,8 +327,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     options = parse(argv)
     command = shlex.join(["python", "-m", "train.run", *(sys.argv[1:] if argv is None else argv)])
+    with joined() as group:
+        return _run(options, command, group)
+
+
+def _run(options: argparse.Namespace, command: str, group: Group) -> int:
     try:
-        prepared = prepare(options, command)
+        prepared = prepare(options, command, group)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -326,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
     if not finished:
         print(f"stopped; go on with: {command}{'' if options.resume else ' --resume'}", file=sys.stderr)
         return 130
-    print(f"done: {options.out / 'best.safetensors'}")
+    if group.leads:
+        print(f"done: {options.out / 'best.safetensors'}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from engine.contract.sensors import Sensor
 from train.config import Preset, TrainConfig
+from train.distributed import Group
 from train.losses import CoLoss, discriminator_loss
-from train.model import GEMMNet, discriminators
+from train.model import discriminators
+from train.system import System
+from train.systems import build
 
 
 class TrainingDivergedError(RuntimeError):
@@ -58,14 +61,6 @@ class Gradients:
     logged: dict[str, float]
 
 
-def _assign_mean(
-    parameters: Iterable[nn.Parameter], parts: Sequence[tuple[Tensor | None, ...]], shares: Sequence[float]
-) -> None:
-    for parameter, *gradients in zip(parameters, *parts, strict=True):
-        found = [g * share for g, share in zip(gradients, shares, strict=True) if g is not None]
-        parameter.grad = sum(found[1:], found[0]) if found else None
-
-
 class Trainer:
     """Model, average, discriminators and optimisers; one :meth:`step` at a time.
 
@@ -77,13 +72,14 @@ class Trainer:
         device: where to train.
         threads: how many ways to split a step; 1 leaves the parallelism to torch. With dropout (preset ``paper``)
             several threads draw in no fixed order, so only ``threads=1`` resumes bit for bit there.
+        group: the processes that train together, each with its own part of a batch.
     """
 
-    def __init__(self, preset: Preset, device: torch.device, *, threads: int = 1) -> None:
-        self.preset, self.device = preset, device
+    def __init__(self, preset: Preset, device: torch.device, *, threads: int = 1, group: Group | None = None) -> None:
+        self.preset, self.device, self.group = preset, device, group or Group()
         torch.manual_seed(preset.train.seed)
         # channels_last is what oneDNN and cuDNN convolve in anyway; it saves the reorders.
-        self.model = GEMMNet(preset.model).to(device, memory_format=torch.channels_last)
+        self.model = build(preset.model).to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.loss = CoLoss(preset.model, preset.train)
         self.optimizer = torch.optim.AdamW(
@@ -91,11 +87,13 @@ class Trainer:
         )
         self.judges: nn.ModuleDict | None = None
         self.judge_optimizer: torch.optim.Optimizer | None = None
-        if preset.model.generator == "cgan":
+        if preset.model.generator == "cgan" and preset.model.system == "gemmnet":
             self.judges = discriminators(preset.model).to(device)
             self.judge_optimizer = torch.optim.Adam(
                 self.judges.parameters(), lr=preset.train.discriminator_lr, betas=(0.5, 0.999)
             )
+        # bfloat16 has float32's range: no loss scaling. CPUs without AMX would only emulate it.
+        self.mixed = device.type == "cuda" if preset.train.amp == "auto" else preset.train.amp == "bf16"
         if threads > 1:
             torch.set_num_threads(1)
         # A replica shares every parameter with the model and owns its batch statistics; the model's are kept.
@@ -128,7 +126,8 @@ class Trainer:
             name: sum(result.logged.get(name, 0.0) * share for result, share in zip(results, shares, strict=True))
             for name in results[0].logged
         }
-        _assign_mean(self.model.parameters(), [result.model for result in results], shares)
+        logged = self.group.mean(logged)
+        self._assign_mean(self.model, [result.model for result in results], shares)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         logged |= {"gradient_norm": float(norm), "lr": lr}
         if not (math.isfinite(logged["total"]) and math.isfinite(logged["gradient_norm"])):
@@ -138,24 +137,38 @@ class Trainer:
             )
         self.optimizer.step()
         if self.judges is not None and self.judge_optimizer is not None:
-            _assign_mean(self.judges.parameters(), [result.judges for result in results], shares)
+            self._assign_mean(self.judges, [result.judges for result in results], shares)
             self.judge_optimizer.step()
         update_average(self.average, self.model, config.ema_decay, self.done_steps)
         self.done_steps += 1
         return logged
 
-    def _gradients(self, model: GEMMNet, batch: Mapping[str, Tensor]) -> Gradients:
+    def _assign_mean(
+        self, module: nn.Module, parts: Sequence[tuple[Tensor | None, ...]], shares: Sequence[float]
+    ) -> None:
+        """Give the parameters the mean gradient of this process's parts, and of all processes."""
+        parameters = list(module.parameters())
+        means: list[Tensor | None] = []
+        for gradients in zip(*parts, strict=True):
+            found = [g * share for g, share in zip(gradients, shares, strict=True) if g is not None]
+            means.append(sum(found[1:], found[0]) if found else None)
+        for parameter, mean in zip(parameters, self.group.mean_gradients(means, parameters), strict=True):
+            parameter.grad = mean
+
+    def _gradients(self, model: System, batch: Mapping[str, Tensor]) -> Gradients:
         item = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        output = model.train()(item["rgir"], item["ndsm"], item["available"])
         valid = {sensor: item[f"{sensor}_valid"] for sensor in Sensor}
-        loss = self.loss(output, item["labels"], valid, self.judges)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            output = model.train()(item["rgir"], item["ndsm"], item["available"])
+            loss = self.loss(output, item["labels"], valid, self.judges)
         logged = {name: float(term.detach()) for name, term in loss.terms.items()}
         logged["total"] = float(loss.total.detach())
         # Asked for the network's parameters alone, so the adversarial term leaves the discriminators as they are.
         gradients = torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True)
         judge_gradients: tuple[Tensor | None, ...] = ()
         if self.judges is not None:
-            judge_loss = discriminator_loss(output, valid, self.judges)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+                judge_loss = discriminator_loss(output, valid, self.judges)
             logged["discriminator"] = float(judge_loss.detach())
             judge_gradients = torch.autograd.grad(judge_loss, list(self.judges.parameters()), allow_unused=True)
         return Gradients(model=gradients, judges=judge_gradients, logged=logged)

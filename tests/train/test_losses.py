@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,15 @@ from train.losses import (
     discriminator_loss,
     generated_pairs,
     labels_at,
+    modality_classification,
     reconstruction_l1,
     reconstruction_l2,
     segmentation_loss,
+    shared_distance,
     weighted_cross_entropy,
 )
 from train.model import GEMMNet, discriminators
+from train.systems import build
 
 NANO = PRESETS["nano"]
 
@@ -158,6 +162,55 @@ def test_discriminator_loss_does_not_reach_the_generators(forward):
     into_model = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
     assert all(gradient is None for gradient in into_model)
     assert all(gradient is not None for gradient in torch.autograd.grad(loss, list(judges.parameters())))
+
+
+def test_shared_features_are_drawn_together_only_where_both_sensors_are():
+    a, b = torch.zeros(3, 2, 4, 4), torch.ones(3, 2, 4, 4)
+    b[1], b[2] = 100.0, 3.0
+    available = torch.tensor([[True, True], [True, False], [True, True]])
+    assert float(shared_distance((a, b), available)) == pytest.approx(2.0)
+    assert float(shared_distance((a, b), torch.tensor([[True, False]] * 3))) == 0
+
+
+def test_modality_classification_leaves_absent_modalities_out():
+    logits = torch.tensor([[2.0, 0.0], [50.0, -50.0]]), torch.tensor([[0.0, 1.0], [9.0, 0.0]])
+    available = torch.tensor([[True, True], [False, True]])
+    expected = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1)), math.log(1 + math.exp(9))]
+    assert float(modality_classification(logits, available)) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "terms"),
+    [
+        ("ae", {"fused", "reconstruction"}),
+        ("mmformer", {"fused", "scales", "unimodal"}),
+        ("shaspec", {"fused", "shared", "modality"}),
+    ],
+)
+def test_each_system_is_trained_by_its_own_terms_and_they_reach_all_its_parameters(preset, terms):
+    chosen = PRESETS[preset]
+    torch.manual_seed(0)
+    model = build(replace(chosen.model, token_width=32, token_heads=4, position_grid=4)).train()
+    rgir, ndsm = torch.randint(0, 256, (3, 3, 64, 64)), torch.rand(3, 1, 64, 64) * 10
+    output = model(rgir, ndsm, torch.tensor([[True, True], [True, False], [False, True]]))
+    valid = dict.fromkeys(Sensor, torch.ones(3, 64, 64, dtype=torch.bool))
+    found = CoLoss(chosen.model, chosen.train)(output, torch.randint(0, 6, (3, 64, 64)), valid)
+    assert set(found.terms) == terms
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(found.total, list(named.values()), allow_unused=True)
+    idle = {name.split(".")[0] for name, g in zip(named, gradients, strict=True) if g is None}
+    assert idle == ({"scale_heads", "unimodal_heads"} if preset == "ae" else set())
+
+
+def test_a_missing_sensor_gets_no_unimodal_loss_where_nothing_is_synthesised():
+    torch.manual_seed(0)
+    model = build(replace(PRESETS["mmformer"].model, token_width=32, token_heads=4, position_grid=4)).train()
+    rgir, ndsm = torch.randint(0, 256, (2, 3, 64, 64)), torch.rand(2, 1, 64, 64) * 10
+    output = model(rgir, ndsm, torch.tensor([[True, False], [True, False]]))
+    labels = torch.randint(0, 6, (2, 64, 64))
+    valid = dict.fromkeys(Sensor, torch.ones(2, 64, 64, dtype=torch.bool))
+    found = CoLoss(PRESETS["mmformer"].model, PRESETS["mmformer"].train)(output, labels, valid)
+    torch.testing.assert_close(found.terms["unimodal"], segmentation_loss(output.unimodal_logits[0], labels))
 
 
 def test_cgan_without_discriminators_is_refused(forward):

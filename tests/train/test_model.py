@@ -9,14 +9,18 @@ from engine.contract.bands import ndsm_spec, normalise, rgir_spec
 from engine.contract.sensors import Scenario
 from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer
 from train.config import PRESETS, ModelConfig
-from train.model import GEMMNet, availability, count_macs, deployable_parameters
+from train.model import GEMMNet, count_macs
+from train.system import availability
+from train.systems import build
 
 ALL_SCENARIOS = torch.tensor([availability(scenario) for scenario in Scenario])
 SMALL = {
     "nano": PRESETS["nano"].model,
-    "paper": replace(
-        PRESETS["paper"].model, token_width=32, token_heads=4, token_mlp=32, generator_widths=(8, 8, 16, 16)
-    ),
+    **{
+        name: replace(preset.model, token_width=32, token_heads=4, token_mlp=32, generator_widths=(8, 8, 16, 16))
+        for name, preset in PRESETS.items()
+        if name != "nano"
+    },
 }
 
 
@@ -25,10 +29,10 @@ def scene(n: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.rand(n, 1, side, side) * 20 - 1
 
 
-@pytest.fixture(scope="module", params=["nano", "paper"])
+@pytest.fixture(scope="module", params=["nano", "paper", "ae", "mmformer", "shaspec"])
 def model(request):
     torch.manual_seed(0)
-    net = GEMMNet(SMALL[request.param])
+    net = build(SMALL[request.param])
     rgir, ndsm = scene()
     for _ in range(3):  # batch statistics of their own, so that eval mode is not the identity
         net.train()(rgir, ndsm, ALL_SCENARIOS)
@@ -51,13 +55,17 @@ def test_export_paths_equal_the_masked_forward(model):
         no_rgir, made_rgir = model.forward_missing_rgir(ndsm)
     expected = torch.stack([full[0], no_ndsm[1], no_rgir[2]])
     torch.testing.assert_close(masked.logits, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(masked.synthesised[1][:2], made_ndsm[:2], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(masked.synthesised[0][[0, 2]], made_rgir[[0, 2]], atol=1e-5, rtol=1e-4)
+    if masked.synthesised is None:
+        assert (made_ndsm, made_rgir) == (None, None)
+    else:
+        torch.testing.assert_close(masked.synthesised[1][:2], made_ndsm[:2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(masked.synthesised[0][[0, 2]], made_rgir[[0, 2]], atol=1e-5, rtol=1e-4)
     assert masked.logits.shape == (3, 6, 64, 64)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_absent_sensor_reaches_neither_outputs_nor_batch_statistics(training):
+@pytest.mark.parametrize("preset", ["nano", "mmformer", "shaspec"])
+def test_an_absent_sensor_reaches_neither_outputs_nor_batch_statistics(preset, training):
     rgir, ndsm = scene()
     garbage_rgir, garbage_ndsm = rgir.float(), ndsm.clone()
     garbage_ndsm[1] = float("nan")  # absent in missing_ndsm
@@ -65,11 +73,11 @@ def test_an_absent_sensor_reaches_neither_outputs_nor_batch_statistics(training)
     results = []
     for inputs in ((rgir.float(), ndsm), (garbage_rgir, garbage_ndsm)):
         torch.manual_seed(0)
-        net = GEMMNet(SMALL["nano"]).train(training)
+        net = build(replace(SMALL[preset], norm="batch", dropout=0.0)).train(training)
         output = net(*inputs, ALL_SCENARIOS)
         results.append((output, net.state_dict()))
     (clean, clean_state), (dirty, dirty_state) = results
-    for name in ("logits", "scale_logits", "unimodal_logits", "synthesised"):
+    for name in ("logits", "scale_logits", "unimodal_logits", "synthesised", "shared_features", "modality_logits"):
         torch.testing.assert_close(getattr(dirty, name), getattr(clean, name), atol=0, rtol=0)
     torch.testing.assert_close(dirty_state, clean_state, atol=0, rtol=0)
 
@@ -95,7 +103,9 @@ def test_a_model_runs_on_sizes_it_was_not_trained_on(model, side):
     rgir, ndsm = scene(1, side)
     with torch.no_grad():
         assert model.forward_full(rgir, ndsm).shape == (1, 6, side, side)
-        assert model.forward_missing_rgir(ndsm)[1].shape == (1, 3, side, side)
+        logits, made = model.forward_missing_rgir(ndsm)
+    assert logits.shape == (1, 6, side, side)
+    assert made is None or made.shape == (1, 3, side, side)
 
 
 def test_a_learned_position_keeps_its_values_on_its_grid_and_its_corners_beyond():
@@ -170,10 +180,33 @@ def test_presets_stay_within_their_budget_at_512_px(preset, parameters, full_gma
     with torch.device("meta"):
         net = GEMMNet(PRESETS[preset].model).eval()
         rgir, ndsm = torch.empty(1, 3, 512, 512), torch.empty(1, 1, 512, 512)
-    assert parameters[0] < deployable_parameters(net) < parameters[1]
+    assert parameters[0] < net.deployable_parameters() < parameters[1]
     assert full_gmac[0] < count_macs(net, lambda: net.forward_full(rgir, ndsm)) / 1e9 < full_gmac[1]
     for call in (lambda: net.forward_missing_ndsm(rgir), lambda: net.forward_missing_rgir(ndsm)):
         assert missing_gmac[0] < count_macs(net, call) / 1e9 < missing_gmac[1]
+
+
+@pytest.mark.parametrize("switch", ["hyfex_attention", "hyfma_attention"])
+def test_an_ablation_removes_its_transformer_and_nothing_else(switch):
+    def layers(config: ModelConfig) -> list[str]:
+        return [name for name, module in build(config).named_modules() if isinstance(module, TokenMixer)]
+
+    whole, ablated = layers(SMALL["nano"]), layers(replace(SMALL["nano"], **{switch: False}))
+    fusion = [name for name in whole if name.startswith("fusion")]
+    assert len(whole) == 5  # two encoders, two generators, one fusion
+    assert set(whole) - set(ablated) == (set(fusion) if switch == "hyfma_attention" else set(whole) - set(fusion))
+
+
+def test_auxiliary_modules_are_in_no_exported_path():
+    for preset in ("nano", "paper", "mmformer", "shaspec"):
+        net = build(SMALL[preset]).eval()
+        for module in net.auxiliary():
+            for parameter in module.parameters():
+                parameter.data.fill_(float("nan"))
+        rgir, ndsm = scene(1)
+        with torch.no_grad():
+            answers = net.forward_full(rgir, ndsm), net.forward_missing_ndsm(rgir)[0], net.forward_missing_rgir(ndsm)[0]
+        assert all(torch.isfinite(logits).all() for logits in answers), preset
 
 
 def test_nano_holds_only_layers_that_deploy_well():

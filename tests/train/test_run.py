@@ -2,6 +2,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.contract.sensors import Scenario, Sensor
 from tests.train.scenes import toy_scene
 from train import checkpoint, evaluate, run
 from train import predict as predict_module
+from train.checkpoint import CheckpointInfo
 from train.config import PRESETS, LossWeights, Preset, TrainConfig
 from train.data.procedural import FIRST_SEED
-from train.model import availability
+from train.distributed import Group
+from train.system import availability
 from train.trainer import Trainer, learning_rate, update_average
 
 CPU = torch.device("cpu")
@@ -154,6 +159,89 @@ def test_threads_give_the_mean_gradient_of_their_parts():
     assert logged["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
     shared = zip(trainer.replicas[0].parameters(), trainer.replicas[1].parameters(), strict=True)
     assert all(a is b for a, b in shared)
+
+
+def test_two_processes_train_as_two_threads_do(cache, tmp_path):
+    alone, together = tmp_path / "threads", tmp_path / "processes"
+    assert run.main([*options(cache, alone), "--threads", "2"]) == 0
+    torch.set_num_threads(1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "train.run", *options(cache, together)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: ") == 1
+    expected = safetensors.torch.load_file(alone / "last.safetensors")
+    found = safetensors.torch.load_file(together / "last.safetensors")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    assert Group(rank=1, size=2).part(4, 12, 4) == [6, 7, 10, 11]
+    with pytest.raises(ValueError, match="multiple of the 2 processes, received 3"):
+        Group(rank=0, size=2).part(0, 6, 3)
+
+
+def test_mixed_precision_trains_close_to_float32():
+    losses = {}
+    for amp in ("off", "bf16"):
+        preset = replace(PRESETS["nano"], train=TrainConfig(steps=8, batch=3, crop_px=64, amp=amp))
+        trainer = Trainer(preset, CPU)
+        assert trainer.mixed is (amp == "bf16")
+        losses[amp] = [trainer.step(batch(3))["total"] for _ in range(8)]
+    assert losses["bf16"] != losses["off"]
+    assert losses["bf16"][-1] == pytest.approx(losses["off"][-1], rel=0.1)
+    assert losses["bf16"][-1] < losses["bf16"][0]
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(cache, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def dying_step(trainer, samples):
+        if trainer.done_steps == 3:
+            raise SystemExit(9)  # what a kill leaves behind: nothing is saved on the way out
+        return step(trainer, samples)
+
+    monkeypatch.setattr(Trainer, "step", dying_step)
+    monkeypatch.setitem(
+        PRESETS, "nano", replace(PRESETS["nano"], train=replace(PRESETS["nano"].train, checkpoint_every=1))
+    )
+    arguments = [*options(cache, tmp_path), "--validate-every", "4"]
+    with pytest.raises(SystemExit):
+        run.main(arguments)
+    assert checkpoint.load(tmp_path / "last.safetensors")[1].step == 3
+    monkeypatch.setattr(Trainer, "step", step)
+    assert run.main([*arguments, "--resume"]) == 0
+
+
+def test_tensorboard_gets_losses_scores_and_a_picture(finished):
+    events = EventAccumulator(str(finished), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("validation/full/mF1")] == [2, 4]
+    pictures = events.Images("validation/scene")
+    assert [event.step for event in pictures] == [2, 4]
+    assert (pictures[0].width, pictures[0].height) == (4 * 128, 2 * 128)  # 96 px, mirrored up to 128
+
+
+@pytest.mark.parametrize("preset", ["ae", "cgan", "mmformer", "shaspec"])
+def test_every_system_trains_a_step_and_loads_again(preset, tmp_path):
+    chosen = PRESETS[preset]
+    small = replace(chosen.model, token_width=32, token_heads=4, position_grid=4, discriminator_widths=(8, 8))
+    trainer = Trainer(Preset(model=small, train=chosen.train), CPU)
+    assert np.isfinite(trainer.step(batch(3))["total"])
+    info = CheckpointInfo(
+        model=small, train=chosen.train, sensors=small.sensor_specs, statistics={}, dataset="", step=1, metrics={},
+        command="", tools={},
+    )  # fmt: skip
+    checkpoint.save(tmp_path / "x.safetensors", trainer.average.state_dict(), info)
+    model, found = checkpoint.load(tmp_path / "x.safetensors")
+    assert found == info
+    samples = batch(1)
+    with torch.no_grad():
+        expected = trainer.average.forward_missing_ndsm(samples["rgir"])[0]
+        # channels_last and contiguous weights add up in another order
+        torch.testing.assert_close(model.forward_missing_ndsm(samples["rgir"])[0], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_cgan_updates_network_and_discriminators_and_restores_both():

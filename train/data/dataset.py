@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train.data.augment import augment_height, augment_optical
 from train.data.scenes import Scene, Window
-from train.model import availability
+from train.system import availability
 
 RARE_BELOW = 0.03
 """A counted class with a smaller share of the labelled pixels is rare: cars, in every city so far."""

@@ -1,0 +1,43 @@
+import csv
+
+import pytest
+
+from tests.train.scenes import toy_scene
+from train import benchmark, checkpoint
+from train.data.procedural import FIRST_SEED
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    cache = tmp_path / "cache"
+    for seed in (0, 1, FIRST_SEED["validation"], FIRST_SEED["test"]):
+        toy_scene(cache, seed, side=64)
+    fixed = "--presets nano --steps 2 --batch 2 --crop 64 --synthetic 2 --validation-scenes 1 --test-scenes 1"
+    return [*fixed.split(), "--threads", "1", "--cache", str(cache), "--out", str(tmp_path / "out")]
+
+
+def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert benchmark.main([*arguments, "--seeds", "0,1"]) == 0
+    table = (out / "benchmark.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| nano | GEMMNet_AE |" in table
+    lines = (out / "benchmark.csv").read_text().splitlines()
+    assert lines[0].startswith("# python -m train.benchmark --presets nano")
+    rows = list(csv.DictReader(lines[1:]))
+    assert [(row["seed"], row["scenario"]) for row in rows][:4] == [
+        ("0", "full"),
+        ("0", "missing_ndsm"),
+        ("0", "missing_rgir"),
+        ("1", "full"),
+    ]
+    assert rows[0]["mean_f1"] != rows[3]["mean_f1"]
+    made = (out / "nano-0" / "last.safetensors").stat().st_mtime_ns
+    assert benchmark.main(arguments) == 0
+    assert (out / "nano-0" / "last.safetensors").stat().st_mtime_ns == made
+    assert checkpoint.load(out / "nano-1" / "last.safetensors")[1].train.seed == 1
+
+
+def test_an_unknown_preset_is_refused(arguments, capsys):
+    assert benchmark.main([*arguments, "--presets", "nano,huge"]) == 2
+    assert "'nano,huge'" in capsys.readouterr().err
