@@ -1,8 +1,9 @@
 """What an unfinished run leaves behind, so that ``--resume`` ends with the bytes of an uninterrupted one.
 
-While a run is under way its output folder holds ``.unfinished/`` with the uncompressed maps, the preview and
-``journal.json``: the run's key (everything its bytes depend on), how many tiles are safely in the maps, and the
-statistics so far. The journal is written after the maps have been flushed, under a temporary name, then renamed.
+While a run is under way its output folder holds ``.unfinished/`` with the uncompressed maps, the preview, the tile log
+and ``journal.json``: the run's key (everything its bytes depend on), how many tiles are safely in the maps, the
+statistics so far and what the health monitor knew. The journal is written after the maps and the tile log have been
+flushed, under a temporary name, then renamed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from engine.contract.errors import ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
 from engine.mosaic import MapBlock
+from engine.sensor_history import SensorHistory
 from engine.stream import Job
 
 FOLDER = ".unfinished"
@@ -48,9 +50,11 @@ class Statistics:
     """The first :data:`MAX_SWITCHES` of them."""
     scenario: Scenario | None = None
     """The scenario of most pixels of the last tile that had any."""
+    sensors: SensorHistory = field(default_factory=SensorHistory)
 
     def add_tile(self, job: Job) -> None:
-        """Count a tile's inferences, and note it when most of its pixels changed scenario."""
+        """Count a tile's inferences, and note it when a sensor changed or most of its pixels changed scenario."""
+        self.sensors.add(job.tile.index, job.verdicts, frame=job.frame)
         for scenario in job.scenarios:
             self.inferences[scenario] += 1
         if not job.scenarios or job.scenarios[0] is self.scenario:
@@ -91,6 +95,8 @@ class Entry:
     key: Mapping[str, Any]
     tiles_done: int
     statistics: Statistics
+    monitor: Mapping[str, Any] | None = None
+    """The health monitor's state after those tiles."""
 
     def encode(self) -> bytes:
         """As it is written."""
@@ -123,7 +129,7 @@ class Journal:
             ) from error
         except (OSError, msgspec.MsgspecError) as error:
             raise ResumeError(f"{self._path} cannot be read ({error}): start over with --overwrite") from error
-        mine = msgspec.to_builtins(key)
+        mine = msgspec.json.decode(msgspec.json.encode(key))  # as the entry came: a tuple is a list there
         differing = sorted(name for name in {*mine, *entry.key} if mine.get(name) != entry.key.get(name))
         if differing:
             changes = "; ".join(f"{name} was {entry.key.get(name)!r}, now {mine.get(name)!r}" for name in differing)

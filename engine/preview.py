@@ -122,7 +122,7 @@ class Preview:
                 y = top + height + _MARGIN + line * _LINE
                 draw.rectangle((left, y, left + 14, y + 14), fill=rgb, outline=_INK)
                 draw.text((left + 22, y - 2), text, _INK, font)
-        sheet.save(path, format="PNG", optimize=True)
+        sheet.save(path, format="PNG")
 
     def _input_panels(self) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, str]:
         """RGIR and nDSM as RGB, invalid pixels black; and the height range that the grey values span."""

@@ -70,33 +70,43 @@ class _Source:
     masked: bool
     """A mask or alpha band tells what is valid."""
 
-    def read(self, row: int, col: int, height: int, width: int) -> Observation:
-        """A window inside the grid."""
+    def read(self, row: int, col: int, out: Observation) -> None:
+        """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten."""
+        height, width = out.valid.shape
         window = Window(col, row, width, height)
-        values: NDArray[Any]
+        direct = all(self.view.dtypes[band - 1] == out.values.dtype for band in self.bands)
         try:
-            values = self.view.read(self.bands, window=window)
+            raw: NDArray[Any] = self.view.read(self.bands, window=window, out=out.values if direct else None)
             masks = self.view.read_masks(self.bands, window=window) if self.masked else None
         except GDAL_ERRORS as error:
             raise RasterOpenError(
                 f"{self.spec.sensor} raster {self.path} cannot be read at rows {row}..{row + height - 1}, columns "
                 f"{col}..{col + width - 1}: it is truncated or damaged; check it with `gdalinfo -checksum` and copy "
-                f"it again ({error})"
+                f"it again ({first_cause(error)})"
             ) from error
         # a pixel that is valid in any band is valid: one dead band must not blank the map
         if masks is not None:
-            valid = masks.any(axis=0)
+            masks.any(axis=0, out=out.valid)
         elif self.nodata is not None:
-            valid = ((values < self.nodata[0]) | (values > self.nodata[1])).any(axis=0)
+            ((raw < self.nodata[0]) | (raw > self.nodata[1])).any(axis=0, out=out.valid)
         else:
-            valid = np.ones((height, width), bool)
+            out.valid[...] = True
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
+            if not direct:
+                np.copyto(out.values, raw, casting="unsafe")
+            if (self.scale, self.offset) != (1.0, 0.0):
+                np.multiply(out.values, np.float32(self.scale), out=out.values)
+                np.add(out.values, np.float32(self.offset), out=out.values)
         if self.spec.dtype == "float32":
-            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
-                values = values.astype(np.float32, copy=False)
-                if (self.scale, self.offset) != (1.0, 0.0):
-                    values = values * np.float32(self.scale) + np.float32(self.offset)
-            valid &= np.isfinite(values).all(axis=0)
-        return Observation(values=fill_holes(values, valid), valid=valid)
+            np.logical_and(out.valid, np.isfinite(out.values).all(axis=0), out=out.valid)
+        filled = fill_holes(out.values, out.valid)
+        if filled is not out.values:
+            np.copyto(out.values, filled)
+
+    def blank(self, height: int, width: int) -> Observation:
+        """Memory for a window of that size."""
+        values = np.empty((len(self.bands), height, width), self.spec.dtype)
+        return Observation(values=values, valid=np.empty((height, width), np.bool_))
 
     def nodata_rules(self) -> list[str]:
         """How invalid pixels are told, in words."""
@@ -188,19 +198,37 @@ class SensorRasters:
         Raises:
             RasterOpenError: a file is truncated or damaged.
         """
+        out = {sensor: source.blank(height, width) for sensor, source in self._sources.items()}
+        for error in self.read_into(row, col, out).values():
+            raise error
+        return out
+
+    def read_into(self, row: int, col: int, out: Mapping[Sensor, Observation]) -> dict[Sensor, RasterOpenError]:
+        """:meth:`read` into buffers of the window's size; returns what went wrong, sensor by sensor.
+
+        A sensor named in the answer has not been read: the content of its buffer means nothing.
+        """
+        errors: dict[Sensor, RasterOpenError] = {}
+        for sensor, source in self._sources.items():
+            try:
+                self._read_one(source, row, col, out[sensor])
+            except RasterOpenError as error:
+                errors[sensor] = error
+        return errors
+
+    def _read_one(self, source: _Source, row: int, col: int, out: Observation) -> None:
+        height, width = out.valid.shape
+        if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
+            source.read(row, col, out)
+            return
         rows, cols = mirrored(row, height, self.grid.height), mirrored(col, width, self.grid.width)
         top, left = int(rows.min()), int(cols.min())
-        seen = {
-            sensor: source.read(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
-            for sensor, source in self._sources.items()
-        }
-        if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
-            return seen
+        inner = source.blank(int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+        source.read(top, left, inner)
         at = np.ix_(rows - top, cols - left)
-        return {
-            sensor: Observation(values=np.stack([band[at] for band in inner.values]), valid=inner.valid[at])
-            for sensor, inner in seen.items()
-        }
+        for band, whole in zip(out.values, inner.values, strict=True):
+            band[...] = whole[at]
+        out.valid[...] = inner.valid[at]
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
@@ -219,6 +247,13 @@ class SensorRasters:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What began it: GDAL tells the reason first, and then at every level that something failed."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _open(sensor: Sensor, path: Path) -> Any:

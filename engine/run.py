@@ -1,15 +1,17 @@
 """Segment rasters with whatever sensors are alive.
 
     python -m engine.run --sensors rgir                                   the demo scene, height sensor dead
-    python -m engine.run --rgir ortho.tif --ndsm height.tif --output map   your rasters
+    python -m engine.run --rgir ortho.tif --ndsm height.tif --output map   your rasters, their sensors' health watched
     python -m engine.run --rgir ortho.tif --output map                     the height sensor is dead
     python -m engine.run --rgir ortho.tif --ndsm height.tif --dry-run      what would run, and on what
+    python -m engine.run --rate 10Hz --inject "ndsm:dead@2-4"              the demo scene as a flight with a failure
 
 Rasters: RGIR is 8 bit with the bands near-infrared, red, green; nDSM is height above ground in metres. They may
-differ in grid and CRS; nDSM is then warped onto RGIR. Where one of them has no data, the map is made from the other.
+differ in grid and CRS; nDSM is then warped onto RGIR. Where one of them has no data, the map is made from the other; so
+it is in every tile in which a sensor is found dead, unless --sensors names the sensors to trust.
 
 Exit codes: 0 done; 1 internal error; 2 wrong options; 3 an input raster; 4 the output; 5 the bundle; 6 the backend;
-7 --resume does not fit; 130 interrupted (repeat with --resume).
+7 --resume does not fit; 8 done, but tiles were lost; 130 interrupted (repeat with --resume).
 """
 
 from __future__ import annotations
@@ -19,22 +21,26 @@ import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, get_args
 
 from engine import demo
-from engine.backends.base import BackendInfo
-from engine.contract.errors import EngineError, UsageError
+from engine.backends import BackendName
+from engine.backends.base import ExecutionPrecision
+from engine.backends.resilient import leave
+from engine.console import Console, JsonLines, Quiet, Together, emit
+from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors
+from engine.faults import parse_faults
 from engine.georeference import gdal_environment
-from engine.segment import Plan, Request, plan, segment
-from engine.stream import TileReport
+from engine.request import Request, plan
+from engine.segment import Observer, segment
+
+DEADLINE_MS = 1000.0
+"""Of a tile, when --rate is given and --deadline is not."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.ERROR if options.quiet or options.json else logging.INFO, format="%(levelname)s %(message)s"
     )
+    logging.getLogger("rasterio._err").setLevel(logging.WARNING)  # our errors say what GDAL's said, once a tile
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         request = request_of(options)
@@ -50,37 +57,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 return _dry_run(request, as_json=options.json)
             console = JsonLines() if options.json else Quiet() if options.quiet else Console()
+            observers: list[Observer] = [console]
             with console:
-                summary = segment(request, console)
+                summary = segment(request, Together(observers))
             console.finished(request, summary)
+            _check_whole(request, summary)
     except EngineError as error:
         if options.json:
-            _emit(event="error", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
+            emit(event="error", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
         else:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted before the first tile; nothing was written", file=sys.stderr)
-        return 130
+        return 130  # before the first tile: nothing to resume
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every option of the command."""
+    """The options; also what the documentation is checked against."""
     parser = argparse.ArgumentParser(
         prog="python -m engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sources = parser.add_argument_group("what to segment")
-    sources.add_argument("--sensors", metavar="LIST", help="alive sensors, e.g. rgir or rgir,ndsm (default: all given)")
-    sources.add_argument("--rgir", type=Path, metavar="PATH", help="NIR-R-G raster, 8 bit (default: the demo scene)")
-    sources.add_argument("--ndsm", type=Path, metavar="PATH", help="height above ground (default: the demo scene)")
-    sources.add_argument("--rgir-bands", metavar="N,R,G", help="band numbers of NIR, red and green, e.g. 4,1,2")
-    sources.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of an integer nDSM, e.g. 0.1")
-    model = parser.add_argument_group("how")
-    model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
-    model.add_argument("--backend", choices=("auto", "openvino", "onnxruntime"), default="auto", help="default: auto")
-    model.add_argument("--precision", choices=("auto", "fp32"), default="auto", help="fp32 is exact; auto is fastest")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--rgir", type=Path, metavar="PATH", help="raster with near-infrared, red, green")
+    inputs.add_argument("--ndsm", type=Path, metavar="PATH", help="raster with height above ground")
+    inputs.add_argument(
+        "--sensors",
+        metavar="LIST",
+        help="auto watches the health of those given (default for both); rgir, ndsm or rgir,ndsm trusts what it names",
+    )
+    inputs.add_argument("--rgir-bands", metavar="N,N,N", help="band numbers of NIR, red, green, as in 4,1,2")
+    inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
+    flight = parser.add_argument_group("flight")
+    flight.add_argument(
+        "--health",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80",
+    )
+    flight.add_argument("--rate", type=_rate_hz, metavar="HZ", help="replay at so many tiles a second, as in 10Hz")
+    flight.add_argument(
+        "--deadline",
+        type=float,
+        metavar="MS",
+        help=f"count tiles later than this, from available to written (default with --rate: {DEADLINE_MS:g})",
+    )
+    flight.add_argument(
+        "--when-behind",
+        choices=("block", "drop-oldest"),
+        default="block",
+        help="tiles that come too fast wait, or the oldest is skipped and counted (default: block)",
+    )
+    flight.add_argument(
+        "--inject", metavar="FAULTS", help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:late@300-"'
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
+    model.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
+    model.add_argument(
+        "--precision", choices=get_args(ExecutionPrecision), default="auto", help="fp32 is exact; auto is fastest"
+    )
     model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
+    model.add_argument(
+        "--watchdog",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="a backend silent for so long is replaced by the next (default: 30)",
+    )
     model.add_argument("--halo", type=int, metavar="PX", help="context around each tile (default: the bundle's)")
     model.add_argument("--blend", choices=("none", "hann"), default="none", help="hann cross-fades tiles; slower")
     results = parser.add_argument_group("results")
@@ -101,21 +146,33 @@ def request_of(options: argparse.Namespace) -> Request:
     """
     given = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
     sources = given or dict(demo.SCENE)
-    alive = parse_sensors(options.sensors) if options.sensors else frozenset(sources)
+    watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
+    named = options.sensors not in (None, "auto")
+    alive = parse_sensors(options.sensors) if named else frozenset(sources)
     for sensor in alive - set(sources):
         raise UsageError(f"--sensors names {sensor}, but only {', '.join(sources)} is given: add --{sensor} PATH")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, received {options.threads}")
     names = [sensor.value for sensor in Sensor if sensor in alive]
+    deadline_ms = options.deadline
+    if deadline_ms is None and options.rate is not None:
+        deadline_ms = DEADLINE_MS
     return Request(
         rasters={sensor: sources[sensor] for sensor in Sensor if sensor in alive},
         bundle=options.bundle,
         output=options.output or Path(f"segmented-{'-'.join(names)}"),
+        watch=watch,
+        health=tuple(options.health),
         backend=options.backend,
         precision=options.precision,
         threads=options.threads,
+        watchdog_s=options.watchdog,
         halo_px=options.halo,
         blend=options.blend,
+        rate_hz=options.rate,
+        when_behind=options.when_behind,
+        deadline_ms=deadline_ms,
+        inject=() if options.inject is None else parse_faults(options.inject),
         overwrite=options.overwrite,
         resume=options.resume,
         rgir_bands=_bands(options.rgir_bands),
@@ -133,6 +190,13 @@ def _bands(text: str | None) -> tuple[int, int, int] | None:
     return nir, red, green
 
 
+def _rate_hz(text: str) -> float:
+    try:
+        return float(text.lower().removesuffix("hz"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"tiles a second such as 10 or 10Hz are expected, received {text!r}") from None
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM ends a run as Ctrl-C does: what is under way is written and journalled."""
     raise KeyboardInterrupt
@@ -146,109 +210,16 @@ def _dry_run(request: Request, *, as_json: bool) -> int:
     return 0
 
 
-def _emit(**event: Any) -> None:
-    print(json.dumps(event), flush=True)
-
-
-class Quiet:
-    """Says nothing; the base of what does."""
-
-    def __enter__(self) -> Quiet:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """End the progress display, whatever happened."""
-
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
-        """All checks passed."""
-
-    def tile_done(self, report: TileReport) -> None:
-        """One more tile."""
-
-    def publishing(self) -> None:
-        """All tiles are done."""
-
-    def finished(self, request: Request, summary: dict[str, Any]) -> None:
-        """Results are in place."""
-
-
-class Console(Quiet):
-    """A progress bar with rate, engine and time left, and a line at the end."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def __exit__(self, *_error: object) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
-        """Open the bar."""
-        grid = plan.rasters.grid
-        tiles = len(plan.mosaic.grid)
-        self._mpx_per_tile = grid.width * grid.height / 1e6 / tiles
-        print(
-            f"{grid.width} x {grid.height} px in {tiles} tiles of {plan.mosaic.grid.tile_px} px, "
-            f"halo {plan.halo_px} px; {backend.library} on {backend.device} ({backend.precision})",
-            file=sys.stderr,
+def _check_whole(request: Request, summary: dict[str, Any]) -> None:
+    """Results that lack tiles are published, and the exit code says so."""
+    lost, dropped = summary["tiles_lost"], summary["tiles_dropped"]
+    if lost:
+        raise TilesLostError(
+            f"{lost} of {summary['tiling']['tiles']} tiles hold no data ({dropped} dropped because inference was "
+            f"behind, {lost - dropped} without a usable sensor); the rest of {request.output} is whole: "
+            "tiles.csv names them"
         )
-        self._bar = tqdm(total=tiles, initial=first_tile, unit="tile", file=sys.stderr, mininterval=0.2)
-        self._began, self._tiles = time.perf_counter(), 0
-
-    def tile_done(self, report: TileReport) -> None:
-        """Advance."""
-        assert self._bar is not None
-        self._tiles += 1
-        rate = self._tiles * self._mpx_per_tile / (time.perf_counter() - self._began)
-        engine = "+".join(report.scenarios) or "no data"
-        self._bar.set_postfix_str(f"{rate:.1f} Mpx/s, {engine}", refresh=False)
-        self._bar.update()
-
-    def publishing(self) -> None:
-        """Close the bar; writing takes a moment."""
-        assert self._bar is not None
-        self._bar.close()
-        print("writing Cloud-Optimised GeoTIFFs", file=sys.stderr)
-
-    def finished(self, request: Request, summary: dict[str, Any]) -> None:
-        """Where the results are."""
-        speed = summary["performance"]
-        print(
-            f"done in {speed['stream_s'] + speed['publish_s']:.1f} s ({speed['mpx_per_s']:.2f} Mpx/s, "
-            f"peak memory {speed['peak_rss_mib']:.0f} MiB): {request.output}/quicklook.png, classes.tif, "
-            "confidence.tif, provenance.tif, run.json",
-            file=sys.stderr,
-        )
-
-
-class JsonLines(Quiet):
-    """One event per line: ``started``, ``progress`` (at most two a second), ``publishing``, ``finished``, ``error``."""
-
-    def __init__(self) -> None:
-        self._done, self._told = 0, 0.0
-
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
-        """Everything known before the first tile."""
-        self._total, self._done = len(plan.mosaic.grid), first_tile
-        _emit(event="started", backend=backend.name, device=backend.device, first_tile=first_tile, **plan.describe())
-
-    def tile_done(self, report: TileReport) -> None:
-        """At most two a second, and the last."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._told >= 0.5 or self._done == self._total:
-            self._told = now
-            _emit(event="progress", tiles_done=self._done, tiles=self._total, scenarios=list(report.scenarios))
-
-    def publishing(self) -> None:
-        """All tiles are done."""
-        _emit(event="publishing")
-
-    def finished(self, request: Request, summary: dict[str, Any]) -> None:
-        """The whole of run.json."""
-        _emit(event="finished", output=str(request.output), run=summary)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,106 +9,37 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import resource
-import sys
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
-from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, BackendInfo, ExecutionPrecision
+from engine import summary
+from engine.backends.base import BackendInfo
+from engine.backends.resilient import CHAIN, open_chain
+from engine.buffers import BufferPool
 from engine.cog import MapWriter
-from engine.contract.bundle import Bundle
-from engine.contract.errors import EngineError, InputError, InterruptedRunError, OutputError, UsageError
-from engine.contract.sensors import Provenance, Scenario, Sensor, scenarios_within
+from engine.contract.errors import EngineError, InterruptedRunError, OutputError
+from engine.contract.sensors import Sensor
+from engine.faults import Injector, detection
+from engine.health import Monitor, Verdict
+from engine.host import own_version
 from engine.journal import Entry, Journal, Statistics
-from engine.mosaic import CropMosaic, HannMosaic, Mosaic
 from engine.preview import Preview
-from engine.raster import SensorRasters
+from engine.request import Plan, Request, plan
 from engine.sink import MapSink
-from engine.stream import TileReport, stream
+from engine.source import Past, RasterSource
+from engine.stream import TileReport, jobs_alive, stream
+from engine.tile_log import NAME as TILE_LOG_NAME
+from engine.tile_log import TileLog, read_tile_log
+
+__all__ = ["CHAIN", "Observer", "Plan", "Request", "plan", "segment"]
 
 log = logging.getLogger(__name__)
-
-Blend = Literal["none", "hann"]
-OUTPUT_NAMES = ("classes.tif", "confidence.tif", "provenance.tif", "run.json", "quicklook.png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Everything a run needs to know.
-
-    Raises:
-        UsageError: no raster is given, or ``overwrite`` and ``resume`` contradict each other.
-    """
-
-    rasters: Mapping[Sensor, Path]
-    """The sensors that are alive, and where."""
-    bundle: Path
-    output: Path
-    backend: BackendName = "auto"
-    precision: ExecutionPrecision = "auto"
-    threads: int | None = None
-    halo_px: int | None = None
-    """None takes the bundle's halo, or a quarter of the tile when blending."""
-    blend: Blend = "none"
-    overwrite: bool = False
-    resume: bool = False
-    rgir_bands: tuple[int, int, int] | None = None
-    ndsm_scale_m: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.rasters:
-            raise UsageError("at least one sensor must be alive, received none: pass --rgir PATH or --ndsm PATH")
-        if self.overwrite and self.resume:
-            raise UsageError("--overwrite starts over and --resume goes on: pass one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A checked request: bundle verified, rasters open, tiles laid."""
-
-    bundle: Bundle
-    rasters: SensorRasters
-    mosaic: Mosaic
-    halo_px: int
-    scenarios: tuple[Scenario, ...]
-
-    def describe(self) -> dict[str, Any]:
-        """For ``--dry-run`` and ``run.json``; JSON-serialisable."""
-        grid = self.rasters.grid
-        return {
-            "bundle": {
-                "name": self.bundle.manifest.name,
-                "path": str(self.bundle.root),
-                "sha256": self.bundle.digest,
-            },
-            "inputs": self.rasters.describe(),
-            "grid": {
-                "width": grid.width,
-                "height": grid.height,
-                "crs": None if grid.crs is None else grid.crs.to_string(),
-                "transform": None if grid.transform is None else list(grid.transform)[:6],
-                "gsd_m": grid.gsd_m,
-            },
-            "tiling": {
-                "tiles": len(self.mosaic.grid),
-                "tile_px": self.mosaic.grid.tile_px,
-                "halo_px": self.halo_px,
-                "blend": "hann" if isinstance(self.mosaic, HannMosaic) else "none",
-            },
-            "scenarios": [scenario.value for scenario in self.scenarios],
-        }
 
 
 class Observer(Protocol):
@@ -124,90 +55,55 @@ class Observer(Protocol):
         """All tiles are done; the maps are being written as Cloud-Optimised GeoTIFF."""
 
 
-def plan(request: Request, stack: ExitStack) -> Plan:
-    """Check the request against the bundle, the rasters and the output folder. Writes nothing.
-
-    Args:
-        request: what is asked for.
-        stack: closes the rasters.
-
-    Raises:
-        EngineError: whatever is wrong with it, by the tree in :mod:`engine.contract.errors`.
-    """
-    _check_output(request)
-    bundle = Bundle.load(request.bundle)
-    manifest = bundle.manifest
-    rasters = stack.enter_context(
-        SensorRasters.open(
-            request.rasters,
-            {sensor: manifest.sensor(sensor) for sensor in request.rasters},
-            rgir_bands=request.rgir_bands,
-            ndsm_scale_m=request.ndsm_scale_m,
-            window_px=manifest.tile_px,
-        )
-    )
-    blend_halo_px = manifest.tile_px // 4 if request.blend == "hann" else manifest.halo_px
-    halo_px = blend_halo_px if request.halo_px is None else request.halo_px
-    size = {"height": rasters.grid.height, "width": rasters.grid.width, "tile_px": manifest.tile_px, "halo_px": halo_px}
-    mosaic: Mosaic = (
-        HannMosaic(**size, classes=len(manifest.classes)) if request.blend == "hann" else CropMosaic(**size)
-    )
-    gsd_m, (finest, coarsest) = rasters.grid.gsd_m, manifest.gsd_m
-    if gsd_m is not None and not 0.9 * finest <= gsd_m <= 1.1 * coarsest:
-        log.warning(
-            "the raster's ground sampling distance of %.3g m lies outside the %.3g to %.3g m the bundle was trained "
-            "for: expect a worse map, or resample the raster",
-            gsd_m,
-            finest,
-            coarsest,
-        )
-    return Plan(
-        bundle=bundle,
-        rasters=rasters,
-        mosaic=mosaic,
-        halo_px=halo_px,
-        scenarios=scenarios_within(request.rasters),
-    )
-
-
 def segment(request: Request, observer: Observer) -> dict[str, Any]:
     """Segment the request's rasters into its output folder.
 
     Returns:
-        What ``run.json`` holds.
+        What ``run.json`` holds. Maps with lost tiles are results too: see ``tiles_lost``.
 
     Raises:
-        EngineError: by the tree in :mod:`engine.contract.errors`. After an InterruptedRunError, OutputError or
-            BackendError the unfinished run is kept for ``resume``.
+        EngineError: by the tree in :mod:`engine.contract.errors`. Whatever ends a run that has mapped at least one
+            tile, the unfinished run is kept for ``resume``.
     """
     started_at = datetime.now(UTC)
     journal = Journal(request.output)
     with ExitStack() as stack:
         todo = plan(request, stack)
         backend = stack.enter_context(
-            open_backend(
+            open_chain(
                 request.backend,
                 todo.bundle,
                 scenarios=todo.scenarios,
                 wanted=todo.mosaic.wanted,
                 precision=request.precision,
                 threads=request.threads,
+                watchdog_s=request.watchdog_s,
             )
         )
-        key = _key(request, todo, backend)
+        opened = backend.info
+        key = _key(request, todo, opened)
         entry = journal.read(key) if request.resume else Entry(key=key, tiles_done=0, statistics=Statistics())
         first = todo.mosaic.resume_at(entry.tiles_done)
         sink = _open_sink(request, todo, journal, entry, stack)
-        reports: list[tuple[float, float, float]] = []
-        observer.started(todo, backend.info, first_tile=first)
+        source = _open_source(request, todo, journal, entry, first=first, slots=opened.slots)
+        verdicts: list[Mapping[Sensor, Verdict]] = []
+        observer.started(todo, opened, first_tile=first)
         clock = time.perf_counter()
 
         def seen(report: TileReport) -> None:
-            reports.append((report.read_s, report.infer_s, report.write_s))
+            if request.inject:
+                verdicts.append(report.verdicts)
             observer.tile_done(report)
 
         try:
-            stream(todo.mosaic.grid.tiles(first), rasters=todo.rasters, backend=backend, sink=sink, report=seen)
+            stream(
+                source,
+                backend=backend,
+                sink=sink,
+                report=seen,
+                drop_oldest=request.when_behind == "drop-oldest",
+                scenario=entry.statistics.scenario,
+            )
             streamed_s = time.perf_counter() - clock
             sink.checkpoint()
             backend.close()  # publishing needs memory of its own
@@ -219,60 +115,90 @@ def segment(request: Request, observer: Observer) -> dict[str, Any]:
                 f"stopped after {sink.mosaic.tiles_done} of {len(todo.mosaic.grid)} tiles; nothing is lost: "
                 "repeat the command with --resume to finish"
             ) from error
-        except InputError:
-            sink.writer.close()
-            journal.remove()
-            raise
         except EngineError:
-            _checkpoint_if_possible(sink)
+            _keep(sink)
             raise
-        summary = {
-            "version": _own_version(),
+        times = summary.TileTimes(read_tile_log(journal.folder / TILE_LOG_NAME))
+        total_s = time.perf_counter() - clock
+        told = {
+            "version": own_version(),
             "started_utc": started_at.isoformat(timespec="seconds"),
             **todo.describe(),
-            "backend": msgspec.to_builtins(backend.info),
-            "result": _result(todo, sink.statistics),
-            "performance": _performance(todo, reports, streamed_s, time.perf_counter() - clock),
+            "backend": msgspec.to_builtins(opened),
+            "backend_events": msgspec.to_builtins(backend.events),
+            **_outcome(request, todo, sink.statistics, times, verdicts),
+            "performance": summary.performance(
+                todo, times, first=entry.tiles_done, streamed_s=streamed_s, total_s=total_s
+            ),
             "resumed_at_tile": first if request.resume else None,
-            "system": {
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            },
+            "system": summary.system(),
         }
-        _write_rest(request, todo, sink, summary)
+        _write_rest(request, todo, sink, told)
     journal.remove()
-    return summary
+    return told
 
 
-def _check_output(request: Request) -> None:
-    existing = [name for name in OUTPUT_NAMES if (request.output / name).exists()]
-    if existing and not (request.overwrite or request.resume):
-        raise OutputError(
-            f"{request.output} already holds {', '.join(existing)}: pass --overwrite to replace them, "
-            "or another --output"
-        )
-    if Journal(request.output).exists and not (request.overwrite or request.resume):
-        raise OutputError(
-            f"{request.output} holds an unfinished run: pass --resume to finish it, or --overwrite to start over"
-        )
-    if request.output.exists() and not request.output.is_dir():
-        raise OutputError(f"--output must be a folder; {request.output} is a file: pass another --output")
+def _outcome(
+    request: Request,
+    todo: Plan,
+    statistics: Statistics,
+    times: summary.TileTimes,
+    verdicts: Sequence[Mapping[Sensor, Verdict]],
+) -> dict[str, Any]:
+    """What became of the tiles; of all of them, a resumed run's earlier ones too."""
+    misses = None if request.deadline_ms is None else times.misses(request.deadline_ms)
+    return {
+        "result": summary.result(todo, statistics),
+        "tiles_lost": int(times.lost.sum()),
+        "tiles_dropped": int(times.skipped.sum()),
+        "health": {**todo.describe_health(), **statistics.sensors.describe()},
+        "pace": {"rate_hz": request.rate_hz, "when_behind": request.when_behind},
+        "latency_ms": times.latencies(),
+        "deadline": {"limit_ms": request.deadline_ms, "misses": misses},
+        "injected": msgspec.to_builtins(detection(request.inject, verdicts)) if request.inject else None,
+    }
 
 
-def _key(request: Request, todo: Plan, backend: Backend) -> dict[str, Any]:
+def _key(request: Request, todo: Plan, backend: BackendInfo) -> dict[str, Any]:
     """Everything the bytes of the maps depend on."""
     return {
-        "version": _own_version(),
+        "version": own_version(),
         "bundle": todo.bundle.digest,
         "inputs": todo.rasters.identity(),
         "rgir_bands": request.rgir_bands,
         "ndsm_scale_m": request.ndsm_scale_m,
+        "health": msgspec.to_builtins(todo.limits),
+        "inject": msgspec.to_builtins(request.inject),
         "halo_px": todo.halo_px,
         "blend": request.blend,
-        "backend": f"{backend.info.library} {backend.info.precision}",
-        "threads": backend.info.threads,
+        "backend": f"{backend.library} {backend.graph} {backend.precision}",
+        "threads": backend.threads,
     }
+
+
+def _open_source(
+    request: Request, todo: Plan, journal: Journal, entry: Entry, *, first: int, slots: int
+) -> RasterSource:
+    """The tiles from ``first`` on; those that the journal already counts are to be judged as they were."""
+    monitor = None if todo.limits is None else Monitor(todo.limits)
+    if monitor is not None and entry.monitor is not None:
+        monitor.restore(entry.monitor)
+    manifest = todo.bundle.manifest
+    past: dict[int, Past] = {}
+    if first < entry.tiles_done:
+        rows = read_tile_log(journal.folder / TILE_LOG_NAME)
+        past = {row.tile: Past(verdicts=row.verdicts, skipped=row.skipped) for row in rows if row.tile >= first}
+    return RasterSource(
+        todo.rasters,
+        todo.mosaic.grid.tiles(first),
+        pool=BufferPool(
+            (manifest.sensor(sensor) for sensor in request.rasters), tile_px=manifest.tile_px, count=jobs_alive(slots)
+        ),
+        monitor=monitor,
+        injector=Injector(request.inject) if request.inject else None,
+        rate_hz=request.rate_hz,
+        past=past,
+    )
 
 
 def _open_sink(request: Request, todo: Plan, journal: Journal, entry: Entry, stack: ExitStack) -> MapSink:
@@ -284,6 +210,9 @@ def _open_sink(request: Request, todo: Plan, journal: Journal, entry: Entry, sta
         grid = todo.rasters.grid
         writer = MapWriter.create(journal.folder, grid, todo.bundle.manifest.classes, resume=request.resume)
         stack.callback(writer.close)
+        tiles = stack.enter_context(
+            TileLog(journal.folder / TILE_LOG_NAME, keep=entry.tiles_done if request.resume else None)
+        )
         preview = Preview(
             journal.folder,
             height=grid.height,
@@ -295,9 +224,11 @@ def _open_sink(request: Request, todo: Plan, journal: Journal, entry: Entry, sta
             mosaic=todo.mosaic,
             writer=writer,
             preview=preview,
+            tiles=tiles,
             journal=journal,
             key=entry.key,
             statistics=entry.statistics,
+            monitor=entry.monitor,
             counted=entry.tiles_done,
         )
         sink.remember()
@@ -313,67 +244,35 @@ def _open_sink(request: Request, todo: Plan, journal: Journal, entry: Entry, sta
     return sink
 
 
-def _checkpoint_if_possible(sink: MapSink) -> None:
-    """After a failure: on a full disk the journal of the last checkpoint has to do."""
+def _keep(sink: MapSink) -> None:
+    """After a failure keep what is mapped; on a full disk the journal of the last checkpoint has to do."""
+    done, tiles = sink.mosaic.tiles_done, len(sink.mosaic.grid)
+    if not done:
+        sink.writer.close()
+        sink.journal.remove()
+        return
     try:
         sink.checkpoint()
     except (EngineError, OSError) as error:
         log.warning("the journal keeps its last checkpoint: %s", error)
+    log.warning("%d of %d tiles are kept: once the cause is gone, repeat the command with --resume", done, tiles)
 
 
-def _write_rest(request: Request, todo: Plan, sink: MapSink, summary: Mapping[str, Any]) -> None:
-    """quicklook.png and run.json, each written whole or not at all."""
+def _write_rest(request: Request, todo: Plan, sink: MapSink, told: Mapping[str, Any]) -> None:
+    """quicklook.png, tiles.csv and run.json, each written whole or not at all."""
     title = f"{todo.bundle.manifest.name}   sensors: {' + '.join(sorted(request.rasters, reverse=True))}"
+    folder, output = sink.journal.folder, request.output
     try:
-        temporary = sink.journal.folder / "quicklook.png"
+        temporary = folder / "quicklook.png"
         sink.preview.save(temporary, title=title, classes=todo.bundle.manifest.classes, statistics=sink.statistics)
-        temporary.replace(request.output / "quicklook.png")
-        temporary = sink.journal.folder / "run.json"
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-        temporary.replace(request.output / "run.json")
+        temporary.replace(output / "quicklook.png")
+        temporary = folder / "tiles.copy.csv"  # a copy: the log itself is needed should this have to be repeated
+        shutil.copyfile(folder / TILE_LOG_NAME, temporary)
+        temporary.replace(output / TILE_LOG_NAME)
+        temporary = folder / "run.json"
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
+        temporary.replace(output / "run.json")
     except OSError as error:
         raise OutputError(
             f"cannot write to {request.output} ({error.strerror}): free space and repeat with --resume"
         ) from error
-
-
-def _result(todo: Plan, statistics: Statistics) -> dict[str, Any]:
-    return {
-        "inferences": {scenario.value: count for scenario, count in statistics.inferences.items()},
-        "provenance_pixels": {source.name.lower(): statistics.provenance_pixels[source] for source in Provenance},
-        "class_pixels": {
-            spec.name: statistics.class_pixels[index] for index, spec in enumerate(todo.bundle.manifest.classes)
-        },
-        "switch_count": statistics.switch_count,
-        "switches": msgspec.to_builtins(statistics.switches),
-    }
-
-
-def _performance(
-    todo: Plan, reports: list[tuple[float, float, float]], streamed_s: float, total_s: float
-) -> dict[str, Any]:
-    """Timings of this process; a resumed run counts its own tiles only."""
-    stages = np.array(reports or [(0.0, 0.0, 0.0)])
-    tiles = len(reports)
-    share = tiles / len(todo.mosaic.grid)
-    megapixels = share * todo.rasters.grid.width * todo.rasters.grid.height / 1e6
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "tiles": tiles,
-        "stream_s": round(streamed_s, 4),
-        "publish_s": round(total_s - streamed_s, 4),
-        "tiles_per_s": round(tiles / streamed_s, 3),
-        "mpx_per_s": round(megapixels / total_s, 3),
-        "stages_ms": {
-            name: {f"p{q}": round(float(np.percentile(stages[:, i], q)) * 1e3, 3) for q in (50, 90, 99)}
-            for i, name in enumerate(("read", "infer", "write"))
-        },
-        "peak_rss_mib": round(peak_kib / (1024 if sys.platform != "darwin" else 2**20), 1),
-    }
-
-
-def _own_version() -> str:
-    try:
-        return version("gemmnet-edge")
-    except PackageNotFoundError:  # run from a source tree
-        return "source"

@@ -1,4 +1,4 @@
-"""PyTorch modules to ONNX files: static tile, free batch, one weights file shared by all graphs.
+"""PyTorch modules to ONNX files: static tile, free batch, one weights file shared by the graphs of a precision.
 
 ``torch.onnx`` in its ``torch.export`` form is used because it folds batch normalisation into convolutions, writes
 LayerNormalization as one op, and computes every shape at export.
@@ -19,6 +19,7 @@ import torch
 from onnx import external_data_helper, numpy_helper
 from torch import Tensor
 
+from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario, Sensor
 from export.scenarios import BANDS, OUTPUTS, inputs_of, scenario_module
 from train.model import GEMMNet
@@ -26,7 +27,6 @@ from train.model import GEMMNet
 OPSET = 18
 """The oldest opset with all that is needed, so that TensorRT 10 on a Jetson parses the graphs as well."""
 BATCH_AXIS = "batch"
-WEIGHTS_NAME = "weights.bin"
 EXTERNAL_ABOVE_BYTES = 1024
 """Smaller initializers stay in the graph: shapes and scales that runtimes read while they parse."""
 ALIGNMENT_BYTES = 64
@@ -80,14 +80,19 @@ def export_graph(model: GEMMNet, scenario: Scenario, tile_px: int) -> onnx.Model
     return graph
 
 
-def write_graphs(graphs: Mapping[Scenario, onnx.ModelProto], folder: Path) -> SharedWeights:
+def write_graphs(
+    graphs: Mapping[Scenario, onnx.ModelProto], folder: Path, precision: Precision = "fp32"
+) -> SharedWeights:
     """Write ``{scenario}.onnx`` for each graph and one ``weights.bin`` with their initializers, each content once.
 
-    The files are ONNX external data (https://onnx.ai/onnx/repo-docs/ExternalData.html) and pass ``onnx.checker``.
+    Other precisions than fp32 stand before the suffix: ``{scenario}.fp16.onnx``, ``weights.fp16.bin``. The files are
+    ONNX external data (https://onnx.ai/onnx/repo-docs/ExternalData.html) and pass ``onnx.checker``.
     """
+    infix = "" if precision == "fp32" else f".{precision}"
+    weights_path = folder / f"weights{infix}.bin"
     offsets: dict[bytes, int] = {}
     paths, unshared_bytes = {}, 0
-    with (folder / WEIGHTS_NAME).open("wb") as weights:
+    with weights_path.open("wb") as weights:
         for scenario in sorted(graphs, key=list(Scenario).index):
             slim = onnx.ModelProto()
             slim.CopyFrom(graphs[scenario])
@@ -102,13 +107,13 @@ def write_graphs(graphs: Mapping[Scenario, onnx.ModelProto], folder: Path) -> Sh
                     offsets[key] = weights.tell()
                     weights.write(content)
                 tensor.raw_data = content
-                external_data_helper.set_external_data(tensor, WEIGHTS_NAME, offsets[key], len(content))
+                external_data_helper.set_external_data(tensor, weights_path.name, offsets[key], len(content))
                 tensor.ClearField("raw_data")
-            paths[scenario] = folder / f"{scenario}.onnx"
+            paths[scenario] = folder / f"{scenario}{infix}.onnx"
             paths[scenario].write_bytes(slim.SerializeToString(deterministic=True))
     for path in paths.values():
         onnx.checker.check_model(path, full_check=True)
-    return SharedWeights(graphs=paths, weights=folder / WEIGHTS_NAME, unshared_bytes=unshared_bytes)
+    return SharedWeights(graphs=paths, weights=weights_path, unshared_bytes=unshared_bytes)
 
 
 def op_counts(graph: onnx.ModelProto) -> Counter[str]:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from engine.contract.bundle import (
     ClassSpec,
     FileRef,
     Manifest,
+    Precision,
     Score,
     Training,
 )
@@ -36,7 +37,8 @@ from train.metrics import Scores
 METRICS_NAME = "metrics.json"
 ISPRS_RGB = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 """Colours of the ISPRS benchmark, by class index."""
-TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "torch")
+TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch")
+FP16_TOOL = "nvidia-modelopt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def manifest_of(
     name: str,
     info: CheckpointInfo,
     training: Training,
-    shared: SharedWeights,
+    shared: Mapping[Precision, SharedWeights],
     golden: Path,
     tile_px: int,
     halo_px: int,
@@ -109,11 +111,14 @@ def manifest_of(
         gsd_m=GSD_RANGE_M,
         tile_px=tile_px,
         halo_px=halo_px,
-        graphs={scenario: {"fp32": FileRef.of(path, root)} for scenario, path in shared.graphs.items()},
-        weights=(FileRef.of(shared.weights, root),),
+        graphs={
+            scenario: {precision: FileRef.of(found.graphs[scenario], root) for precision, found in shared.items()}
+            for scenario in Scenario
+        },
+        weights=tuple(FileRef.of(found.weights, root) for found in shared.values()),
         golden=FileRef.of(golden, root),
         training=training,
-        tools=_tools(info.tools),
+        tools=_tools(info.tools, (*TOOLS, *([FP16_TOOL] if "fp16" in shared else []))),
     )
 
 
@@ -173,8 +178,8 @@ def _score(scenario: Scenario, fed: Literal["generator", "zeros", "mean"], score
     )
 
 
-def _tools(training: Mapping[str, str]) -> dict[str, str]:
-    here = {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}}
+def _tools(training: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    here = {"python": platform.python_version(), **{tool: version(tool) for tool in names}}
     return {
         **{f"train/{tool}": number for tool, number in training.items()},
         **{f"export/{tool}": number for tool, number in here.items()},

@@ -1,9 +1,10 @@
-"""Export a checkpoint as a bundle: three ONNX graphs that share their weights, checked against PyTorch.
+"""Export a checkpoint as a bundle: three ONNX graphs in fp32 and fp16 that share weights, checked against PyTorch.
 
 Example:
     python -m train.run --preset nano --out runs/nano
     python -m train.evaluate runs/nano/best.safetensors
     python -m export.run runs/nano/best.safetensors --bundle bundles/nano
+    python -m export.run runs/nano/best.safetensors --bundle bundles/fp32 --precision fp32 --explain
 
 Nothing appears under --bundle unless every graph gives PyTorch's answer in ONNX Runtime and in OpenVINO.
 Exit codes are those of engine.contract.errors: 2 options, 3 golden scene, 4 output folder, 5 a graph differs.
@@ -14,11 +15,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from engine.contract.bundle import Bundle, Precision, save_manifest
 from engine.contract.errors import EngineError, UsageError
+from engine.contract.sensors import Scenario
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from export.golden import Tile
+    from train.model import GEMMNet
 
 DEFAULT_TILE_PX = 512
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 DEFAULT_SEED = 3_000_000
 """Of procedural scenes; training, validation and evaluation draw below."""
 
@@ -33,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--tile", type=int, default=DEFAULT_TILE_PX, metavar="PX", help="side of a tile (512)")
     options.add_argument(
         "--halo", type=int, metavar="PX", help="context a tile needs on each side (measured on procedural scenes)"
+    )
+    options.add_argument(
+        "--precision", default=",".join(PRECISIONS), metavar="LIST", help="fp32, or fp32,fp16 (the default)"
+    )
+    options.add_argument(
+        "--explain", action="store_true", help="print what each rewrite of a graph did, and the types it computes in"
     )
     options.add_argument("--name", help="name of the bundle (the checkpoint's folder)")
     options.add_argument("--metrics", type=Path, metavar="FILE", help="scores (metrics.json beside the checkpoint)")
@@ -53,12 +71,14 @@ def export_bundle(options: argparse.Namespace) -> None:
     Raises:
         EngineError: it cannot be done; nothing was published.
     """
-    # Here, so that --help answers without PyTorch.
-    from engine.contract.bundle import Bundle, save_manifest
-    from engine.contract.sensors import Scenario
+    precisions = _precisions(options.precision)
+    # Here, so that --help answers without PyTorch, and that a missing library is told before minutes of work.
     from export import golden, halo, pack, verify
-    from export.onnx_graphs import export_graph, op_counts, write_graphs
+    from export.onnx_graphs import write_graphs
     from train import checkpoint
+
+    if "fp16" in precisions:
+        import export.precision  # noqa: F401
 
     pack.check_target(options.bundle, overwrite=options.overwrite)
     try:
@@ -80,21 +100,17 @@ def export_bundle(options: argparse.Namespace) -> None:
         halo_px = measured.halo_px
         _say(f"classes that more context leaves as they are\n{measured.table()}\nhalo {halo_px} px")
 
-    graphs = {}
-    for scenario in Scenario:
-        start = time.perf_counter()
-        graphs[scenario] = export_graph(model, scenario, options.tile)
-        nodes = op_counts(graphs[scenario]).total()
-        _say(f"exported {scenario}: {nodes} nodes in {time.perf_counter() - start:.0f} s")
-
+    graphs = _graphs(model, tile, precisions, explain=options.explain)
     with pack.publishing(options.bundle, overwrite=options.overwrite) as folder:
-        shared = write_graphs(graphs, folder)
-        _say(
-            f"weights {shared.weights.stat().st_size / 1e6:.2f} MB; "
-            f"sharing saves {shared.saved_bytes / 1e6:.2f} MB of {shared.unshared_bytes / 1e6:.2f} MB"
-        )
-        _say("comparing with PyTorch, fp32, batches of 1 and 3")
-        _say(verify.parity_table(verify.verify(model, shared.graphs, verify.batches_for(tile))))
+        shared = {kind: write_graphs(found, folder, kind) for kind, found in graphs.items()}
+        for kind, found in shared.items():
+            _say(
+                f"weights in {kind} {found.weights.stat().st_size / 1e6:.2f} MB; "
+                f"sharing saves {found.saved_bytes / 1e6:.2f} MB of {found.unshared_bytes / 1e6:.2f} MB"
+            )
+        _say("comparing with PyTorch in fp32, batches of 1 and 3")
+        written = {scenario: {kind: found.graphs[scenario] for kind, found in shared.items()} for scenario in Scenario}
+        _say(verify.parity_table(verify.verify(model, written, verify.batches_for(tile))))
         golden_path = folder / golden.GOLDEN_NAME
         golden.write_golden(golden_path, tile, verify.answers(model, tile))
         manifest = pack.manifest_of(
@@ -116,6 +132,35 @@ def export_bundle(options: argparse.Namespace) -> None:
         _say("the manifest has no scores: run `python -m train.evaluate` on the checkpoint and export again")
 
 
+def _graphs(
+    model: GEMMNet, tile: Tile, precisions: Sequence[Precision], *, explain: bool
+) -> dict[Precision, dict[Scenario, ModelProto]]:
+    """Every scenario in every precision; ``tile`` is of the size that is exported, and typical."""
+    from export import surgery
+    from export.onnx_graphs import export_graph, op_counts
+    from export.scenarios import inputs_of
+
+    graphs: dict[Precision, dict[Scenario, ModelProto]] = {kind: {} for kind in precisions}
+    for scenario in Scenario:
+        start = time.perf_counter()
+        exported = export_graph(model, scenario, tile.rgir.shape[-1])
+        graphs["fp32"][scenario], steps = surgery.operate(exported)
+        before, after = op_counts(exported).total(), op_counts(graphs["fp32"][scenario]).total()
+        _say(f"exported {scenario}: {before} nodes, {after} after surgery, in {time.perf_counter() - start:.0f} s")
+        if explain:
+            _say(surgery.explain(steps))
+    if "fp16" in precisions:
+        from export import precision
+
+        for scenario, graph in graphs["fp32"].items():
+            typical = {sensor.value: tile.sensor(sensor)[None] for sensor in inputs_of(scenario)}
+            graphs["fp16"][scenario] = precision.to_fp16(graph, typical)
+            _say(f"converted {scenario} to fp16")
+            if explain:
+                _say(precision.explain(graphs["fp16"][scenario]))
+    return graphs
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parser().parse_args(argv)
@@ -124,10 +169,20 @@ def main(argv: list[str] | None = None) -> int:
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"error: export needs {error.name}: pip install 'gemmnet-edge[export,train]'", file=sys.stderr)
+    except ImportError as error:
+        print(f"error: export needs {error.name or error}: pip install 'gemmnet-edge[export,train]'", file=sys.stderr)
         return UsageError.exit_code
     return 0
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    asked = text.split(",")
+    if "fp32" not in asked or set(asked) - set(PRECISIONS):
+        raise UsageError(
+            f"--precision must be fp32 or fp32,fp16, received {text!r}: fp16 is made from fp32, and int8 from both by "
+            "`python -m calib.run`"
+        )
+    return tuple(precision for precision in PRECISIONS if precision in asked)
 
 
 def _check_sizes(tile_px: int, halo_px: int | None, *, stride_px: int) -> None:

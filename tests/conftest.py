@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from engine.contract.bundle import (
     Training,
     save_manifest,
 )
+from engine.contract.health import default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
 
 CLASSES = 4
@@ -140,6 +142,8 @@ def write_toy_bundle(root: Path, *, tile_px: int = 64, halo_px: int = 8, radius:
         classes=tuple(ClassSpec(name=f"class {i}", rgb=(60 * i, 255 - 60 * i, 90)) for i in range(CLASSES)),
         sensors=(rgir_spec(), ndsm_spec()),
         gsd_m=(0.05, 1.0),
+        # toy scenes are noise, which no sensor delivers
+        health={sensor: replace(limits, noise=None) for sensor, limits in default_limits().items()},
         tile_px=tile_px,
         halo_px=halo_px,
         graphs={scenario: {"fp32": FileRef.of(root / f"{scenario}.onnx", root)} for scenario in Scenario},

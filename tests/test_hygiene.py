@@ -11,8 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = ["engine.run", "train.run", "train.evaluate", "train.data.synthetic", "train.data.demo_scene"]
-COMMANDS += ["export.run", "benchmarks.throughput"]
+COMMANDS = ["engine.run", "engine.doctor", "engine.report", "engine.acceptance"]
+COMMANDS += ["export.run", "export.build", "export.audit", "calib.run"]
+COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check"]
+COMMANDS += ["train.data.synthetic", "train.data.demo_scene"]
+COMMANDS += [f"benchmarks.{name}" for name in ("throughput", "latency", "agreement", "soak", "kill_resume")]
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,21 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from engine.backends.base import Backend, ExecutionPrecision, Output
 from engine.backends.golden import check_golden_tile
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendUnavailableError
+from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, IntegrityError
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "openvino", "onnxruntime"]
+BackendName = Literal["auto", "tensorrt", "openvino", "onnxruntime"]
 
 _CLASSES = {
+    "tensorrt": ("engine.backends.tensorrt", "TensorRtBackend", "pip install 'gemmnet-edge[gpu]'"),
     "openvino": ("engine.backends.openvino", "OpenVinoBackend", "pip install openvino"),
     "onnxruntime": ("engine.backends.onnxruntime", "OnnxRuntimeBackend", "pip install onnxruntime"),
 }
@@ -35,29 +37,58 @@ def open_backend(
     wanted: Iterable[Output],
     precision: ExecutionPrecision = "auto",
     threads: int | None = None,
+    plans: Path | None = None,
 ) -> Backend:
-    """Compile the graphs of ``scenarios`` and check each against the golden tile.
+    """Prepare the graphs of ``scenarios`` and check each against the golden tile.
 
-    ``auto`` is OpenVINO, the fastest on every CPU measured so far.
+    ``auto`` is TensorRT where there is a CUDA device, the library and plans for both; else OpenVINO, the fastest on
+    every CPU measured so far, with the reason in the log.
+
+    Args:
+        name: of the backend.
+        bundle: the model.
+        scenarios: whose graphs may be asked for.
+        wanted: the outputs to compute.
+        precision: of the graphs.
+        threads: CPU threads; None is all cores.
+        plans: folder of TensorRT plans; None is the one under the bundle.
 
     Raises:
-        BackendUnavailableError: the library is not installed.
-        BackendError: the library cannot compile a graph.
-        GoldenMismatchError: it compiles but answers something else than the model that was exported.
+        BackendUnavailableError: the library, its device or its plans are not there.
+        BackendError: the library cannot prepare a graph.
+        ManifestError: the bundle has no graph of that precision.
+        IntegrityError: a plan or the golden tile is damaged.
+        GoldenMismatchError: a graph answers something else than the model that was exported.
     """
-    module_name, class_name, install = _CLASSES["openvino" if name == "auto" else name]
+    scenarios, wanted = tuple(scenarios), tuple(wanted)
+    common: dict[str, Any] = {"precision": precision, "threads": threads}
+    if name in ("auto", "tensorrt"):
+        try:
+            return _open("tensorrt", bundle, scenarios, wanted, **common, plans=plans)
+        except (BackendError, IntegrityError, GoldenMismatchError) as error:
+            if name == "tensorrt":
+                raise
+            level = logging.INFO if isinstance(error, BackendUnavailableError) else logging.WARNING
+            log.log(level, "OpenVINO runs, not TensorRT: %s", error)
+            name = "openvino"
+    return _open(name, bundle, scenarios, wanted, **common)
+
+
+def _open(
+    name: str, bundle: Bundle, scenarios: tuple[Scenario, ...], wanted: tuple[Output, ...], **options: Any
+) -> Backend:
+    module_name, class_name, install = _CLASSES[name]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendUnavailableError(
             f"the backend {name} needs a library that cannot be imported ({error}): {install}"
         ) from error
-    scenarios, wanted = tuple(scenarios), tuple(wanted)
-    backend: Backend = getattr(module, class_name)(bundle, scenarios, wanted, precision=precision, threads=threads)
+    backend: Backend = getattr(module, class_name)(bundle, scenarios, wanted, **options)
     try:
         check_golden_tile(backend, bundle, scenarios=scenarios, wanted=wanted)
     except BaseException:
         backend.close()
         raise
-    log.info("%s on %s, %s, golden tile reproduced", backend.info.library, backend.info.device, backend.info.precision)
+    log.info("%s, golden tile reproduced", backend.info)
     return backend

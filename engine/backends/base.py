@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario, Sensor
 
 
@@ -34,9 +35,11 @@ in metres, finite and C-contiguous."""
 Outputs = Mapping[Output, NDArray[Any]]
 """The wanted outputs of one tile, owned by the receiver."""
 
-ExecutionPrecision = Literal["auto", "fp32"]
-"""``auto`` lets the device compute in its fastest floating type (bfloat16 on CPUs with AMX or AVX512-BF16); ``fp32`` is
-really float32."""
+ExecutionPrecision = Literal["auto", "fp32", "fp16", "int8"]
+"""Which of the bundle's graphs runs. ``fp32`` is that graph in really float32; ``fp16`` and ``int8`` are the graphs
+that have these types written into them. ``auto`` is the backend's choice: on a CPU the fp32 graph in its fastest
+floating type (bfloat16 where it has AMX or AVX512-BF16), in TensorRT what
+:func:`engine.contract.plan_cache.choose` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,14 @@ class BackendInfo:
     library: str
     device: str
     precision: str
+    """The floating type that the device computes in, as its library names it: ``f32``, ``tf32``, ``bf16``, ``f16``."""
     threads: int
     slots: int
+    graph: Precision = "fp32"
+    """Which of the bundle's graphs."""
+
+    def __str__(self) -> str:
+        return f"{self.library} on {self.device} ({self.graph} graph, {self.precision})"
 
 
 class Backend(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openvino as ov
@@ -12,7 +13,7 @@ import openvino.properties as props
 import openvino.properties.hint as hints
 
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
-from engine.contract.bundle import Bundle
+from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 
@@ -36,6 +37,7 @@ class OpenVinoBackend(Backend):
         precision: ExecutionPrecision = "auto",
         threads: int | None = None,
     ) -> None:
+        graph: Precision = "fp32" if precision == "auto" else precision
         self._wanted = tuple(wanted)
         config: dict[str, Any] = {hints.performance_mode: hints.PerformanceMode.THROUGHPUT}
         if precision == "fp32":
@@ -44,9 +46,10 @@ class OpenVinoBackend(Backend):
             config[props.inference_num_threads] = threads
         self._idle: dict[Scenario, queue.SimpleQueue[ov.InferRequest]] = {}
         core = ov.Core()
+        paths = {scenario: bundle.graph(scenario, graph) for scenario in scenarios}
         try:
-            for scenario in scenarios:
-                compiled = core.compile_model(self._read(core, bundle, scenario), DEVICE, config)
+            for scenario, path in paths.items():
+                compiled = core.compile_model(self._read(core, path, scenario), DEVICE, config)
                 slots = int(compiled.get_property(props.optimal_number_of_infer_requests))
                 self._idle[scenario] = queue.SimpleQueue()
                 for _ in range(slots):
@@ -58,17 +61,18 @@ class OpenVinoBackend(Backend):
                 precision=str(compiled.get_property(hints.inference_precision).get_type_name()),
                 threads=int(compiled.get_property(props.inference_num_threads)),
                 slots=slots,
+                graph=graph,
             )
             self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="openvino")
         except RuntimeError as error:
             raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {error}") from error
 
-    def _read(self, core: ov.Core, bundle: Bundle, scenario: Scenario) -> ov.Model:
+    def _read(self, core: ov.Core, path: Path, scenario: Scenario) -> ov.Model:
         """The scenario's graph with the wanted outputs only and a batch of one.
 
         Streams, not batches, keep CPU cores busy, and static shapes compile to faster code.
         """
-        model = core.read_model(bundle.graph(scenario, "fp32"))
+        model = core.read_model(path)
         pruned = ov.Model([model.output(name.value) for name in self._wanted], model.get_parameters(), scenario.value)
         pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
         return pruned

@@ -31,6 +31,7 @@ import msgspec
 
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import IntegrityError, ManifestError
+from engine.contract.health import HealthLimits, default_limits
 from engine.contract.sensors import Scenario, Sensor
 
 SCHEMA_VERSION = 1
@@ -131,6 +132,8 @@ class Manifest:
     golden: FileRef
     training: Training
     tools: Mapping[str, str] = field(default_factory=dict)
+    health: Mapping[Sensor, HealthLimits] = field(default_factory=default_limits)
+    """When a sensor's tile is suspicious or beyond use; a manifest without it has the defaults."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -151,6 +154,8 @@ class Manifest:
         missing = [scenario for scenario in Scenario if not self.graphs.get(scenario)]
         if missing:
             raise ValueError(f"a graph is needed for each of {list(Scenario)}; missing: {missing}")
+        if set(self.health) != set(Sensor):
+            raise ValueError(f"health must hold limits for each of {list(Sensor)}, received {list(self.health)}")
 
     def sensor(self, sensor: Sensor) -> SensorSpec:
         """The spec of one sensor."""

@@ -16,6 +16,7 @@
     ├── BackendError             6   no backend, or the backend failed
     │   └── BackendUnavailableError  its library or device is not there
     ├── ResumeError              7   the journal belongs to another run
+    ├── TilesLostError           8   the maps are complete but for tiles that were dropped or could not be read
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
 
 Foreign exceptions are translated at one place per boundary (rasterio where it is used: :mod:`engine.raster`,
@@ -97,6 +98,12 @@ class ResumeError(EngineError):
     """The journal in the output folder belongs to another run."""
 
     exit_code = 7
+
+
+class TilesLostError(EngineError):
+    """The maps are published, but some tiles hold no data: they were dropped, or no sensor could be used."""
+
+    exit_code = 8
 
 
 class InterruptedRunError(EngineError):

@@ -11,10 +11,12 @@ import pytest
 
 from engine.backends import open_backend
 from engine.backends.base import Output
-from engine.contract.bundle import Bundle, FileRef, save_manifest
-from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError
+from engine.backends.golden import TOLERANCES, tolerance_of
+from engine.contract.bundle import Bundle, FileRef, Precision, save_manifest
+from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
 from engine.contract.sensors import Scenario, Sensor
 from tests.conftest import toy_probabilities
+from tests.engine.precision_graphs import quantised_probabilities, with_precisions
 
 BACKENDS = ["openvino", "onnxruntime"]
 
@@ -94,3 +96,77 @@ def test_fp32_is_really_fp32(toy_bundle) -> None:
     ) as backend:
         assert backend.info.precision == "f32"
         assert backend.info.threads == 1
+
+
+@pytest.fixture(scope="module")
+def precisions(toy_bundle, tmp_path_factory) -> Bundle:
+    return with_precisions(toy_bundle, tmp_path_factory.mktemp("precisions") / "bundle")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("scenario", Scenario)
+def test_the_int8_graph_means_the_same_in_every_backend(name, scenario, precisions) -> None:
+    inputs = {sensor: values for sensor, values in tile().items() if sensor in scenario.sensors}
+    expected = quantised_probabilities(scenario, inputs)
+    with open_backend(name, precisions, scenarios=[scenario], wanted=list(Output), precision="int8") as backend:
+        assert backend.info.graph == "int8"
+        answer = backend.infer(scenario, inputs)
+    # A height half-way between two steps may take either.
+    off = np.abs(answer[Output.PROBABILITIES] - expected).max(axis=0)
+    assert np.quantile(off, 0.999) < 1e-4
+    assert (answer[Output.CLASSES] == expected.argmax(axis=0)).mean() > 0.999
+    exact = toy_probabilities(scenario, inputs, radius=0)
+    assert np.abs(expected - exact).max() > 0.003, "the test must be able to tell int8 from float32"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_fp16_graph_answers_within_its_tolerance(name, precisions) -> None:
+    expected = toy_probabilities(Scenario.FULL, tile(), radius=0)
+    with open_backend(
+        name, precisions, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp16"
+    ) as backend:
+        assert backend.info.graph == "fp16"
+        answer = backend.infer(Scenario.FULL, tile())[Output.PROBABILITIES]
+    assert np.abs(answer - expected).max() < 0.01
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_precision_that_the_bundle_lacks_is_refused(name, toy_bundle) -> None:
+    with pytest.raises(ManifestError, match="has no int8 graph for full; it has fp32"):
+        open_backend(name, toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("graph", "arithmetic", "as_wide_as"),
+    [
+        ("fp32", "f32", "f32"),
+        ("fp32", "bf16", "bf16"),
+        ("fp32", "tf32", "tf32"),
+        ("fp16", "f32", "f16"),
+        ("fp16", "f16", "f16"),
+        ("fp16", "bf16", "bf16"),
+        ("int8", "f32", "int8"),
+        ("int8", "bf16", "int8"),
+        ("fp32", "a type of tomorrow", "bf16"),
+    ],
+)
+def test_the_golden_tolerance_is_of_the_coarser_of_graph_and_device(
+    graph: Precision, arithmetic: str, as_wide_as: str
+) -> None:
+    assert tolerance_of(graph, arithmetic) == TOLERANCES[as_wide_as]
+
+
+@pytest.mark.parametrize("output", [Output.CONFIDENCE, Output.PROBABILITIES])
+def test_an_answer_that_is_not_a_number_is_refused(output, toy_bundle, monkeypatch) -> None:
+    from engine.backends.openvino import OpenVinoBackend
+
+    honest = OpenVinoBackend.infer
+
+    def broken(self, scenario, inputs):
+        answer = {name: values.astype(np.float32) for name, values in honest(self, scenario, inputs).items()}
+        answer[output][..., 0, 0] = np.nan
+        return answer
+
+    monkeypatch.setattr(OpenVinoBackend, "infer", broken)
+    with pytest.raises(GoldenMismatchError, match=f"output {output} differs by"):
+        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[output])

@@ -16,6 +16,7 @@ from engine.contract import errors
 from engine.contract.bands import Band, ndsm_spec, normalise, rgir_spec
 from engine.contract.bundle import MANIFEST_NAME, Bundle, ClassSpec, FileRef, save_manifest
 from engine.contract.errors import EngineError, IntegrityError, ManifestError, UsageError
+from engine.contract.health import HealthLimits, Limit, default_limits, parse_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors, scenario_for, scenarios_within
 
 
@@ -152,3 +153,103 @@ def test_colours_and_paths_are_checked_on_construction() -> None:
         ClassSpec(name="x", rgb=(0, 0, 256))
     with pytest.raises(ValueError, match="inside the bundle"):
         FileRef(path="/etc/passwd", size_bytes=1, sha256="0" * 64)
+
+
+# Health limits
+
+
+def test_a_manifest_without_health_has_the_default_limits(toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "old"))
+    manifest = msgspec.json.decode((root / MANIFEST_NAME).read_bytes())
+    manifest.pop("health", None)
+    (root / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
+    assert Bundle.load(root).manifest.health == default_limits()
+
+
+def test_a_bundle_keeps_its_own_limits(toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "own"))
+    health = parse_limits(["ndsm.max_height_m=80", "rgir.noise=off"], default_limits())
+    save_manifest(dataclasses.replace(toy_bundle.manifest, health=health), root)
+    assert Bundle.load(root).manifest.health == health
+
+
+@pytest.mark.parametrize(
+    ("health", "rule"),
+    [
+        ({}, "limits for each of"),
+        ({"ndsm": {"max_height_m": 80}}, r"missing required field.*\$.health"),
+        ({"lidar": {}}, "lidar"),
+    ],
+)
+def test_limits_in_a_manifest_are_whole(health: dict, rule: str, toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "part"))
+    manifest = msgspec.json.decode((root / MANIFEST_NAME).read_bytes())
+    (root / MANIFEST_NAME).write_bytes(msgspec.json.encode({**manifest, "health": health}))
+    with pytest.raises(ManifestError, match=rule):
+        Bundle.load(root)
+
+
+def changed(sensor: Sensor, **fields: object) -> dict[Sensor, HealthLimits]:
+    limits = default_limits()
+    limits[sensor] = dataclasses.replace(limits[sensor], **fields)
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ndsm.max_height_m=80", changed(Sensor.NDSM, max_height_m=80)),
+        ("ndsm.min_height_m = -2.5", changed(Sensor.NDSM, min_height_m=-2.5)),
+        ("rgir.noise.soft=12", changed(Sensor.RGIR, noise=Limit(soft=12, hard=25))),
+        ("rgir.noise=off", changed(Sensor.RGIR, noise=None)),
+        ("ndsm.dead_after_tiles=5", changed(Sensor.NDSM, dead_after_tiles=5)),
+    ],
+)
+def test_a_limit_is_changed_by_name(text: str, expected: dict[Sensor, HealthLimits]) -> None:
+    assert parse_limits([text], default_limits()) == expected
+    assert parse_limits([], default_limits()) == default_limits()
+
+
+def test_limits_come_from_files_and_later_texts_win(tmp_path: Path) -> None:
+    toml, json = tmp_path / "limits.toml", tmp_path / "limits.json"
+    toml.write_text('[ndsm]\nmax_height_m = 80\nstuck = "off"\n[rgir.noise]\nhard = 60\n')
+    json.write_text('{"ndsm": {"stuck": {"soft": 0.1, "hard": 0.2}}}')
+    found = parse_limits([str(toml), str(json), "ndsm.max_height_m=90"], default_limits())
+    assert found == {
+        **changed(Sensor.RGIR, noise=Limit(soft=default_limits()[Sensor.RGIR].noise.soft, hard=60)),
+        Sensor.NDSM: changed(Sensor.NDSM, max_height_m=90, stuck=Limit(soft=0.1, hard=0.2))[Sensor.NDSM],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("ndsm", r"SENSOR\.LIMIT=VALUE"),
+        ("lidar.noise=off", "begin with one of rgir, ndsm, received 'lidar'"),
+        ("ndsm=3", "begin with one of"),
+        ("ndsm.dark=off", "ndsm has the limits .*max_height_m.*; received 'dark'"),
+        ("rgir.max_height_m=3", "rgir has the limits"),
+        ("rgir.noise.mild=3", "soft and hard, received mild"),
+        ("rgir.noise.soft=much", "a number or off is needed, received 'much'"),
+        ("rgir.noise.soft=nan", "finite number of at least 0, received nan"),
+        ("rgir.noise.soft=-1", "at least 0, received -1"),
+        ("rgir.noise.soft=99", "hard must not be below soft, received soft 99"),
+        ("rgir.dark.hard=99", "hard must not be above soft"),
+        ("rgir.noise=3", r"Expected `object \| null`, got `int`"),
+        ("rgir.dead_after_tiles=0", "at least 1, received 0"),
+        ("rgir.dead_after_tiles=2.5", "Expected `int`"),
+        ("ndsm.max_height_m=-20", "min_height_m below max_height_m, received"),
+        ("ndsm.max_height_m=off", "min_height_m below max_height_m, received"),
+        ("nowhere.toml", "cannot be read"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(text: str, rule: str) -> None:
+    with pytest.raises(UsageError, match=rule):
+        parse_limits([text], default_limits())
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.toml", "ndsm = ["), ("a.json", "{"), ("b.json", "[1]")])
+def test_files_of_limits_that_cannot_be_read_are_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=name):
+        parse_limits([str(tmp_path / name)], default_limits())

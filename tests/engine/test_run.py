@@ -18,9 +18,10 @@ from PIL import Image
 from engine.contract.sensors import Sensor
 from engine.run import build_parser, main
 from tests.conftest import make_scene
+from tests.engine.flight_scene import flight_scene
 
 ROOT = Path(__file__).parent.parent.parent
-OUTPUTS = {"classes.tif", "confidence.tif", "provenance.tif", "run.json", "quicklook.png"}
+OUTPUTS = {"classes.tif", "confidence.tif", "provenance.tif", "run.json", "tiles.csv", "quicklook.png"}
 
 
 def command(*arguments: object) -> list[str]:
@@ -74,6 +75,11 @@ def test_a_second_run_into_the_same_folder_is_refused(toy_bundle, write_scene, t
         (["--rgir", "{rgir}", "--sensors", "rgir,ndsm"], 2, "add --ndsm PATH"),
         (["--rgir", "{rgir}", "--overwrite", "--resume"], 2, "pass one of them"),
         (["--rgir", "{rgir}", "--threads", "0"], 2, "at least 1, received 0"),
+        (["--rgir", "{rgir}", "--inject", "rgir:noise@3"], 2, "--sensors auto"),
+        (["--rgir", "{rgir}", "--sensors", "auto", "--inject", "rgir:melted@3"], 2, "received 'rgir:melted@3'"),
+        (["--rgir", "{rgir}", "--sensors", "auto", "--health", "rgir.charm=3"], 2, "received 'charm'"),
+        (["--rgir", "{rgir}", "--rate", "0"], 2, "must be a positive number, received 0"),
+        (["--rgir", "{rgir}", "--when-behind", "drop-oldest"], 2, "needs --rate"),
         (["--rgir", "{rgir}", "--rgir-bands", "4,1"], 2, "such as 4,1,2"),
         (["--rgir", "{rgir}", "--halo", "40"], 2, "below half the tile of 64 px, received 40"),
         (["--rgir", "nowhere.tif"], 3, "nowhere.tif"),
@@ -108,7 +114,7 @@ def test_bad_input_ends_with_its_code_and_one_line(
 
 
 def test_json_lines_tell_the_whole_story(toy_bundle, write_scene, tmp_path, monkeypatch, capsys) -> None:
-    paths = write_scene(make_scene(200, 210))
+    paths = write_scene(flight_scene(200, 210))
     monkeypatch.chdir(tmp_path)
     arguments = ["--rgir", paths[Sensor.RGIR], "--ndsm", paths[Sensor.NDSM], "--bundle", toy_bundle.root, "--json"]
     assert main([str(argument) for argument in arguments]) == 0
@@ -135,7 +141,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(toy_bundle, write_scene,
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_bytes(stop: signal.Signals, toy_bundle, write_scene, tmp_path) -> None:
-    paths = write_scene(make_scene(1200, 1200))
+    paths = write_scene(flight_scene(1000, 1000))
     arguments = ["--rgir", paths[Sensor.RGIR], "--ndsm", paths[Sensor.NDSM], "--bundle", toy_bundle.root, "--json"]
     process = subprocess.Popen(
         command(*arguments, "--output", tmp_path / "stopped"),
@@ -160,7 +166,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(stop: signal.Signals, toy_bundl
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[0])["first_tile"] > 0 or stop == signal.SIGKILL
     assert run(*arguments, "--output", tmp_path / "whole", cwd=ROOT).returncode == 0
-    for name in OUTPUTS - {"run.json"}:
+    for name in OUTPUTS - {"run.json", "tiles.csv"}:
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario
+from export.onnx_graphs import export_graph
 from export.run import main
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
@@ -33,6 +35,8 @@ class Exported:
     model: GEMMNet
     bundle: Bundle
     output: str
+    raw: Mapping[Scenario, onnx.ModelProto]
+    """The graphs as torch.onnx gave them, before surgery."""
 
 
 def scores(mean_f1: float) -> Scores:
@@ -40,7 +44,7 @@ def scores(mean_f1: float) -> Scores:
 
 
 def random_model(seed: int) -> GEMMNet:
-    """The nano preset, thinner and shallower, with batch statistics that are not those of an untrained layer."""
+    """The nano preset, thinner and shallower, with normalisation that is not that of an untrained layer."""
     torch.manual_seed(seed)
     small = replace(
         PRESETS["nano"].model,
@@ -59,6 +63,10 @@ def random_model(seed: int) -> GEMMNet:
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # untrained ones are alike, and the exporter would merge them
+            nn.init.uniform_(module.weight, 0.7, 1.4)
+            nn.init.normal_(module.bias, std=0.3)
     return model.eval()
 
 
@@ -109,8 +117,15 @@ def exported(one_torch_thread: None, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "86400")
         lines: list[str] = []
+        raw: dict[Scenario, onnx.ModelProto] = {}
+
+        def recorded(model: GEMMNet, scenario: Scenario, tile_px: int) -> onnx.ModelProto:
+            raw[scenario] = export_graph(model, scenario, tile_px)
+            return raw[scenario]
+
         patch.setattr("export.run._say", lines.append)
-        assert main([str(path), "--bundle", str(root / "bundle"), "--tile", str(TILE_PX)]) == 0
+        patch.setattr("export.onnx_graphs.export_graph", recorded)
+        assert main([str(path), "--bundle", str(root / "bundle"), "--tile", str(TILE_PX), "--explain"]) == 0
     # The model is read again: what export leaves in memory must not be what the graphs are compared with.
     model, _ = checkpoint.load(path)
-    return Exported(checkpoint=path, model=model, bundle=Bundle.load(root / "bundle"), output="\n".join(lines))
+    return Exported(checkpoint=path, model=model, bundle=Bundle.load(root / "bundle"), output="\n".join(lines), raw=raw)

@@ -67,18 +67,26 @@ def test_the_manifest_describes_the_model_and_its_scores(exported: Exported) -> 
     assert found[Scenario.MISSING_RGIR, "generator"] == 0.75
     assert found[Scenario.MISSING_RGIR, "zeros"] == 0.5
     assert len(found) == 7
-    assert {"export/openvino", "export/torch", "train/torch"} <= manifest.tools.keys()
+    assert {"export/openvino", "export/nvidia-modelopt", "export/torch", "train/torch"} <= manifest.tools.keys()
 
 
 def test_the_bundle_holds_the_files_of_its_manifest_and_no_more(exported: Exported) -> None:
     named = {ref.path for ref in exported.bundle.manifest.files()}
-    assert named == {"full.onnx", "missing_ndsm.onnx", "missing_rgir.onnx", "weights.bin", "golden.npz"}
+    graphs = {f"{scenario}{infix}.onnx" for scenario in Scenario for infix in ("", ".fp16")}
+    assert named == graphs | {"weights.bin", "weights.fp16.bin", "golden.npz"}
     assert tree(exported.bundle.root).keys() == named | {"manifest.json"}
     assert [p.name for p in exported.bundle.root.parent.iterdir() if p.name.startswith(".")] == []
 
 
-def test_progress_shows_the_halo_the_sharing_and_the_parity(exported: Exported) -> None:
-    for part in ("24..32 px", "exported full", "sharing saves", "missing_rgir  openvino"):
+def test_progress_shows_the_halo_the_surgery_the_sharing_and_the_parity(exported: Exported) -> None:
+    for part in (
+        "24..32 px",
+        "exported full",
+        "removed 2: rgir/Max, rgir/Min",
+        "weights in fp16",
+        "sharing saves",
+        "missing_rgir  fp16 openvino",
+    ):
         assert part in exported.output
 
 
@@ -247,6 +255,7 @@ def test_a_bundle_that_is_there_stops_the_command_at_once(
     [
         (["--tile", "100"], UsageError.exit_code, "multiple of 32 px for this model, received 100"),
         (["--halo", "64", "--tile", "128"], UsageError.exit_code, r"--halo must lie in \[0, tile / 2\), received 64"),
+        (["--precision", "fp16"], UsageError.exit_code, "fp32 or fp32,fp16, received 'fp16'"),
         (["--golden-scene", "nowhere"], RasterOpenError.exit_code, "rgir.tif"),
         (["--metrics", "nowhere.json"], UsageError.exit_code, "nowhere.json"),
     ],

@@ -1,0 +1,255 @@
+"""How far backends and precisions agree: every graph of a bundle in every backend, against one reference.
+
+    python -m benchmarks.agreement                                                       the demo bundle
+    python -m benchmarks.agreement --bundle B --checkpoint runs/nano/best.safetensors    against PyTorch
+    python -m benchmarks.agreement --backends tensorrt,onnxruntime --csv out.csv         on a GPU
+
+The reference is PyTorch in float32 when a checkpoint is given, else the fp32 graph in ONNX Runtime. Tiles: the bundle's
+golden tile and windows of a scene. Per backend, precision and scenario: share of pixels with the reference's class,
+largest and mean difference of a probability.
+
+A backend that is not there is left out with its reason. One that fails, does not reproduce the golden tile, or goes
+beyond the same tolerance (engine/backends/golden.py) on another tile, ends the command with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.conditions import conditions, write_csv
+from benchmarks.tiles import Tile, tiles_of
+from engine import demo
+from engine.backends import BackendName, open_backend
+from engine.backends.base import BackendInfo, Output
+from engine.backends.golden import tolerance_of
+from engine.contract.bundle import Bundle, Precision
+from engine.contract.errors import BackendError, BackendUnavailableError, BundleError, EngineError, UsageError
+from engine.contract.sensors import Scenario
+
+RESULTS = Path(__file__).parent / "results" / "agreement.csv"
+BACKENDS: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime")
+WANTED = (Output.CLASSES, Output.PROBABILITIES)
+
+Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""Classes [T, T] and probabilities [C, T, T]."""
+Reference = Callable[[Scenario, Tile], Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One backend, graph and scenario against the reference, over all tiles."""
+
+    backend: BackendInfo
+    scenario: Scenario
+    class_agreement: float
+    """Share of pixels."""
+    max_probability_difference: float
+    mean_probability_difference: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lies within what the golden check allows this graph on this device."""
+        limit = tolerance_of(self.backend.graph, self.backend.precision)
+        return self.class_agreement >= limit.class_agreement and self.max_probability_difference <= limit.probability
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, print, write the CSV and the table."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return compare(options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every option of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.agreement",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: plans under the bundle)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model the bundle was exported from")
+    parser.add_argument("--backends", default=",".join(BACKENDS), metavar="LIST", help="default: all three")
+    parser.add_argument("--precisions", metavar="LIST", help="default: all that the bundle has")
+    parser.add_argument("--scene", type=Path, metavar="DIR", help="rgir.tif and ndsm.tif (default: the demo scene)")
+    parser.add_argument("--tiles", type=int, default=3, metavar="N", help="tiles, the golden one first (default: 3)")
+    parser.add_argument("--csv", type=Path, default=RESULTS, help="result file; a table goes beside it as .md")
+    return parser
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Do what the command line asks; 1 when a row is out of tolerance.
+
+    Raises:
+        EngineError: it cannot be done.
+    """
+    bundle = Bundle.load(options.bundle)
+    if options.tiles < 1:
+        raise UsageError(f"--tiles must be at least 1, received {options.tiles}")
+    scene = demo.SCENE if options.scene is None else {sensor: options.scene / f"{sensor}.tif" for sensor in demo.SCENE}
+    tiles = tiles_of(bundle, scene, options.tiles)
+    name, reference = reference_of(bundle, options.checkpoint)
+    expected = {scenario: [reference(scenario, tile) for tile in tiles] for scenario in Scenario}
+    found: list[Agreement] = []
+    failed = False
+    for backend in listed(options.backends, BACKENDS, "--backends"):
+        for precision in _precisions(bundle, options.precisions):
+            try:
+                found += agreements(bundle, backend, precision, options.plans, tiles, expected)
+            except BackendUnavailableError as error:
+                print(f"{backend} {precision} is left out: {error}", file=sys.stderr)
+            except (BackendError, BundleError) as error:
+                print(f"{backend} {precision} failed: {error}", file=sys.stderr)
+                failed = True
+    if not found:
+        raise BackendError("no backend could run; the reasons are above")
+    rows = [{"reference": name, "tiles": len(tiles), **row(agreement), **conditions()} for agreement in found]
+    write_csv(options.csv, rows)
+    table = markdown(found, name, len(tiles))
+    options.csv.with_suffix(".md").write_text(table)
+    print(table)
+    return 1 if failed or not all(agreement.holds for agreement in found) else 0
+
+
+def reference_of(bundle: Bundle, checkpoint: Path | None) -> tuple[str, Reference]:
+    """The name of the reference, and its answers.
+
+    Raises:
+        UsageError: the checkpoint cannot be loaded, or PyTorch is not installed.
+    """
+    if checkpoint is None:
+        backend = open_backend("onnxruntime", bundle, scenarios=Scenario, wanted=WANTED, precision="fp32")
+
+        def infer(scenario: Scenario, tile: Tile) -> Answer:
+            answer = backend.infer(scenario, {sensor: tile[sensor] for sensor in scenario.sensors})
+            return answer[Output.CLASSES], answer[Output.PROBABILITIES]
+
+        return f"{backend.info.library}, fp32 graph", infer
+    try:
+        import torch
+
+        from export.scenarios import inputs_of, scenario_module
+        from train import checkpoint as checkpoints
+
+        model, _ = checkpoints.load(checkpoint)
+    except ImportError as error:
+        raise UsageError(f"a checkpoint needs PyTorch ({error}): pip install 'gemmnet-edge[export,train]'") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"--checkpoint takes a file of `python -m train.run`: {error}") from error
+    modules = {scenario: scenario_module(model, scenario) for scenario in Scenario}
+
+    def evaluate(scenario: Scenario, tile: Tile) -> Answer:
+        with torch.inference_mode():
+            classes, _, probabilities = modules[scenario](
+                *(torch.from_numpy(tile[sensor])[None] for sensor in inputs_of(scenario))
+            )
+        return classes[0].numpy(), probabilities[0].numpy()
+
+    return f"PyTorch {torch.__version__}, float32", evaluate
+
+
+def agreements(
+    bundle: Bundle,
+    name: BackendName,
+    precision: Precision,
+    plans: Path | None,
+    tiles: Sequence[Tile],
+    expected: dict[Scenario, list[Answer]],
+) -> list[Agreement]:
+    """One backend and precision, all scenarios.
+
+    Raises:
+        EngineError: the backend cannot run it.
+    """
+    found = []
+    with open_backend(name, bundle, scenarios=Scenario, wanted=WANTED, precision=precision, plans=plans) as backend:
+        for scenario in Scenario:
+            same, largest, means = [], 0.0, []
+            for tile, (classes, probabilities) in zip(tiles, expected[scenario], strict=True):
+                answer = backend.infer(scenario, {sensor: tile[sensor] for sensor in scenario.sensors})
+                same.append((answer[Output.CLASSES] == classes).mean())
+                difference = np.abs(answer[Output.PROBABILITIES] - probabilities)
+                largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max()))
+                means.append(difference.mean())
+            found.append(
+                Agreement(
+                    backend=backend.info,
+                    scenario=scenario,
+                    class_agreement=float(np.mean(same)),
+                    max_probability_difference=largest,
+                    mean_probability_difference=float(np.mean(means)),
+                )
+            )
+    return found
+
+
+def row(agreement: Agreement) -> dict[str, object]:
+    """A line of the CSV."""
+    backend = agreement.backend
+    return {
+        "backend": backend.name,
+        "graph": backend.graph,
+        "scenario": agreement.scenario.value,
+        "class_agreement": round(agreement.class_agreement, 6),
+        "max_probability_difference": float(f"{agreement.max_probability_difference:.3g}"),
+        "mean_probability_difference": float(f"{agreement.mean_probability_difference:.3g}"),
+        "within_tolerance": agreement.holds,
+        "library": backend.library,
+        "device": backend.device,
+        "arithmetic": backend.precision,
+    }
+
+
+def markdown(found: Sequence[Agreement], reference: str, tiles: int) -> str:
+    """A table: a line per backend and graph, a column per scenario."""
+    lines = [
+        f"Same class as {reference}, in percent of the pixels of {tiles} tiles; largest difference of a probability.",
+        "",
+        f"| backend | graph | {' | '.join(Scenario)} |",
+        f"|{'---|' * (2 + len(Scenario))}",
+    ]
+    by_graph: dict[tuple[str, str], list[str]] = {}
+    for agreement in found:
+        backend = agreement.backend
+        mark = "" if agreement.holds else " **out of tolerance**"
+        cell = f"{agreement.class_agreement:.3%}, {agreement.max_probability_difference:.2g}{mark}"
+        title = f"{backend.library} on {backend.device} ({backend.precision})"
+        by_graph.setdefault((title, backend.graph), []).append(cell)
+    lines += [f"| {title} | {graph} | {' | '.join(cells)} |" for (title, graph), cells in by_graph.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _precisions(bundle: Bundle, text: str | None) -> list[Any]:
+    available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
+    return available if text is None else listed(text, available, "--precisions")
+
+
+def listed(text: str, known: Iterable[Any], option: str) -> list[Any]:
+    """The names of a comma-separated option.
+
+    Raises:
+        UsageError: the list is empty or names something unknown.
+    """
+    names, known = [name.strip() for name in text.split(",") if name.strip()], list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UsageError(f"{option} takes a list of {', '.join(known)}; received {text!r}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""kill -9 at random moments, then --resume: are the maps those of a run that was never stopped?
+
+    python -m benchmarks.kill_resume                          20 kills
+    python -m benchmarks.kill_resume --kills 3 --tiles 60     a quick look
+
+The flight has stretches in which a sensor shows noise, so that what the health monitor remembers matters too. An
+uninterrupted run comes first. Then a run is started and killed at a moment drawn from the whole of its duration, the
+first import and the writing of the last file included, and resumed; every second resumed run is killed as well, until
+all kills are spent. Where a kill comes before there is anything to resume, or after the end, the run starts over.
+
+Compared are, byte for byte, the three maps and the quicklook; tiles.csv but for its times; what run.json says about the
+maps and the sensors. One CSV row per kill. Exit codes: 0 all equal; 1 a difference, or a run that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conditions import ROOT, conditions, write_csv
+from benchmarks.flight import Failure, columns_of, write_flight
+from engine import demo
+from engine.contract.bundle import Bundle
+from engine.contract.sensors import Sensor
+from engine.journal import FOLDER
+
+RESULTS = Path(__file__).parent / "results" / "kill_resume.csv"
+SAME_BYTES = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """One SIGKILL."""
+
+    kill: int
+    run: int
+    """Runs count from 1; one run may be killed several times."""
+    after_s: float
+    """From the start of the process."""
+    resumed: bool
+    """The process that was killed had been resumed itself."""
+    left: str
+    """``nothing``, ``unfinished`` or ``finished``."""
+    tiles_done: int | None
+    """By the journal that it left."""
+    equal: bool = False
+    """The run in the end."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Kill, resume, compare, write the CSV."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kill_resume",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
+    parser.add_argument("--tiles", type=int, default=240, metavar="N", help="of the flight, at least (default: 240)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
+    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
+    options = parser.parse_args(arguments)
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="kill-resume-") as name:
+        folder = Path(name)
+        command = command_for(folder, options.bundle, options.tiles)
+        began = time.monotonic()
+        complete(command, folder / "whole")
+        duration_s = time.monotonic() - began
+        print(f"uninterrupted: {duration_s:.1f} s, journal every 5 s")
+        kills: list[Kill] = []
+        run, failed = 0, False
+        while len(kills) < options.kills and not failed:
+            run += 1
+            first = len(kills)
+            differences = interrupted_run(command, folder / "killed", kills, options.kills, run, duration_s, chance)
+            differences = differences or compare(folder / "whole", folder / "killed")
+            failed = bool(differences)
+            for place in range(first, len(kills)):
+                kills[place] = replace(kills[place], equal=not failed)
+                show(kills[place])
+            for difference in differences:
+                print(f"run {run}: {difference}", file=sys.stderr)
+    rows = [{**asdict(kill), "run_s": round(duration_s, 2), "tiles": options.tiles, **conditions()} for kill in kills]
+    write_csv(options.csv, rows)
+    equal, left = sum(kill.equal for kill in kills), [kill.left for kill in kills]
+    print(
+        f"{equal} of {len(kills)} kills end in the bytes of the uninterrupted run; they left "
+        + ", ".join(f"{what} {left.count(what)} times" for what in ("nothing", "unfinished", "finished"))
+    )
+    print(f"written: {options.csv}")
+    return 1 if failed else 0
+
+
+def command_for(folder: Path, bundle: Path, tiles: int) -> list[str]:
+    """The run, but for its output; its rasters are written into the folder."""
+    columns = columns_of(tiles)
+    failures = [
+        Failure(sensor=Sensor.NDSM, tile_row=1, first_col=1, last_col=columns // 2),
+        Failure(sensor=Sensor.RGIR, tile_row=2, first_col=columns // 3, last_col=columns // 2),
+        Failure(sensor=Sensor.NDSM, tile_row=columns - 2, first_col=0, last_col=1),
+    ]
+    paths = write_flight(folder, Bundle.load(bundle).manifest, tiles, failures=failures)
+    inputs = [word for sensor, path in paths.items() for word in (f"--{sensor}", str(path))]
+    return [sys.executable, "-m", "engine.run", *inputs, "--bundle", str(bundle.resolve()), "--quiet"]
+
+
+def complete(command: Sequence[str], output: Path, *more: str) -> int:
+    """Run to the end; the exit code."""
+    return subprocess.run([*command, "--output", str(output), *more], cwd=ROOT, check=False).returncode
+
+
+def interrupted_run(
+    command: Sequence[str],
+    output: Path,
+    kills: list[Kill],
+    most: int,
+    run: int,
+    duration_s: float,
+    chance: random.Random,
+) -> list[str]:
+    """One run, killed and resumed until it ends; adds to ``kills``. Returns what went wrong."""
+    option = "--overwrite"
+    again = True
+    while again and len(kills) < most:
+        after_s = chance.uniform(0, duration_s)
+        process = subprocess.Popen([*command, "--output", str(output), option], cwd=ROOT)
+        try:
+            code = process.wait(timeout=after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        else:
+            return [] if code == 0 else [f"exit code {code}"]  # a resumed run is shorter
+        left, tiles_done = remains(output)
+        kills.append(
+            Kill(
+                kill=len(kills) + 1,
+                run=run,
+                after_s=round(after_s, 2),
+                resumed=option == "--resume",
+                left=left,
+                tiles_done=tiles_done,
+            )
+        )
+        option = "--resume" if left == "unfinished" else "--overwrite"
+        again = chance.random() < 0.5
+    code = complete(command, output, option)
+    return [] if code == 0 else [f"exit code {code} after {option}"]
+
+
+def remains(output: Path) -> tuple[str, int | None]:
+    """What a killed run left: nothing, an unfinished run with so many tiles in its journal, or a finished one."""
+    try:
+        return "unfinished", json.loads((output / FOLDER / "journal.json").read_text())["tiles_done"]
+    except FileNotFoundError:
+        return ("finished" if (output / "run.json").exists() else "nothing"), None
+
+
+def compare(whole: Path, killed: Path) -> list[str]:
+    """What differs between two finished runs."""
+    differences = [name for name in SAME_BYTES if (whole / name).read_bytes() != (killed / name).read_bytes()]
+    if _untimed(whole / "tiles.csv") != _untimed(killed / "tiles.csv"):
+        differences.append("tiles.csv")
+    mine, other = (json.loads((folder / "run.json").read_text()) for folder in (killed, whole))
+    differences += [f"{name} of run.json" for name in ("result", "health", "tiles_lost") if mine[name] != other[name]]
+    differences += [f"{FOLDER} is still there"] if (killed / FOLDER).exists() else []
+    return [f"{difference} differs" for difference in differences]
+
+
+def _untimed(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [{name: value for name, value in row.items() if not name.endswith("_ms")} for row in rows]
+
+
+def show(kill: Kill) -> None:
+    """One line on the terminal."""
+    done = "" if kill.tiles_done is None else f", {kill.tiles_done} tiles in its journal"
+    print(
+        f"kill {kill.kill:>3}, run {kill.run:>3}{' (resumed)' if kill.resumed else '':<10} after {kill.after_s:6.2f} s "
+        f"left {kill.left}{done}: {'equal' if kill.equal else 'DIFFERENT'}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Editing Q/DQ pairs: what makes one graph right in TensorRT, OpenVINO and ONNX Runtime.
+
+A pair is QuantizeLinear and DequantizeLinear in a row on a tensor; a layer whose factors all come out of pairs runs in
+INT8. Symmetric throughout, as TensorRT takes no zero point: activations have one scale, weights one per output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import ArrayLike, NDArray
+
+QUANTISED = "Conv"
+"""The operator that becomes INT8."""
+ACTIVATION_LEVELS = 127
+WEIGHT_LEVELS = 64
+"""Of 127. AVX2 and AVX-512 without VNNI shift activations to unsigned and add two products in 16 bits: 2 x 255 x 64
+fits, 2 x 255 x 65 saturates (https://docs.openvino.ai/latest/pot_saturation_issue.html)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A node with weights or a matrix product."""
+
+    name: str
+    op: str
+    macs: int
+    """Multiply-accumulates for one tile."""
+    int8: bool
+    """Whether every factor comes from INT8."""
+
+
+def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    """Every convolution and matrix product of a graph, in its order."""
+    graph = _with_shapes(model)
+    return tuple(
+        Layer(name=node.name, op=node.op, macs=_macs(node), int8=all(_pair(tensor) for tensor in node.inputs[:2]))
+        for node in graph.nodes
+        if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    )
+
+
+def int8_share(model: onnx.ModelProto) -> float:
+    """Share of a graph's multiply-accumulates that are INT8."""
+    layers = layers_of(model)
+    return sum(layer.macs for layer in layers if layer.int8) / max(1, sum(layer.macs for layer in layers))
+
+
+def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Turn each convolution of a concatenation into a sum of convolutions, which is the same function.
+
+    OpenVINO 2026.4.1 rounds a concatenation of signed INT8 tensors to three values, whether the pair stands before it
+    or behind. Without the concatenation its INT8 graph is right, and no tensor is copied.
+    """
+    graph = _with_shapes(model)
+    for node in [node for node in graph.nodes if node.op == QUANTISED]:
+        concat = _producer(node.inputs[0])
+        if concat is None or concat.op != "Concat" or concat.attrs["axis"] != 1 or node.attrs.get("group", 1) != 1:
+            continue
+        weight, *bias = node.inputs[1:]
+        ends = np.cumsum([part.shape[1] for part in concat.inputs])
+        slices = np.split(weight.values, ends[:-1], axis=1)
+        total = node.outputs[0]
+        summed: gs.Tensor | None = None
+        for k, (part, values) in enumerate(zip(concat.inputs, slices, strict=True)):
+            piece = gs.Variable(f"{total.name}.{k}", dtype=total.dtype, shape=total.shape)
+            inputs = [part, gs.Constant(f"{weight.name}.{k}", np.ascontiguousarray(values)), *([] if k else bias)]
+            graph.nodes.append(
+                gs.Node(QUANTISED, f"{node.name}.{k}", attrs=dict(node.attrs), inputs=inputs, outputs=[piece])
+            )
+            if summed is None:
+                summed = piece
+                continue
+            last = k == len(slices) - 1
+            out = total if last else gs.Variable(f"{total.name}.to{k}", dtype=total.dtype, shape=total.shape)
+            if last:
+                node.outputs.clear()
+            graph.nodes.append(gs.Node("Add", f"{node.name}/Add_{k}", inputs=[summed, piece], outputs=[out]))
+            summed = out
+    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
+
+
+def ranged_tensors(placed: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the activations that pairs stand on."""
+    constants = {tensor.name for tensor in placed.graph.initializer}
+    found = (node.input[0] for node in placed.graph.node if node.op_type == "QuantizeLinear")
+    return tuple(name for name in found if name not in constants)
+
+
+def inputs_of_layers(placed: onnx.ModelProto) -> dict[str, str]:
+    """By INT8 layer: the activation it reads."""
+    graph = gs.import_onnx(placed)
+    pairs = {node.name: _pair(node.inputs[0]) for node in graph.nodes if node.op == QUANTISED}
+    return {name: pair[0].inputs[0].name for name, pair in pairs.items() if pair}
+
+
+def finish(placed: onnx.ModelProto, thresholds: Mapping[str, float], released: Collection[str] = ()) -> onnx.ModelProto:
+    """An INT8 graph that runtimes take.
+
+    Args:
+        placed: from :func:`place`.
+        thresholds: by activation, where it is clipped.
+        released: names of layers that stay floating.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(placed)  # onnx-graphsurgeon edits the tensors of the model it imports
+    graph = gs.import_onnx(copy)
+    release(graph, released)
+    set_ranges(graph, thresholds)
+    narrow_weights(graph)
+    return gs.export_onnx(graph.cleanup().toposort(), ir_version=placed.ir_version)
+
+
+def release(graph: gs.Graph, names: Collection[str]) -> None:
+    """Let layers read their floating inputs; a pair that no INT8 layer reads any more goes, for every reader."""
+    for node in graph.nodes:
+        if node.name in names:
+            node.inputs = [pair[0].inputs[0] if (pair := _pair(tensor)) else tensor for tensor in node.inputs]
+    for node in graph.nodes:
+        pair = _pair(node.outputs[0]) if node.op == "DequantizeLinear" else None
+        readers = list(node.outputs[0].outputs)
+        if pair and not any(reader.op == QUANTISED for reader in readers):
+            source = pair[0].inputs[0]
+            for reader in readers:
+                reader.inputs = [source if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
+    graph.cleanup()
+
+
+def set_ranges(graph: gs.Graph, thresholds: Mapping[str, float]) -> None:
+    """Give each activation's pair its scale; ``thresholds`` holds every activation that has one."""
+    for quantize, dequantize in _pairs(graph):
+        source = quantize.inputs[0]
+        if isinstance(source, gs.Constant):
+            continue
+        old = quantize.inputs[1].values
+        scale = _scale(thresholds[source.name] / ACTIVATION_LEVELS, like=old)
+        quantize.inputs[1] = dequantize.inputs[1] = gs.Constant(f"{source.name}.scale", scale)
+
+
+def narrow_weights(graph: gs.Graph) -> None:
+    """Store weights as INT8 within :data:`WEIGHT_LEVELS`, per output channel, with scales that their type can hold."""
+    for quantize, dequantize in _pairs(graph):
+        weight = quantize.inputs[0]
+        if not isinstance(weight, gs.Constant):
+            continue
+        values, old = weight.values.astype(np.float32), quantize.inputs[1].values
+        axis = quantize.attrs.get("axis", 0) if old.ndim else None
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        scale = _scale(np.abs(values).max(axis=others) / WEIGHT_LEVELS, like=old)
+        along = [-1 if i == axis else 1 for i in range(values.ndim)]
+        steps = np.rint(values / scale.astype(np.float32).reshape(along))
+        dequantize.inputs[0] = gs.Constant(
+            f"{weight.name}.int8", np.clip(steps, -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+        )
+        dequantize.inputs[1] = gs.Constant(f"{weight.name}.scale", scale)
+        quantize.outputs.clear()
+
+
+def _with_shapes(model: onnx.ModelProto) -> gs.Graph:
+    """A copy of a graph for one tile's shapes; the batch axis keeps its name."""
+    return gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
+
+
+def _producer(tensor: gs.Tensor) -> gs.Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def _pair(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | tuple[()]:
+    """(Q, DQ) that a tensor comes out of, or nothing. INT8 weights have no Q: then it is (DQ, DQ)."""
+    dequantize = _producer(tensor)
+    if dequantize is None or dequantize.op != "DequantizeLinear":
+        return ()
+    quantize = _producer(dequantize.inputs[0])
+    return (quantize or dequantize, dequantize)
+
+
+def _pairs(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
+    found = (_pair(node.outputs[0]) for node in graph.nodes if node.op == "DequantizeLinear")
+    return [pair for pair in found if pair]
+
+
+def _scale(value: ArrayLike, *, like: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A scale in the type and shape of another, at least the type's smallest normal number: below, digits are lost."""
+    return np.asarray(np.maximum(value, np.finfo(like.dtype).tiny), like.dtype).reshape(like.shape)
+
+
+def _macs(node: gs.Node) -> int:
+    sizes = [1 if isinstance(side, str) else int(side) for side in node.outputs[0].shape]
+    output = int(np.prod(sizes))
+    match node.op:
+        case "Conv":
+            return output * int(np.prod(node.inputs[1].shape[1:]))
+        case "ConvTranspose":
+            sizes = [1 if isinstance(side, str) else int(side) for side in node.inputs[0].shape]
+            return int(np.prod(sizes)) * int(np.prod(node.inputs[1].shape[1:]))
+        case _:
+            return output * int(node.inputs[0].shape[-1])

@@ -1,0 +1,242 @@
+"""Make every sensor fail in every way, on purpose, and see what the map makes of it.
+
+    python -m engine.acceptance                                        the demo model and scene, a minute or two
+    python -m engine.acceptance --bundle B --rgir a.tif --ndsm b.tif   your model over your rasters
+    python -m engine.acceptance --rgir a.tif --ndsm b.tif --tiles 500 --csv matrix.csv
+
+A flight of --tiles tiles is flown once for each fault: each kind, each sensor; in single tiles, in bursts, to the end;
+both sensors at once, in turn, and in every second tile. The rasters' own tiles are used where they are enough; else the
+flight goes on over their mirror image. Everything but the files of the maps is the pipeline of engine.run.
+
+A case passes if
+- every hard fault makes its sensor dead in the tile where it starts (soft ones, which a single tile does not prove, are
+  reported);
+- no sensor that was left alone is blamed, in any tile;
+- outside the faults every byte of the map equals that of the flight without faults;
+- inside, and until the sensor has shown enough good tiles to be believed, every byte equals the map of the other sensor
+  alone; where there is none, a sensor that is not believed yet is used if its tile is good;
+- no tile is lost, but where both sensors failed.
+
+The maps to compare with take 2.4 MB of temporary disk a tile.
+
+Exit codes: 0 all pass; 1 a case fails; 2 wrong options; 3 an input raster; 4 the CSV, or no temporary disk; 5 the
+bundle; 6 the backend; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from engine import demo
+from engine.backends import BackendName, open_backend
+from engine.backends.base import ExecutionPrecision
+from engine.contract.bundle import Bundle
+from engine.contract.errors import EngineError, OutputError, UsageError
+from engine.contract.health import parse_limits
+from engine.contract.sensors import Scenario, Sensor
+from engine.faults import Injection, Kind, kinds_of
+from engine.georeference import gdal_environment
+from engine.mosaic import CropMosaic
+from engine.raster import SensorRasters
+from engine.rehearsal import Flight, Rehearsal, Result
+
+LEAST_TILES = 18
+"""So that every case has tiles before, within and behind its faults."""
+SPACING = 24
+"""A long flight has one fault of a case in so many tiles."""
+BURST = 5
+"""Tiles of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Faults to be flown together."""
+
+    name: str
+    injections: tuple[Injection, ...]
+
+
+def cases(tiles: int) -> Iterator[Case]:
+    """The matrix for a flight of that many tiles; the fault-free flight comes first."""
+    yield Case(name="no fault", injections=())
+    starts = range(SPACING // 3, max(SPACING, tiles - SPACING // 2 + 1), SPACING)
+    for sensor in Sensor:
+        for kind in kinds_of(sensor):
+            shapes: dict[str, list[tuple[int, int | None]]] = {
+                "single tiles": [(start, start) for start in starts],
+                "bursts": [(start, start + BURST - 1) for start in starts],
+                "to the end": [(starts[-1], None)],
+            }
+            for shape, ranges in shapes.items():
+                made = tuple(Injection(sensor=sensor, kind=kind, first=a, last=b) for a, b in ranges)
+                yield Case(name=f"{sensor} {kind}, {shape}", injections=made)
+    rgir, ndsm = Sensor.RGIR, Sensor.NDSM
+    first = starts[0]
+
+    def each(sensor: Sensor, kind: Kind, offset: int, length: int) -> tuple[Injection, ...]:
+        return tuple(
+            Injection(sensor=sensor, kind=kind, first=start + offset, last=start + offset + length - 1)
+            for start in starts
+        )
+
+    yield Case(name="both at once", injections=each(rgir, Kind.DARK, 0, 3) + each(ndsm, Kind.LATE, 0, 3))
+    yield Case(name="both, overlapping", injections=each(rgir, Kind.NOISE, 0, 4) + each(ndsm, Kind.ERROR, 2, 4))
+    yield Case(name="in turn", injections=each(ndsm, Kind.FROZEN, -2, 2) + each(rgir, Kind.SATURATED, 2, 2))
+    flicker = tuple(
+        Injection(sensor=ndsm, kind=Kind.ERROR, first=tile, last=tile) for tile in range(first, first + 7, 2)
+    )
+    yield Case(name="every second tile", injections=flicker)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        with gdal_environment(), ExitStack() as stack:
+            rehearsal, about = _prepare(options, stack)
+            print(about)
+            results = _fly(rehearsal, list(cases(options.tiles)))
+        if options.csv is not None:
+            write_csv(options.csv, results)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print("\n".join(render(results)))
+    return 0 if all(result.passed for _, result in results) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every option of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.acceptance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
+    parser.add_argument("--rgir", type=Path, metavar="PATH", help="raster to fly over (default: the demo scene)")
+    parser.add_argument("--ndsm", type=Path, metavar="PATH", help="its heights")
+    parser.add_argument("--tiles", type=int, default=SPACING, metavar="N", help=f"of the flight (default: {SPACING})")
+    parser.add_argument(
+        "--health",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="limits other than the bundle's, as engine.run takes them; repeatable",
+    )
+    parser.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
+    parser.add_argument("--precision", choices=get_args(ExecutionPrecision), default="auto", help="default: auto")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+    return parser
+
+
+def render(results: Sequence[tuple[Case, Result]]) -> Iterator[str]:
+    """The table, as lines for a terminal, and the verdict."""
+    width = max(len(case.name) for case, _ in results)
+    yield f"{'':<{width}}  {'':>7}  {'':>5}  {'false':>6}  {'tiles':>5}  {'outside':>8}  {'inside':>8}"
+    yield (
+        f"{'case':<{width}}  {'seen':>7}  {'delay':>5}  {'alarms':>6}  {'lost':>5}  {'equal':>8}  {'equal':>8}  verdict"
+    )
+    for case, result in results:
+        seen = f"{result.detected}/{result.spoiling}" if case.injections else ""
+        delay = "" if result.delay_tiles is None else str(result.delay_tiles)
+        yield (
+            f"{case.name:<{width}}  {seen:>7}  {delay:>5}  {result.false_alarms:>6}  {result.lost:>5}  "
+            f"{_share(result.outside_equal):>8}  {_share(result.inside_equal):>8}  "
+            + ("pass" if result.passed else f"FAIL: {result.why}")
+        )
+    failed = [case.name for case, result in results if not result.passed]
+    hard = [result for _, result in results if result.hard]
+    yield ""
+    yield (
+        f"{len(results) - len(failed)} of {len(results)} cases pass; hard faults made dead in the tile where they "
+        f"start: {sum(result.hard_at_once for result in hard)} of {sum(result.hard for result in hard)}; false alarms: "
+        f"{sum(result.false_alarms for _, result in results)} in {sum(result.tiles for _, result in results)} tiles; "
+        f"tiles lost: {sum(result.lost for _, result in results)}"
+    )
+
+
+def write_csv(path: Path, results: Sequence[tuple[Case, Result]]) -> None:
+    """One row per case.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    names = [each.name for each in fields(Result)]
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["case", "inject", *names, "passed"])
+            for case, result in results:
+                inject = ",".join(str(each) for each in case.injections)
+                writer.writerow([case.name, inject, *(getattr(result, name) for name in names), int(result.passed)])
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): pass another --csv") from error
+
+
+def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, str]:
+    """Open everything, and say what it is."""
+    given = {sensor: getattr(options, sensor.value) for sensor in Sensor}
+    if len({path is None for path in given.values()}) > 1:
+        raise UsageError("a sensor can be lost where there are two: pass both --rgir and --ndsm, or none for the demo")
+    if options.tiles < LEAST_TILES:
+        raise UsageError(f"--tiles must be at least {LEAST_TILES}, received {options.tiles}")
+    paths = dict(demo.SCENE) if given[Sensor.RGIR] is None else given
+    bundle = Bundle.load(options.bundle)
+    manifest = bundle.manifest
+    limits = parse_limits(options.health, manifest.health)
+    rasters = stack.enter_context(
+        SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=manifest.tile_px)
+    )
+    backend = stack.enter_context(
+        open_backend(
+            options.backend,
+            bundle,
+            scenarios=tuple(Scenario),
+            wanted=CropMosaic.wanted,
+            precision=options.precision,
+            threads=options.threads,
+        )
+    )
+    flight = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=options.tiles)
+    about = f"{manifest.name} on {backend.info}; {options.tiles} tiles of {manifest.tile_px} px, {flight.about}"
+    return stack.enter_context(Rehearsal(flight, backend, manifest, limits)), about
+
+
+def _fly(rehearsal: Rehearsal, matrix: Sequence[Case]) -> list[tuple[Case, Result]]:
+    """All cases, with a progress bar."""
+    results = []
+    flights = len(matrix) + rehearsal.references
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=flights * len(rehearsal), unit="tile", file=sys.stderr, mininterval=0.5) as bar,
+    ):
+        rehearsal.prepare(lambda: bar.update())
+        for case in matrix:
+            bar.set_postfix_str(case.name, refresh=False)
+            results.append((case, rehearsal.fly(case.injections, lambda: bar.update())))
+    return results
+
+
+def _share(share: float | None) -> str:
+    """Never rounded up to 100 %."""
+    if share is None:
+        return ""
+    return "100 %" if share == 1 else f"{min(99.99, 100 * share):.2f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

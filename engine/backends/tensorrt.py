@@ -1,0 +1,191 @@
+"""TensorRT on a CUDA device: an engine per scenario resident, replayed as CUDA graphs.
+
+::
+
+    slot A   upload | run      | download
+    slot B            upload   | run      | download
+    slot C                       upload   | run      | download
+
+One thread owns the device (see :mod:`engine.backends.device`), takes tiles from a queue and gives each a free slot of
+:mod:`engine.backends.tensorrt_pipeline`; the copies of one tile hide behind the engine of another.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
+from engine.backends.device import Gpu, first_device
+from engine.backends.layout import TileLayout
+from engine.backends.plan_choice import PlanChoice, choose_plans
+from engine.backends.tensorrt_engine import import_library
+from engine.backends.tensorrt_pipeline import SLOTS, Pipeline, Slot, let_go
+from engine.contract.bundle import Bundle
+from engine.contract.errors import BackendError, BackendUnavailableError, EngineError
+from engine.contract.plans import Device, Host, Library
+from engine.contract.sensors import Scenario
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+@dataclass(kw_only=True, eq=False)
+class _Tile:
+    scenario: Scenario
+    inputs: Inputs
+    answer: Future[Outputs]
+
+
+class TensorRtBackend(Backend):
+    """Tiles through TensorRT 10, TensorRT 11 or TensorRT-RTX, whichever has plans for this device.
+
+    Args:
+        bundle: whose graphs the plans were built from.
+        scenarios: at least one; the first decides the precision when it is ``auto``.
+        wanted: the outputs to fetch from the device.
+        precision: of the plans.
+        threads: of no use; the GPU computes.
+        plans: folder of the plans; None is the one under the bundle.
+        cuda_graphs: False queues the engines kernel by kernel, for comparison.
+
+    Raises:
+        BackendUnavailableError: there is no device, no library, or no plan that it may load.
+        IntegrityError: a plan is damaged.
+        BackendError: the library or the device failed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scenarios: Iterable[Scenario],
+        wanted: Iterable[Output],
+        *,
+        precision: ExecutionPrecision = "auto",
+        threads: int | None = None,
+        plans: Path | None = None,
+        cuda_graphs: bool = True,
+    ) -> None:
+        del threads
+        device = first_device()
+        library, choice = _library_and_plans(bundle, tuple(scenarios), precision, device, plans)
+        log.info("TensorRT plans in %s", choice.reason)
+        layout = TileLayout.of(bundle.manifest, wanted)
+        self._closed = False
+        self._tiles: queue.SimpleQueue[_Tile | None] = queue.SimpleQueue()
+        opened: Future[BackendInfo] = Future()
+        # A daemon, so that a device that hangs does not keep the process from ending.
+        self._worker = threading.Thread(
+            target=self._work, args=(opened, library, choice, layout, cuda_graphs), name="tensorrt", daemon=True
+        )
+        self._worker.start()
+        try:
+            self.info = opened.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
+        """Queue one tile for the next free slot."""
+        if self._closed:
+            raise BackendError("the TensorRT backend has been closed: open it again")
+        tile = _Tile(scenario=scenario, inputs=inputs, answer=Future())
+        self._tiles.put(tile)
+        return tile.answer
+
+    def close(self) -> None:
+        """Wait for the queue to empty; free the device."""
+        self._closed = True
+        self._tiles.put(None)
+        self._worker.join()
+
+    def _work(
+        self, opened: Future[BackendInfo], library: Library, choice: PlanChoice, layout: TileLayout, cuda_graphs: bool
+    ) -> None:
+        """The life of the thread that owns the device."""
+        try:
+            with Gpu() as gpu:
+                try:
+                    with closing(Pipeline(gpu, layout)) as pipeline:
+                        pipeline.open(import_library(library), choice, cuda_graphs=cuda_graphs)
+                        opened.set_result(pipeline.info)
+                        self._serve(pipeline)
+                except BaseException as error:
+                    let_go(error)
+                    raise
+        except Exception as error:
+            if opened.done():
+                log.warning("TensorRT did not end cleanly: %s", str(error))
+            else:
+                opened.set_exception(_translated(error, f"{library} could not prepare its plans"))
+
+    def _serve(self, pipeline: Pipeline) -> None:
+        """Keep the slots busy until None comes; finish what has begun."""
+        flying: deque[tuple[_Tile, Slot]] = deque()
+
+        def land() -> None:
+            tile, slot = flying.popleft()
+            outputs = _attempt(tile, partial(pipeline.land, slot))
+            if outputs is not None:
+                tile.answer.set_result(outputs)
+
+        while True:
+            try:
+                tile = self._tiles.get(block=not flying)
+            except queue.Empty:
+                land()
+                continue
+            if tile is None:
+                break
+            if not tile.answer.set_running_or_notify_cancel():
+                continue
+            if len(flying) == SLOTS:
+                land()
+            slot = _attempt(tile, partial(pipeline.launch, tile.scenario, tile.inputs))
+            if slot is not None:
+                flying.append((tile, slot))
+        while flying:
+            land()
+
+
+def _library_and_plans(
+    bundle: Bundle, scenarios: Sequence[Scenario], precision: ExecutionPrecision, device: Device, plans: Path | None
+) -> tuple[Library, PlanChoice]:
+    """The first library that can be imported and has plans; TensorRT before TensorRT-RTX."""
+    refusals = []
+    for library in get_args(Library):
+        try:
+            host = Host(library=library, library_version=import_library(library).__version__, device=device)
+            return library, choose_plans(bundle, scenarios, precision, host, cache=plans)
+        except BackendUnavailableError as error:
+            refusals.append(str(error))
+    raise BackendUnavailableError("; ".join(refusals))
+
+
+def _attempt(tile: _Tile, action: Callable[[], _T]) -> _T | None:
+    """What ``action`` returns; None when it failed and the tile's future holds the error."""
+    try:
+        return action()
+    except Exception as error:
+        let_go(error)
+        tile.answer.set_exception(_translated(error, f"TensorRT failed on a tile of scenario {tile.scenario}"))
+        return None
+
+
+def _translated(error: Exception, what: str) -> EngineError:
+    """The bindings of both libraries raise whatever fits; ours are passed on."""
+    if isinstance(error, EngineError):
+        return error
+    translated = BackendError(f"{what}: {error}")
+    translated.__cause__ = error
+    return translated

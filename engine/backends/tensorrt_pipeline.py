@@ -1,0 +1,184 @@
+"""What TensorRT has on the device: engines, slots for tiles in flight, and the order of the work on them.
+
+A slot is pinned host memory, device memory and three events. Uploads, engines and downloads have a stream each, ordered
+by the slot's events. Engines never overlap: they share one stream and one scratch memory. A CUDA graph holds addresses,
+so a scenario has one for each slot, all captured before the first tile.
+
+Everything here is made, used and dropped in the thread that owns the device (:mod:`engine.backends.device`).
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.base import BackendInfo, Inputs, Outputs
+from engine.backends.device import Event, Gpu, Graph, Memory
+from engine.backends.layout import TileLayout
+from engine.backends.plan_choice import PlanChoice
+from engine.backends.tensorrt_engine import ScenarioEngine, TensorRt
+from engine.contract.errors import BackendError
+from engine.contract.sensors import Scenario
+
+log = logging.getLogger(__name__)
+
+SLOTS = 3
+"""One tile on its way up, one in its engine, one on its way down."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Slot:
+    """What one tile in flight needs; ``host`` uint8 [bytes] is pinned."""
+
+    host: NDArray[np.uint8]
+    device: Memory
+    uploaded: Event
+    ran: Event
+    downloaded: Event
+
+
+class Pipeline:
+    """A tile goes in by :meth:`launch`, its answer comes out by :meth:`land`, several in between."""
+
+    def __init__(self, gpu: Gpu, layout: TileLayout) -> None:
+        self._gpu, self._layout = gpu, layout
+        self._up, self._run, self._down = gpu.stream(), gpu.stream(), gpu.stream()
+        self._engines: dict[Scenario, ScenarioEngine] = {}
+        self._graphs: dict[tuple[Scenario, Slot], Graph] = {}
+        self._slots: list[Slot] = []
+        self._free: deque[Slot] = deque()
+        self._scratch: Memory | None = None
+
+    def open(self, module: ModuleType, choice: PlanChoice, *, cuda_graphs: bool) -> None:
+        """Load the engines, run each once on every slot, capture it."""
+        library = TensorRt(module)
+        for scenario, plan in choice.plans.items():
+            self._engines[scenario] = ScenarioEngine(library, scenario, plan, self._layout)
+        self._scratch = Memory(max(engine.scratch_bytes for engine in self._engines.values()))
+        for engine in self._engines.values():
+            engine.use_scratch(self._scratch.address, self._scratch.nbytes)
+        for _ in range(SLOTS):
+            self._slots.append(
+                Slot(
+                    host=self._gpu.pinned(self._layout.host_bytes),
+                    device=Memory(self._layout.device_bytes),
+                    uploaded=self._gpu.event(),
+                    ran=self._gpu.event(),
+                    downloaded=self._gpu.event(),
+                )
+            )
+        self._free.extend(self._slots)
+        for scenario, engine in self._engines.items():
+            for slot in self._slots:
+                self._warm_up(scenario, engine, slot, capture=cuda_graphs)
+            engine.save_runtime_cache()
+        self.info = BackendInfo(
+            name="tensorrt",
+            library=str(library),
+            device=str(self._gpu.device),
+            precision=choice.arithmetic,
+            threads=0,
+            slots=SLOTS,
+            graph=choice.precision,
+        )
+
+    def _warm_up(self, scenario: Scenario, engine: ScenarioEngine, slot: Slot, *, capture: bool) -> None:
+        """TensorRT finishes its own preparations in the first call, which therefore must not be the captured one."""
+        stream = self._run.handle
+        engine.bind(slot.device.address)
+        engine.enqueue(stream)
+        self._gpu.synchronize()
+        if not capture:
+            return
+        try:
+            if not engine.capturable(stream):
+                raise BackendError("the library says that this engine cannot be captured")
+            self._graphs[scenario, slot] = Graph.capture(self._run, lambda: engine.enqueue(stream))
+        except BackendError as error:
+            log.warning("%s runs kernel by kernel, not as a CUDA graph: %s", scenario, str(error))
+            let_go(error)
+
+    def launch(self, scenario: Scenario, inputs: Inputs) -> Slot:
+        """Queue a tile on a free slot.
+
+        Raises:
+            BackendError: the inputs are not what the scenario reads, or the device failed.
+        """
+        for sensor in scenario.sensors:
+            span, values = self._layout.inputs[sensor], inputs[sensor]
+            if (values.dtype, values.shape) != (span.dtype, span.shape):
+                raise BackendError(
+                    f"scenario {scenario} takes {sensor} as {span.dtype} {list(span.shape)}, received {values.dtype} "
+                    f"{list(values.shape)}"
+                )
+        slot = self._free.popleft()
+        try:
+            for sensor in scenario.sensors:
+                np.copyto(self._layout.inputs[sensor].view(slot.host), inputs[sensor])
+            up, down, base = self._layout.upload(scenario.sensors), self._layout.download, slot.device.address
+            self._gpu.upload(slot.host[up], base + up.start, self._up)
+            slot.uploaded.record(self._up)
+            self._run.wait_for_event(slot.uploaded)
+            graph = self._graphs.get((scenario, slot))
+            if graph is not None:
+                graph.launch(self._run)
+            else:
+                engine = self._engines[scenario]
+                engine.bind(base)
+                engine.enqueue(self._run.handle)
+            slot.ran.record(self._run)
+            self._down.wait_for_event(slot.ran)
+            self._gpu.download(base + down.start, slot.host[down], self._down)
+            slot.downloaded.record(self._down)
+        except BaseException:
+            self._free.append(slot)  # streams keep their order: what was queued ends before the slot's next tile
+            raise
+        return slot
+
+    def land(self, slot: Slot) -> Outputs:
+        """Wait for a slot's tile and free the slot.
+
+        Raises:
+            BackendError: the device failed.
+        """
+        try:
+            self._gpu.wait(slot.downloaded)
+            return {name: self._layout.outputs[name].view(slot.host).copy() for name in self._layout.wanted}
+        finally:
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """Free the device's memory; a device in trouble does it by itself when its context goes."""
+        try:
+            self._gpu.synchronize()
+            for graph in self._graphs.values():
+                graph.free()
+            self._engines.clear()
+            for memory in (*(slot.device for slot in self._slots), *([self._scratch] if self._scratch else [])):
+                memory.free()
+        except BackendError as error:
+            log.warning("the device did not take its memory back: %s", str(error))
+        self._engines.clear()
+        self._graphs.clear()
+        self._free.clear()
+        self._slots.clear()
+        self._scratch = None
+        del self._up, self._run, self._down
+
+
+def let_go(error: BaseException) -> None:
+    """Take an error's tracebacks away, after a note in the log: the error lives on in other threads.
+
+    Their frames hold objects of the device, which must go in this thread while the device is current.
+    """
+    log.debug("%s", "".join(traceback.format_exception(error)))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__

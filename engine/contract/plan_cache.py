@@ -1,0 +1,248 @@
+"""The folder of device plans: written whole or not at all, verified before a byte reaches TensorRT.
+
+``python -m export.build`` writes two files per plan into a cache folder (``plans/`` under the bundle unless told
+otherwise); the runtime loads nothing that has no record::
+
+    full-int8-3f9c0a61b2d4.plan     the serialised engine
+    full-int8-3f9c0a61b2d4.json     :class:`~engine.contract.plans.PlanRecord`
+
+The twelve digits are of :attr:`~engine.contract.plans.PlanKey.digest`. The hashes find damage and mix-ups, not an
+attacker who can write to the folder: a plan holds device code and is to be trusted like a program. It never holds host
+code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from engine.contract.bundle import Bundle, FileRef, Precision
+from engine.contract.errors import BackendUnavailableError, IntegrityError, OutputError
+from engine.contract.plans import RECORD_VERSION, Device, Host, PlanAudit, PlanKey, PlanRecord, refusal
+from engine.contract.sensors import Scenario
+
+CACHE_NAME = "plans"
+PLAN_SUFFIX = ".plan"
+RECORD_SUFFIX = ".json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPlan:
+    """A record that was read, and the folder it was read from. The plan itself is not verified until :meth:`read`."""
+
+    folder: Path
+    record: PlanRecord = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The serialised engine."""
+        return self.folder / self.record.plan.path
+
+    def read(self) -> bytes:
+        """The serialised engine, of the size and SHA-256 that its record names.
+
+        Raises:
+            IntegrityError: it is missing, truncated, damaged, or another plan's.
+        """
+        key, plan = self.record.key, self.record.plan
+        again = "run `python -m export.build` on its bundle again, which replaces damaged plans"
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: recorded but cannot be read ({error.strerror}): {again}") from error
+        if len(content) != plan.size_bytes:
+            raise IntegrityError(f"{self.path}: {plan.size_bytes} bytes were built, found {len(content)}: {again}")
+        found = hashlib.sha256(content).hexdigest()
+        if found != plan.sha256:
+            raise IntegrityError(
+                f"{self.path}: is not the plan that was built for {key.scenario} in {key.precision} "
+                f"(sha256 {plan.sha256[:12]}…, found {found[:12]}…): {again}"
+            )
+        return content
+
+    def with_latency(self, latency_ms: float, device: Device) -> StoredPlan:
+        """The same plan with a measured latency, also on disk.
+
+        Raises:
+            OutputError: the record cannot be written.
+        """
+        record = replace(self.record, latency_ms=latency_ms, latency_device=device.name)
+        write_whole(self.folder / f"{record.key.stem}{RECORD_SUFFIX}", _encode(record))
+        return replace(self, record=record)
+
+
+def default_cache(bundle: Bundle) -> Path:
+    """Where plans of a bundle are kept unless the user says otherwise."""
+    return bundle.root / CACHE_NAME
+
+
+def save_plan(
+    cache: Path, key: PlanKey, content: bytes, *, audit: PlanAudit, build_s: float, now: float | None = None
+) -> StoredPlan:
+    """Write a plan and then its record, each whole or not at all: a plan without a record does not exist.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    record = PlanRecord(
+        key=key,
+        plan=FileRef(
+            path=f"{key.stem}{PLAN_SUFFIX}", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        ),
+        audit=audit,
+        created_utc=datetime.fromtimestamp(time.time() if now is None else now, UTC).isoformat(timespec="microseconds"),
+        build_s=build_s,
+    )
+    stored = StoredPlan(folder=cache, record=record)
+    write_whole(stored.path, content)
+    write_whole(cache / f"{key.stem}{RECORD_SUFFIX}", _encode(record))
+    return stored
+
+
+def load_plan(cache: Path, key: PlanKey) -> StoredPlan | None:
+    """The plan of exactly this key; None when there is none.
+
+    Raises:
+        IntegrityError: its record is malformed or belongs to another plan.
+    """
+    path = cache / f"{key.stem}{RECORD_SUFFIX}"
+    return _read_record(path) if path.exists() else None
+
+
+def stored_plans(
+    cache: Path, scenario: Scenario | None = None, precision: Precision | None = None
+) -> Iterator[StoredPlan]:
+    """Every plan with a record, by name.
+
+    Raises:
+        IntegrityError: a record is malformed or belongs to another plan.
+    """
+    for path in sorted(cache.glob(f"{scenario or '*'}-{precision or '*'}-*{RECORD_SUFFIX}")):
+        yield _read_record(path)
+
+
+def find_plan(
+    bundle: Bundle,
+    scenario: Scenario,
+    precision: Precision,
+    host: Host,
+    *,
+    cache: Path | None = None,
+    batch: int | None = None,
+) -> StoredPlan:
+    """The newest plan of a graph that ``host`` may load.
+
+    Raises:
+        ManifestError: the bundle has no such graph.
+        BackendUnavailableError: there is none; the message says why each that is there is refused, and what to run.
+        IntegrityError: a record is malformed.
+    """
+    bundle.graph(scenario, precision)
+    folder = cache or default_cache(bundle)
+    refused = []
+    newest_first = sorted(stored_plans(folder, scenario, precision), key=lambda plan: plan.record.created_utc)[::-1]
+    for plan in newest_first:
+        why = refusal(plan.record, bundle, host, batch=batch)
+        if why is None:
+            return plan
+        refused.append(f"{plan.path.name} {why}")
+    options = ["--bundle", str(bundle.root), *(["--cache", str(cache)] if cache else []), "--precision", precision]
+    raise BackendUnavailableError(
+        f"{scenario} in {precision} needs a plan for {host.library} {host.library_version} in {folder}; "
+        f"{'; '.join(refused) or 'there is none'}: run `python -m export.build {' '.join(options)}`"
+    )
+
+
+def usable_plans(
+    bundle: Bundle, host: Host, *, cache: Path | None = None, batch: int | None = None
+) -> Mapping[Scenario, Mapping[Precision, StoredPlan]]:
+    """The newest plan of each graph that ``host`` may load; a graph without one is left out.
+
+    Raises:
+        IntegrityError: a record is malformed.
+    """
+    usable: dict[Scenario, dict[Precision, StoredPlan]] = {}
+    for plan in sorted(stored_plans(cache or default_cache(bundle)), key=lambda plan: plan.record.created_utc):
+        if refusal(plan.record, bundle, host, batch=batch) is None:
+            usable.setdefault(plan.record.key.scenario, {})[plan.record.key.precision] = plan
+    return usable
+
+
+def choose(plans: Iterable[StoredPlan], device: Device) -> tuple[StoredPlan, str]:
+    """Which of several plans of one scenario to run when the user does not say, and the reason in words.
+
+    fp16 unless another one is measured to be faster on this device: int8 costs accuracy, so it has to earn its place
+    (with no fp16 plan, fp32 holds that place, and then int8 itself).
+
+    Args:
+        plans: at least one, each of another precision.
+        device: that will run it; latencies of other devices do not count.
+    """
+    by_precision = {plan.record.key.precision: plan for plan in plans}
+    order: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+    candidates = [by_precision[precision] for precision in order if precision in by_precision]
+    default = candidates[0]
+    measured = {
+        plan.record.key.precision: plan.record.latency_ms
+        for plan in candidates
+        if plan.record.latency_ms is not None and plan.record.latency_device == device.name
+    }
+    name = default.record.key.precision
+    if len(candidates) == 1:
+        return default, f"{name}: the only plan"
+    if name not in measured or len(measured) == 1:
+        return default, f"{name}: its latency beside the others has not been measured on {device.name}"
+    fastest = min(measured, key=lambda precision: measured[precision])  # the first of equals
+    times = ", ".join(f"{precision} {latency:.2f} ms" for precision, latency in measured.items())
+    return by_precision[fastest], f"{fastest}: fastest on {device.name} ({times})"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of the cache folder, or leave what is there as it is.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"plans are kept in {path.parent}, which cannot be written ({error.strerror}): choose another --cache"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read_record(path: Path) -> StoredPlan:
+    again = "delete it and run `python -m export.build` again"
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=PlanRecord)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise IntegrityError(f"{path} is not a plan's record: {error}: {again}") from error
+    if record.record_version != RECORD_VERSION:
+        raise IntegrityError(f"{path}: record_version must be {RECORD_VERSION}, found {record.record_version}: {again}")
+    if not path.stem == record.key.stem == record.plan.path.removesuffix(PLAN_SUFFIX):
+        raise IntegrityError(
+            f"{path}: a record's file bears the name of its plan, but this one describes {record.plan.path}, "
+            f"{record.key.scenario} in {record.key.precision}: {again}"
+        )
+    return StoredPlan(folder=path.parent, record=record)
+
+
+def _encode(record: PlanRecord) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

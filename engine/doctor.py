@@ -1,0 +1,184 @@
+"""Is this machine fit to run a bundle, and how fast will it be?
+
+    python -m engine.doctor                                        the demo bundle, every backend and precision
+    python -m engine.doctor --bundle flight/bundle                 your bundle
+    python -m engine.doctor --backend openvino --precision auto    only what a run will use
+    python -m engine.doctor --json > doctor.json                   the same for machines
+
+Shows the machine, the installed libraries, whether the bundle is whole, and for each backend, precision and scenario
+whether it reproduces the bundle's golden tile, how long a tile takes here, or exactly why it does not work.
+
+Exit codes: 0 usable; else that of the error a run would end with: 1 a library of the engine itself is missing; 2 wrong
+options; 5 the bundle, or no backend reproduces its golden tiles; 6 no backend works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from engine import demo
+from engine.backends.base import ExecutionPrecision
+from engine.contract.errors import UsageError
+from engine.contract.sensors import Scenario
+from engine.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
+from engine.host import Host
+from engine.trial import Trial
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.tiles < 1:
+            raise UsageError(f"--tiles must be at least 1, received {options.tiles}")
+        diagnosis = examine(
+            options.bundle,
+            backends=_chosen(options.backend, BACKENDS, "--backend") or BACKENDS,
+            precisions=_chosen(options.precision, get_args(ExecutionPrecision), "--precision"),
+            tiles=options.tiles,
+        )
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(as_json(diagnosis), indent=2))
+    else:
+        print("\n".join(render(diagnosis, width=min(shutil.get_terminal_size((100, 24)).columns, 120))))
+    return diagnosis.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every option of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
+    parser.add_argument("--backend", metavar="LIST", help=f"of {','.join(BACKENDS)} (default: all)")
+    parser.add_argument(
+        "--precision",
+        metavar="LIST",
+        help=f"of {','.join(get_args(ExecutionPrecision))} (default: auto and all that the bundle has)",
+    )
+    parser.add_argument("--tiles", type=int, default=5, metavar="N", help="tiles to time in each trial (default: 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser
+
+
+def render(diagnosis: Diagnosis, *, width: int) -> Iterator[str]:
+    """All of it, as lines for a terminal of ``width`` columns."""
+    yield f"gemmnet-edge {diagnosis.version}, Python {diagnosis.host.python}, {diagnosis.host.system}"
+    yield from ("", "machine", *_machine(diagnosis.host, width))
+    yield from ("", "libraries", *_libraries(diagnosis.libraries))
+    yield from ("", "bundle", *_bundle(diagnosis.bundle, width))
+    if diagnosis.trials:
+        yield from ("", "backends: golden tile of each scenario, median of one tile at a time")
+        yield from _backends(diagnosis.trials, width)
+    if diagnosis.notes:
+        yield ""
+        for note in diagnosis.notes:
+            yield from _row("note", note, width, column=6)
+    yield from ("", diagnosis.verdict)
+
+
+def _machine(host: Host, width: int) -> Iterator[str]:
+    cpu, memory = host.cpu, host.memory
+    if host.board:
+        yield from _row("board", host.board, width)
+    quota = "" if cpu.quota_cores is None else f", limited to the time of {cpu.quota_cores:g}"
+    load = "" if cpu.load is None else f", load {cpu.load:.1f}"
+    governor = "" if cpu.governor is None else f", governor {cpu.governor}"
+    yield from _row("CPU", f"{cpu.model}, {cpu.cores} cores{quota}{load}{governor}", width)
+    has = ", ".join(name for name, there in cpu.features.items() if there) or "not known"
+    lacks = ", ".join(name for name, there in cpu.features.items() if not there)
+    yield from _row("instructions", has + (f"; no {lacks}" if lacks else ""), width)
+    limit = "" if memory.limit_bytes is None else f", this process limited to {_gib(memory.limit_bytes)}"
+    yield from _row("memory", f"{_gib(memory.available_bytes)} free of {_gib(memory.total_bytes)}{limit}", width)
+    for gpu in host.gpus:
+        about = f"{gpu.name}, {gpu.memory}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
+        yield from _row("GPU", about, width)
+    if host.gpu_note:
+        yield from _row("GPU", f"none: {host.gpu_note}", width)
+
+
+def _libraries(libraries: Sequence[Library]) -> Iterator[str]:
+    for library in libraries:
+        versions = " and ".join(
+            number if name.replace("-", "_") == library.name else f"{number} ({name})"
+            for name, number in library.distributions.items()
+        )
+        missing = "" if versions else f"  {library.install}"
+        yield f"  {library.name:<19}{versions or '-':<27}{library.needed_for:<20}{missing}".rstrip()
+
+
+def _bundle(bundle: BundleFinding, width: int) -> Iterator[str]:
+    yield from _row("path", bundle.path, width)
+    if bundle.error:
+        yield from _row("error", bundle.error, width)
+        return
+    finest, coarsest = bundle.gsd_m or (0, 0)
+    tiles = f"{bundle.tile_px} px with a halo of {bundle.halo_px} px, {finest:g} to {coarsest:g} m a pixel"
+    files = f"{bundle.files} files, {bundle.size_bytes / 2**20:.1f} MiB, each with the manifest's SHA-256"
+    yield from _row(
+        "model", f"{bundle.name}, {bundle.classes} classes, {' and '.join(bundle.precisions)} graphs", width
+    )
+    yield from _row("tiles", tiles, width)
+    yield from _row("files", files, width)
+
+
+def _backends(trials: Sequence[Trial], width: int) -> Iterator[str]:
+    """A row for each backend and precision, a column for each scenario; reasons below their row, once."""
+    yield f"  {'':<34}" + "".join(f"{scenario:>14}" for scenario in Scenario)
+    for name, of_backend in itertools.groupby(trials, lambda trial: trial.backend):
+        told: set[str] = set()
+        for precision, group in itertools.groupby(of_backend, lambda trial: trial.precision):
+            found = {trial.scenario: trial for trial in group}
+            ran = {f"{trial.graph} graph in {trial.computes_in}" for trial in found.values() if trial.works}
+            cells = (_cell(found[scenario]) if scenario in found else "" for scenario in Scenario)
+            row = f"  {name:<13}{precision:<6}{'; '.join(sorted(ran)):<17}" + "".join(f"{cell:>14}" for cell in cells)
+            reasons = [trial.reason for trial in found.values() if trial.reason]
+            if not told.issuperset(reasons) or not reasons:
+                yield row.rstrip()
+            for reason in dict.fromkeys(reasons):
+                if reason not in told:
+                    yield from _row("", reason, width, column=2)
+            told.update(reasons)
+
+
+def _cell(trial: Trial) -> str:
+    return f"{trial.median_ms:.0f} ms" if trial.works else str(trial.outcome)
+
+
+def _row(name: str, text: str, width: int, column: int = 14) -> list[str]:
+    lead = f"  {name:<{column}}"
+    return textwrap.wrap(
+        text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False
+    ) or [lead.rstrip()]
+
+
+def _chosen(text: str | None, known: Sequence[Any], option: str) -> tuple[Any, ...] | None:
+    """A comma-separated choice among ``known``, in its order."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or set(names) - set(known):
+        raise UsageError(f"{option} takes a comma-separated list of {', '.join(known)}; received {text!r}")
+    return tuple(name for name in known if name in names)
+
+
+def _gib(size_bytes: int | None) -> str:
+    return "?" if size_bytes is None else f"{size_bytes / 2**30:.1f} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

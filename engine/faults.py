@@ -1,0 +1,325 @@
+"""Faults on purpose: make a sensor fail in chosen tiles, and tell afterwards how the failure was seen.
+
+::
+
+    ndsm:dead@120-180,rgir:noise@200,ndsm:frozen@300-        tiles 120 to 180; tile 200; tile 300 to the end
+
+Every kind is moderate: it spoils a map without being absurd. The same seed, tile and sensor give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.errors import UsageError
+from engine.contract.holes import fill_holes
+from engine.contract.sensors import Sensor
+from engine.health import Absent, Fault, Sighting, State, Verdict
+from engine.raster import Observation
+
+
+class Kind(StrEnum):
+    """What is done to a sensor. The value is the word in ``--inject``."""
+
+    DEAD = "dead"
+    """No pixel has data."""
+    HOLES = "holes"
+    """One pixel in ten, anywhere, loses its data."""
+    CONSTANT = "constant"
+    """Grey everywhere, or one height that is not the ground's."""
+    FLAT = "flat"
+    """nDSM: zero everywhere, which is what a lake looks like too."""
+    FROZEN = "frozen"
+    """The tile before the first one, again and again."""
+    SATURATED = "saturated"
+    """RGIR: exposed far too long."""
+    DARK = "dark"
+    """RGIR: a thirtieth of the light, and read noise."""
+    STUCK = "stuck"
+    """One column in twenty shows one value, the same in every tile."""
+    RANGE = "range"
+    """nDSM: blocks on an eighth of the tile hold the largest number of a 16-bit sensor in decimetres."""
+    NOISE = "noise"
+    """White noise of 40 DN or 2.5 m."""
+    LATE = "late"
+    """Nothing arrives in time."""
+    ERROR = "error"
+    """The tile cannot be read."""
+
+
+SOFT = frozenset({Kind.HOLES, Kind.FLAT})
+"""Kinds that a single tile does not prove."""
+ONE_SENSOR_ONLY = {
+    Kind.FLAT: Sensor.NDSM,
+    Kind.RANGE: Sensor.NDSM,
+    Kind.SATURATED: Sensor.RGIR,
+    Kind.DARK: Sensor.RGIR,
+}
+NOISE_STD = {Sensor.RGIR: 40.0, Sensor.NDSM: 2.5}
+CONSTANT_VALUE = {Sensor.RGIR: 117, Sensor.NDSM: 12.0}
+STUCK_VALUES = {Sensor.RGIR: (0.0, 255.0), Sensor.NDSM: (2.0, 30.0)}
+OVERFLOW_M = 6553.5
+
+
+def kinds_of(sensor: Sensor) -> tuple[Kind, ...]:
+    """What can happen to that sensor."""
+    return tuple(kind for kind in Kind if ONE_SENSOR_ONLY.get(kind, sensor) is sensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """One sensor failing in one way in the tiles ``first`` to ``last``, both included; None: to the end.
+
+    Raises:
+        UsageError: the range is empty, the kind is not one of that sensor's, or there is no tile to freeze.
+    """
+
+    sensor: Sensor
+    kind: Kind
+    first: int
+    last: int | None
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.last is not None and self.last < self.first):
+            raise UsageError(f"--inject {self}: tiles run from a first one to a last one that is not before it")
+        if self.kind not in kinds_of(self.sensor):
+            raise UsageError(f"--inject {self}: {self.sensor} can be {', '.join(kinds_of(self.sensor))}")
+        if self.kind is Kind.FROZEN and self.first == 0:
+            raise UsageError(f"--inject {self}: a frozen sensor repeats the tile before, so begin at tile 1 or later")
+
+    def __str__(self) -> str:
+        """As it is written in ``--inject``."""
+        tiles = f"{self.first}" if self.last == self.first else f"{self.first}-{'' if self.last is None else self.last}"
+        return f"{self.sensor}:{self.kind}@{tiles}"
+
+    def __contains__(self, tile_index: int) -> bool:
+        return self.first <= tile_index and (self.last is None or tile_index <= self.last)
+
+    @property
+    def expected_hard(self) -> bool:
+        """The sensor has to be DEAD in the tile where it starts to fail."""
+        return self.kind not in SOFT
+
+
+_ITEM = re.compile(r"(?P<sensor>\w+):(?P<kind>\w+)@(?P<first>\d+)(?P<to>-(?P<last>\d+)?)?")
+
+
+def parse_faults(text: str) -> tuple[Injection, ...]:
+    """``"ndsm:dead@120-180,rgir:noise@200,ndsm:frozen@300-"`` as injections.
+
+    Raises:
+        UsageError: the text does not follow the grammar, or asks for what a sensor cannot do.
+    """
+    found = []
+    for item in text.split(","):
+        match = _ITEM.fullmatch(item.strip())
+        if match is None or match["sensor"] not in list(Sensor) or match["kind"] not in list(Kind):
+            raise UsageError(
+                f"--inject takes SENSOR:KIND@FIRST, @FIRST-LAST or @FIRST- joined by commas, with the sensors "
+                f"{', '.join(Sensor)}, the kinds {', '.join(Kind)} and tiles counted from 0; received {item.strip()!r}"
+            )
+        first = int(match["first"])
+        last = int(match["last"]) if match["last"] else None if match["to"] else first
+        found.append(Injection(sensor=Sensor(match["sensor"]), kind=Kind(match["kind"]), first=first, last=last))
+    return tuple(found)
+
+
+class Injector:
+    """Makes sensors fail.
+
+    Args:
+        injections: applied in this order where they overlap.
+        seed: of everything random.
+    """
+
+    def __init__(self, injections: Sequence[Injection], seed: int = 0) -> None:
+        self._injections = tuple(injections)
+        self._seed = seed
+        self._frozen: dict[Injection, Sighting] = {}
+
+    def apply(self, tile_index: int, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, Sighting]:
+        """What the monitor and the pipeline get to see of a tile; ``seen`` itself is left alone.
+
+        Call for every tile, in order: a frozen sensor repeats the tile before it froze.
+        """
+        delivered = dict(seen)
+        for injection in self._injections:
+            sighting = delivered.get(injection.sensor)
+            if sighting is not None and tile_index in injection:
+                delivered[injection.sensor] = self._inject(injection, tile_index, sighting)
+        for injection in self._injections:
+            if injection.kind is Kind.FROZEN and tile_index == injection.first - 1 and injection.sensor in delivered:
+                self._frozen[injection] = _copy(delivered[injection.sensor])
+        return delivered
+
+    def _inject(self, injection: Injection, tile_index: int, sighting: Sighting) -> Sighting:
+        if injection.kind is Kind.LATE:
+            return Absent(fault=Fault.LATE, detail=f"injected by {injection}")
+        if injection.kind is Kind.ERROR:
+            return Absent(fault=Fault.READ_ERROR, detail=f"injected by {injection}")
+        if injection.kind is Kind.FROZEN:
+            return self._frozen[injection]
+        if isinstance(sighting, Absent):  # nothing left to spoil
+            return sighting
+        sensor = injection.sensor
+        key = (self._seed, list(Sensor).index(sensor), list(Kind).index(injection.kind))
+        defect, moment = np.random.default_rng(key), np.random.default_rng((*key, tile_index))
+        return _SPOIL[injection.kind](sensor, sighting, defect, moment)
+
+
+def _copy(sighting: Sighting) -> Sighting:
+    """The reader's buffers are used again."""
+    if isinstance(sighting, Absent):
+        return sighting
+    return Observation(values=sighting.values.copy(), valid=sighting.valid.copy())
+
+
+# Each of these takes the sensor, what it saw, randomness of the device (the same in every tile) and of the moment.
+
+
+def _dead(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    return Observation(values=np.zeros_like(seen.values), valid=np.zeros_like(seen.valid))
+
+
+def _holes(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    valid = seen.valid & (moment.random(seen.valid.shape, np.float32) >= 0.1)
+    return Observation(values=fill_holes(seen.values.copy(), valid), valid=valid)
+
+
+def _constant(
+    sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator
+) -> Observation:
+    return Observation(values=np.full_like(seen.values, CONSTANT_VALUE[sensor]), valid=seen.valid)
+
+
+def _flat(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    return Observation(values=np.zeros_like(seen.values), valid=seen.valid)
+
+
+def _saturated(
+    sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator
+) -> Observation:
+    return _with(seen, seen.values.astype(np.float32) * 3 + 180)
+
+
+def _dark(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    return _with(seen, seen.values // 30 + moment.integers(0, 3, seen.values.shape, np.uint8))
+
+
+def _stuck(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    bands, _, width = seen.values.shape
+    columns = defect.choice(width, max(1, width // 20), replace=False)
+    values = seen.values.astype(np.float32)
+    values[:, :, columns] = defect.uniform(*STUCK_VALUES[sensor], (bands, 1, len(columns)))
+    return _with(seen, values)
+
+
+def _range(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    _, height, width = seen.values.shape
+    block = max(1, height // 16)
+    rows, cols = -(-height // block), -(-width // block)
+    hit = np.zeros(rows * cols, np.bool_)
+    hit[moment.choice(hit.size, max(1, hit.size // 8), replace=False)] = True
+    hit = hit.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
+    return _with(seen, np.where(hit, np.float32(OVERFLOW_M), seen.values))
+
+
+def _noise(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
+    noise = moment.standard_normal(seen.values.shape, np.float32) * np.float32(NOISE_STD[sensor])
+    return _with(seen, seen.values + noise)
+
+
+def _with(seen: Observation, values: NDArray[Any]) -> Observation:
+    """Other values, in the sensor's range and dtype."""
+    if seen.values.dtype.kind == "u":
+        values = np.clip(np.rint(values), 0, 255)
+    return Observation(values=values.astype(seen.values.dtype), valid=seen.valid)
+
+
+_SPOIL: Mapping[Kind, Callable[[Sensor, Observation, np.random.Generator, np.random.Generator], Observation]] = {
+    Kind.DEAD: _dead,
+    Kind.HOLES: _holes,
+    Kind.CONSTANT: _constant,
+    Kind.FLAT: _flat,
+    Kind.SATURATED: _saturated,
+    Kind.DARK: _dark,
+    Kind.STUCK: _stuck,
+    Kind.RANGE: _range,
+    Kind.NOISE: _noise,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one injection was seen."""
+
+    injection: str
+    """As it is written in ``--inject``."""
+    expected_hard: bool
+    tiles: int
+    """Tiles of the run in which there was something to spoil."""
+    detected: bool
+    delay_tiles: int | None
+    """From the first of these tiles to the first verdict against the sensor; None: never."""
+    dead_delay_tiles: int | None
+    """From the first of these tiles to the first DEAD verdict; None: never."""
+    fault: Fault | None
+    """What the first verdict called it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How all injections of a run were seen."""
+
+    outcomes: tuple[Outcome, ...]
+    false_alarms: Mapping[Sensor, int]
+    """Tiles in which a sensor that was left alone was said to have a fault. A raster's nodata is none, nor is the
+    recovery after a fault."""
+
+
+def detection(injections: Sequence[Injection], verdicts: Sequence[Mapping[Sensor, Verdict]]) -> Detection:
+    """How every injection was seen. ``verdicts`` holds those of tile 0, 1, 2, ... of the run."""
+    false_alarms = {
+        sensor: sum(
+            _against(verdict)
+            for tile, by_sensor in enumerate(verdicts)
+            if (verdict := by_sensor.get(sensor)) is not None
+            and not any(tile in injection for injection in injections if injection.sensor is sensor)
+        )
+        for sensor in Sensor
+    }
+    return Detection(outcomes=tuple(_outcome(each, verdicts) for each in injections), false_alarms=false_alarms)
+
+
+def _against(verdict: Verdict) -> bool:
+    """The verdict blames this very tile for a fault."""
+    return verdict.fault not in (None, Fault.NO_DATA) and not verdict.recovering
+
+
+def _outcome(injection: Injection, verdicts: Sequence[Mapping[Sensor, Verdict]]) -> Outcome:
+    stop = len(verdicts) if injection.last is None else min(injection.last + 1, len(verdicts))
+    present = (verdicts[tile].get(injection.sensor) for tile in range(injection.first, stop))
+    touched = [verdict for verdict in present if verdict is not None]
+    if injection.kind is Kind.DEAD:
+        blamed = [not verdict.recovering and verdict.fault is not None for verdict in touched]
+    else:  # where the raster itself has no data there was nothing to spoil
+        touched = [verdict for verdict in touched if verdict.fault is not Fault.NO_DATA]
+        blamed = [_against(verdict) for verdict in touched]
+    first = next((place for place, hit in enumerate(blamed) if hit), None)
+    dead = (place for place, hit in enumerate(blamed) if hit and touched[place].state is State.DEAD)
+    return Outcome(
+        injection=str(injection),
+        expected_hard=injection.expected_hard,
+        tiles=len(touched),
+        detected=first is not None,
+        delay_tiles=first,
+        dead_delay_tiles=next(dead, None),
+        fault=None if first is None else touched[first].fault,
+    )

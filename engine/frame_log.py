@@ -1,0 +1,148 @@
+"""``frames.jsonl``: one line for each frame that has been dealt with, in the order in which they were.
+
+It grows while the flight lasts. A resumed flight goes on behind the last line that its journal vouches for, and leaves
+the frames above it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from engine.contract.errors import OutputError, ResumeError
+from engine.contract.sensors import Scenario, Sensor
+from engine.health import Absent, State, Verdict
+
+NAME = "frames.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRecord:
+    """One line: what became of a frame."""
+
+    stamp: str
+    files: Mapping[Sensor, str]
+    """Names of the files that were read."""
+    absent: Mapping[Sensor, Absent]
+    """Sensors that delivered nothing, and why."""
+    verdicts: Mapping[Sensor, Verdict]
+    """The worst of each sensor in any tile; empty where the frame was dropped."""
+    scenario: Scenario | None
+    """That of most pixels; None where there is no map."""
+    inferences: Mapping[Scenario, int]
+    """Tiles that each graph was run on."""
+    provenance_pixels: Mapping[str, int]
+    """Pixels of the map by what they were mapped from."""
+    tiles: int
+    mapped: bool
+    """Its maps are in the folder named by the stamp."""
+    dropped: bool
+    """It was left out because the maps were too far behind."""
+    partner_wait_ms: float
+    """From its first whole file to the moment it could go."""
+    latency_ms: float
+    """From that moment to its maps in place."""
+
+
+class FrameLog:
+    """Writes the lines. Use from one thread at a time.
+
+    Args:
+        path: the file; made anew, or cut back when resuming.
+        keep_tiles: lines that make up so many tiles are kept; None starts anew.
+
+    Raises:
+        OutputError: the system refuses.
+        ResumeError: a line to be kept is missing or damaged.
+    """
+
+    def __init__(self, path: Path, *, keep_tiles: int | None = None) -> None:
+        self._path = path
+        self.done: dict[str, frozenset[Sensor]] = {}
+        """Stamps of the lines that were kept, and the sensors that delivered."""
+        with _writing(path):
+            if keep_tiles is not None:
+                self.done = _cut(path, keep_tiles)
+            self._file = path.open("wb" if keep_tiles is None else "ab", buffering=0)
+
+    def append(self, record: FrameRecord) -> None:
+        """Add a line; after it a killed process loses nothing."""
+        with _writing(self._path):
+            self._file.write(msgspec.json.encode(record) + b"\n")
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> FrameLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_frame_log(path: Path) -> Iterator[FrameRecord]:
+    """The lines of a ``frames.jsonl``, one at a time; a last line that was cut short is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                try:
+                    yield msgspec.json.decode(line, type=FrameRecord)
+                except msgspec.MsgspecError as error:
+                    raise ValueError(f"{path}, line {number} is no frame's record: {error}") from error
+
+
+def worst(verdicts: Mapping[Sensor, Verdict], others: Mapping[Sensor, Verdict]) -> dict[Sensor, Verdict]:
+    """The worse of two verdicts on each sensor, the first of two equals."""
+    order = list(State)
+    return {
+        sensor: max(
+            (each[sensor] for each in (verdicts, others) if sensor in each),
+            key=lambda verdict: order.index(verdict.state),
+        )
+        for sensor in Sensor
+        if sensor in verdicts or sensor in others
+    }
+
+
+def _cut(path: Path, keep_tiles: int) -> dict[str, frozenset[Sensor]]:
+    """Drop what lies behind the lines that make up so many tiles."""
+    kept: dict[str, frozenset[Sensor]] = {}
+    tiles = size = lines = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if tiles >= keep_tiles:
+                    break
+                record = msgspec.json.decode(line, type=FrameRecord)
+                kept[record.stamp] = frozenset(record.files)
+                tiles, size, lines = tiles + record.tiles, size + len(line), lines + 1
+    except FileNotFoundError as error:
+        raise ResumeError(f"the unfinished flight lacks {path}: start over with --overwrite") from error
+    except msgspec.MsgspecError as error:
+        raise ResumeError(f"{path}, line {lines + 1} is damaged ({error}): start over with --overwrite") from error
+    if tiles != keep_tiles:
+        raise ResumeError(f"{path} has frames of {tiles} tiles, the journal counts {keep_tiles}: pass --overwrite")
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return kept
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}): check free space and permissions, or pass another --output"
+        ) from error

@@ -1,0 +1,98 @@
+"""The published maps of a run, read back by windows or in small; what :mod:`engine.cog` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window as RasterWindow
+
+from engine.contract.bundle import ClassSpec
+from engine.contract.errors import RasterOpenError
+from engine.georeference import GDAL_ERRORS, unreferenced_is_fine
+from engine.grid import Window
+
+MAPS = ("classes", "confidence", "provenance")
+
+
+class MapReader:
+    """``classes.tif``, ``confidence.tif`` and ``provenance.tif`` of one folder. Use from one thread at a time.
+
+    Args:
+        folder: where they lie.
+
+    Raises:
+        RasterOpenError: one is missing or unreadable, or they differ in size.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        with ExitStack() as stack, unreferenced_is_fine():
+            for name in MAPS:
+                path = folder / f"{name}.tif"
+                try:
+                    self._files[name] = stack.enter_context(rasterio.open(path))
+                except GDAL_ERRORS as error:
+                    raise RasterOpenError(
+                        f"a finished run holds {', '.join(f'{each}.tif' for each in MAPS)}; {path} cannot be read "
+                        f"({error}): pass the folder that `python -m engine.run --output` wrote"
+                    ) from error
+            sizes = {name: (file.width, file.height) for name, file in self._files.items()}
+            if len(set(sizes.values())) > 1:
+                raise RasterOpenError(f"the maps of one run have one size; {folder} holds {sizes}: run it again")
+            self._open = stack.pop_all()
+        self.width, self.height = sizes["classes"]
+
+    @property
+    def classes(self) -> tuple[ClassSpec, ...]:
+        """Names and colours of the classes, as the map itself carries them."""
+        file = self._files["classes"]
+        tags, colours = file.tags(), file.colormap(1)
+        names = {int(tag.removeprefix("CLASS_")): name for tag, name in tags.items() if tag.startswith("CLASS_")}
+        return tuple(ClassSpec(name=names[index], rgb=colours[index][:3]) for index in sorted(names))
+
+    def read(self, window: Window) -> Mapping[str, NDArray[np.uint8]]:
+        """All three maps in a window inside the raster, uint8 [h, w] each, by the names in :data:`MAPS`.
+
+        Raises:
+            RasterOpenError: a file is truncated or damaged.
+        """
+        return {name: self._read(name, window, (window.height, window.width)) for name in MAPS}
+
+    def small(self, name: str, window: Window, height: int, width: int) -> NDArray[np.uint8]:
+        """One map in a window inside the raster, uint8 [height, width]: single pixels of it, no means.
+
+        Raises:
+            RasterOpenError: the file is truncated or damaged.
+        """
+        return self._read(name, window, (height, width))
+
+    def _read(self, name: str, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        place = RasterWindow(window.col, window.row, window.width, window.height)
+        try:
+            values: NDArray[np.uint8] = self._files[name].read(
+                1, window=place, out_shape=shape, resampling=Resampling.nearest
+            )
+        except GDAL_ERRORS as error:
+            raise RasterOpenError(
+                f"{self._folder / name}.tif cannot be read: it is truncated or damaged; run it again ({error})"
+            ) from error
+        return values
+
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        self._open.close()
+
+    def __enter__(self) -> MapReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

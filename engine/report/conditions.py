@@ -1,0 +1,70 @@
+"""The end of the page: what inferred, everything that one needs to repeat the run, links to what else it left."""
+
+from __future__ import annotations
+
+from engine.contract.sensors import Sensor
+from engine.frame_log import NAME as FRAME_LOG_NAME
+from engine.report.data import Finished
+from engine.report.page import Html, Section, section, table, tag
+from engine.report.words import SENSOR_NAMES, count
+from engine.tile_log import NAME as TILE_LOG_NAME
+
+FILES = (
+    ("classes.tif", "land cover; class names and colours inside"),
+    ("confidence.tif", "probability of the winning class x 255"),
+    ("provenance.tif", "which sensors each pixel was mapped from"),
+    ("quicklook.png", "inputs and maps side by side"),
+    (TILE_LOG_NAME, "one line for each tile: sensors, scenario, times"),
+    (FRAME_LOG_NAME, "one line for each frame"),
+    ("run.json", "all of this, for programs"),
+)
+
+
+def backend(run: Finished) -> Section:
+    """What inferred, and what went wrong with it."""
+    told, events = run.told["backend"], run.told["backend_events"]
+    about = f"{told['library']} on {told['device']}: {told['graph']} graphs computed in {told['precision']}, "
+    about += f"{told['threads']} threads, {count(told['slots'], 'tile')} at a time."
+    body: Html = tag("p", "It ran through: no failure, no fallback.")
+    if events:
+        rows = [[e["at_utc"], e["backend"], e["what"], e["detail"], e["tiles_in_flight"]] for e in events]
+        body = table(["time (UTC)", "backend", "what", "detail", "tiles in flight"], rows, numbers=(4,))
+    return section("backend", "Backend", tag("p", about), body)
+
+
+def conditions(run: Finished) -> Section:
+    """Everything that one needs to repeat the run."""
+    told = run.told
+    entries: list[tuple[str, str]] = [
+        ("bundle", f"{told['bundle']['name']}, {told['bundle']['path']}"),
+        ("bundle SHA-256", told["bundle"]["sha256"]),
+    ]
+    for name, raster in (told.get("inputs") or {}).items():
+        rules = ", ".join(raster["nodata"]) or "none"
+        size = f"{raster['width']} x {raster['height']} px, {raster['dtype']}, {raster['crs'] or 'no CRS'}"
+        warped = ", warped onto the other's grid" if raster["warped"] else ""
+        entries.append((SENSOR_NAMES[Sensor(name)], f"{raster['path']} ({size}, nodata: {rules}{warped})"))
+    tiling = told.get("tiling")
+    if tiling:
+        text = f"{tiling['tiles']} of {tiling['tile_px']} px, halo {tiling['halo_px']} px, blend {tiling['blend']}"
+        entries.append(("tiles", text))
+    gsd_m = (told.get("grid") or {}).get("gsd_m")
+    if gsd_m:
+        entries.append(("ground sampling distance", f"{gsd_m:.3g} m"))
+    entries += [(name.replace("_", " "), str(value)) for name, value in told["system"].items()]
+    entries += [("engine", told["version"]), ("started (UTC)", told["started_utc"])]
+    resumed = told.get("resumed_at_tile") or told.get("resumed_after_frames")
+    if resumed:
+        entries.append(("resumed", f"at {'frame' if run.frames else 'tile'} {resumed}; times are those of both parts"))
+    items = [part for name, text in entries for part in (tag("dt", name), tag("dd", text))]
+    return section("system", "System and settings", tag("dl", items, class_="plain"))
+
+
+def files(run: Finished) -> Section:
+    """Links to what else the run left."""
+    rows = [
+        [tag("a", name, href=name), what, f"{(run.output / name).stat().st_size / 1e6:.2f} MB"]
+        for name, what in FILES
+        if (run.output / name).is_file()
+    ]
+    return section("files", "Files", table(["file", "what is in it", "size"], rows, numbers=(2,)))

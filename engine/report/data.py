@@ -1,0 +1,166 @@
+"""A finished run as the report sees it: ``run.json``, and ``tiles.csv`` as columns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.errors import UsageError
+from engine.contract.sensors import Scenario, Sensor
+from engine.faults import Injection, parse_faults
+from engine.grid import TileGrid
+from engine.health import Fault, State, Verdict
+from engine.summary import TileTimes
+from engine.tile_log import NAME as TILE_LOG_NAME
+from engine.tile_log import TileRow, read_tile_log
+
+
+class Shown(IntEnum):
+    """A sensor's state in a tile as the report draws it, from good to bad."""
+
+    UNWATCHED = 0
+    ALIVE = 1
+    NO_DATA = 2
+    """Dead in this tile because it has no data there; that may be where the raster ends."""
+    DEGRADED = 3
+    DEAD = 4
+
+    @classmethod
+    def of(cls, verdict: Verdict | None) -> Shown:
+        """How a verdict is drawn."""
+        if verdict is None:
+            return cls.UNWATCHED
+        if verdict.fault is Fault.NO_DATA:
+            return cls.NO_DATA
+        return {State.ALIVE: cls.ALIVE, State.DEGRADED: cls.DEGRADED, State.DEAD: cls.DEAD}[verdict.state]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """Tiles in a row in which a sensor was not used, first to last."""
+
+    sensor: Sensor
+    first: int
+    last: int
+    faults: tuple[Fault, ...]
+    """In the order in which they came."""
+
+    @property
+    def tiles(self) -> int:
+        """How many."""
+        return self.last - self.first + 1
+
+
+class Finished:
+    """A run that has ended. Tiles are counted from 0 in the order in which they were mapped.
+
+    Args:
+        output: the folder that the run wrote.
+
+    Attributes:
+        told: ``run.json``.
+        times: latencies, stages, scenarios and flags of all tiles.
+        shown: values of :class:`Shown` by sensor, int8 [tiles].
+        place: row, column, height and width of every tile in its raster, [tiles, 4].
+        frames: of a live flight, the frames' stamps in order and the first tile of each; else empty.
+
+    Raises:
+        UsageError: the folder holds no finished run, or one of another version.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        hint = "pass the folder of a finished run (repeat an interrupted one with --resume)"
+        try:
+            self.told: dict[str, Any] = json.loads((output / "run.json").read_bytes())
+            rows = list(read_tile_log(output / TILE_LOG_NAME))
+            self._injections = self._parse()
+        except OSError as error:
+            raise UsageError(
+                f"a report needs run.json and {TILE_LOG_NAME}; {error.filename} cannot be read ({error.strerror}): "
+                f"{hint}"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"run.json or {TILE_LOG_NAME} in {output} is not of this version ({error}): {hint}"
+            ) from error
+        self.times = TileTimes(rows)
+        self.shown = {
+            sensor: np.array([Shown.of(row.verdicts.get(sensor)) for row in rows], np.int8) for sensor in Sensor
+        }
+        self._faults = {sensor: [_fault(row, sensor) for row in rows] for sensor in Sensor}
+        self.place = np.array(
+            [(row.target.row, row.target.col, row.target.height, row.target.width) for row in rows], np.int64
+        ).reshape(-1, 4)
+        self.frames: dict[str, int] = {}
+        for index, row in enumerate(rows):
+            if row.frame:
+                self.frames.setdefault(row.frame, index)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def watched(self) -> bool:
+        """The sensors' health was."""
+        return bool(self.told["health"]["watched"])
+
+    @property
+    def sensors(self) -> tuple[Sensor, ...]:
+        """Those that the run could read."""
+        used = {sensor for name in self.told["scenarios"] for sensor in Scenario(name).sensors}
+        return tuple(sensor for sensor in Sensor if sensor in used)
+
+    @property
+    def grid(self) -> TileGrid | None:
+        """The tiles of the raster; None for a live flight, in which every frame has its own."""
+        if "grid" not in self.told:
+            return None
+        size, tiling = self.told["grid"], self.told["tiling"]
+        return TileGrid(
+            height=size["height"], width=size["width"], tile_px=tiling["tile_px"], halo_px=tiling["halo_px"]
+        )
+
+    @property
+    def injections(self) -> Sequence[Injection]:
+        """Faults that were made on purpose."""
+        return self._injections
+
+    def outages(self, sensor: Sensor) -> Iterator[Outage]:
+        """Every stretch of tiles in which the sensor was dead, for whatever reason."""
+        out = np.isin(self.shown[sensor], (Shown.DEAD, Shown.NO_DATA))
+        for first, last in stretches(out):
+            if out[first]:
+                faults = [fault for fault in self._faults[sensor][first : last + 1] if fault is not None]
+                yield Outage(sensor=sensor, first=first, last=last, faults=tuple(dict.fromkeys(faults)))
+
+    def tile_of(self, frame: str, tile: int) -> int:
+        """The place in this flight's order of a tile that is numbered within its frame."""
+        return self.frames.get(frame, 0) + tile
+
+    def _parse(self) -> tuple[Injection, ...]:
+        injected: Mapping[str, Any] | None = self.told["injected"]
+        if injected is None:
+            return ()
+        return tuple(itertools.chain(*(parse_faults(outcome["injection"]) for outcome in injected["outcomes"])))
+
+
+def stretches(values: NDArray[Any]) -> list[tuple[int, int]]:
+    """First and last index of every run of equal values, in order."""
+    if not len(values):
+        return []
+    ends = np.flatnonzero(np.diff(values.astype(np.int64))).tolist()
+    return list(zip([0, *(end + 1 for end in ends)], [*ends, len(values) - 1], strict=True))
+
+
+def _fault(row: TileRow, sensor: Sensor) -> Fault | None:
+    verdict = row.verdicts.get(sensor)
+    return None if verdict is None else verdict.fault

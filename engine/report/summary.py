@@ -1,0 +1,90 @@
+"""The top of the page: are the maps whole, what happened, the numbers one looks for first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from engine.report.data import Finished
+from engine.report.page import Html, tag
+from engine.report.words import SENSOR_NAMES, count, faults_in_words, milliseconds, tiles_in_words, times
+from engine.seams import Survey
+
+MOST_STRETCHES = 5
+"""Outages of a sensor that are told one by one."""
+
+
+def verdict(run: Finished) -> Html:
+    """One line: are the maps whole?"""
+    told, tiles = run.told, len(run)
+    lost, dropped = told["tiles_lost"], told["tiles_dropped"]
+    what = f"{count(len(run.frames), 'frame')}, {count(tiles, 'tile')}" if run.frames else count(tiles, "tile")
+    if not lost:
+        return tag("p", f"{what}, none lost.", class_="verdict good")
+    blind = lost - dropped
+    reasons = [f"{dropped} dropped because inference was behind"] if dropped else []
+    reasons += [f"{blind} because no sensor was usable"] if blind else []
+    return tag("p", f"{what}, {lost} lost: {', '.join(reasons)}.", class_="verdict bad")
+
+
+def story(run: Finished) -> Html:
+    """What happened, in a few sentences."""
+    sentences = list(_outages_in_words(run)) if run.watched else ["The sensors were trusted: nobody watched them."]
+    switches = run.told["result"]["switch_count"]
+    sentences.append(f"The engine was switched {times(switches)}." if switches else "The engine was never switched.")
+    if run.told["injected"] is not None:
+        seen = [each["detected"] for each in run.told["injected"]["outcomes"] if each["tiles"]]
+        sentences.append(f"Faults were injected on purpose: {sum(seen)} of {len(seen)} were seen.")
+    if run.told["backend_events"]:
+        events = count(len(run.told["backend_events"]), "event")
+        sentences.append(f"The backend did not run through: {events}, listed under Backend.")
+    return tag("ul", [tag("li", sentence) for sentence in sentences], class_="story")
+
+
+def facts(run: Finished, seen: Survey | None) -> Html:
+    """The numbers one looks for first."""
+    told = run.told
+    cards: list[tuple[str, str, str]] = [("tiles", f"{len(run):,}", _area(run))]
+    cards.append(("tiles lost", f"{told['tiles_lost']:,}", f"{told['tiles_dropped']} of them dropped"))
+    cards.append(("switches", f"{told['result']['switch_count']:,}", "of the engine"))
+    latency = told["latency_ms"]
+    if latency["tiles"]:
+        cards.append(("latency p50", milliseconds(latency["p50"]), f"p99 {milliseconds(latency['p99'])}"))
+    deadline = told.get("deadline") or told["frames"]["deadline"]
+    if deadline["limit_ms"] is not None:
+        cards.append(("deadline misses", f"{deadline['misses']:,}", f"later than {milliseconds(deadline['limit_ms'])}"))
+    speed = told["performance"]
+    if "mpx_per_s" in speed:
+        cards.append(
+            ("speed", f"{speed['tiles_per_s']:.1f} tiles/s", f"{speed['mpx_per_s']:.2f} Mpx/s with publishing")
+        )
+    if seen is not None and not math.isnan(seen.same_sensors.score):
+        cards.append(("seam score", f"{seen.same_sensors.score:.2f}", "1 is invisible"))
+    if "peak_rss_mib" in speed:
+        cards.append(("peak memory", f"{speed['peak_rss_mib']:.0f} MiB", "resident"))
+    blocks = [
+        tag("div", tag("dt", name), tag("dd", tag("b", value), tag("small", more))) for name, value, more in cards
+    ]
+    return tag("dl", blocks, class_="facts")
+
+
+def _outages_in_words(run: Finished) -> Iterator[str]:
+    for sensor in run.sensors:
+        outages = list(run.outages(sensor))
+        if not outages:
+            yield f"{SENSOR_NAMES[sensor]} was usable in every tile."
+            continue
+        told = [
+            f"{tiles_in_words(out.first, out.last)} ({faults_in_words(out.faults)})" for out in outages[:MOST_STRETCHES]
+        ]
+        rest = f" and {len(outages) - len(told)} more" if len(outages) > len(told) else ""
+        tiles = sum(out.tiles for out in outages)
+        yield f"{SENSOR_NAMES[sensor]} was not usable in {tiles} of {count(len(run), 'tile')}: {'; '.join(told)}{rest}."
+
+
+def _area(run: Finished) -> str:
+    grid = run.grid
+    if grid is None:
+        return f"in {count(len(run.frames), 'frame')}"
+    gsd_m, pixels = run.told["grid"]["gsd_m"], grid.height * grid.width
+    return f"{pixels / 1e6:.1f} Mpx" + (f", {pixels * gsd_m**2 / 1e4:.1f} ha" if gsd_m else "")

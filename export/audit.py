@@ -1,0 +1,216 @@
+"""Show which arithmetic each engine of a bundle does: by type, layer by layer, and what was left out of int8 or fp16.
+
+Examples:
+    python -m export.audit --bundle engine/demo/bundle                         a line for each graph
+    python -m export.audit --bundle engine/demo/bundle --precision int8 --layers
+    python -m export.audit --bundle engine/demo/bundle --json audit.json
+    python -m export.audit --bundle engine/demo/bundle --engines               also what became of it, on the device
+
+Shares are of the multiply-accumulates (MAC) of the network as TensorRT parses it, so no GPU is needed. A convolution or
+matrix product counts as int8 only where both its operands are quantised. "fell back" counts those in a wider type than
+the engine is named after; "casts" counts conversions at run time, each of which may cost a pass over memory. --engines
+loads the plans that `python -m export.build` made and asks TensorRT's inspector: it needs the device.
+
+Exit codes: 0 every engine is what it is called; 2 wrong options; 5 the bundle, or an engine below its share; 6 the
+library or its device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.contract.bundle import Bundle, Precision
+from engine.contract.errors import BundleError, EngineError
+from engine.contract.plan_cache import find_plan, usable_plans
+from engine.contract.plans import Host, PlanAudit
+from engine.contract.sensors import Scenario
+from export.arithmetic import (
+    EngineLayers,
+    Product,
+    audit,
+    computes,
+    engine_layers,
+    products,
+    share_within,
+)
+from export.cuda_device import current_device
+from export.engine_options import add_shared, min_shares, wanted_precisions
+from export.trt_library import open_library
+from export.trt_network import Layer
+
+TYPES = ("fp32", "fp16", "bf16", "int8")
+"""Columns of the table; another type appears in the JSON alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLine:
+    """One layer of a graph, for the JSON and for ``--layers``."""
+
+    name: str
+    kind: str
+    type: str
+    """What it is computed in."""
+    macs: int
+    remark: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphAudit:
+    """What one graph was found to be."""
+
+    scenario: Scenario
+    precision: Precision
+    share: float
+    """Of the multiply-accumulates, in the precision or narrower."""
+    min_share: float
+    counts: PlanAudit
+    layers: tuple[LayerLine, ...]
+    engine: EngineLayers | None = None
+    latency_ms: float | None = None
+    latency_device: str | None = None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m export.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_shared(options)
+    options.add_argument("--layers", action="store_true", help="every layer, not only totals")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all of it to a file")
+    options.add_argument("--engines", action="store_true", help="also inspect the built plans; needs the device")
+    return options
+
+
+def audit_bundle(options: argparse.Namespace) -> list[GraphAudit]:
+    """Audit what the command line names.
+
+    Raises:
+        EngineError: it cannot be done.
+    """
+    bundle = Bundle.load(options.bundle)
+    library = open_library(options.library)
+    shares = min_shares(options)
+    device = current_device() if options.engines else None
+    host = Host(library=library.name, library_version=library.version, device=device)
+    plans = usable_plans(bundle, host, cache=options.cache)
+    found = []
+    for scenario in Scenario:
+        for precision in wanted_precisions(options, bundle, scenario):
+            layers = tuple(library.parse(bundle.graph(scenario, precision)).layers())
+            counts = audit(layers, precision)
+            plan, inspected = plans.get(scenario, {}).get(precision), None
+            if options.engines:
+                plan = find_plan(bundle, scenario, precision, host, cache=options.cache)
+                inspected = engine_layers(library.inspect(plan.read()))
+            found.append(
+                GraphAudit(
+                    scenario=scenario,
+                    precision=precision,
+                    share=share_within(counts, precision),
+                    min_share=shares[precision],
+                    counts=counts,
+                    layers=layer_lines(layers),
+                    engine=inspected,
+                    latency_ms=plan.record.latency_ms if plan else None,
+                    latency_device=plan.record.latency_device if plan else None,
+                )
+            )
+    return found
+
+
+def layer_lines(layers: Sequence[Layer]) -> tuple[LayerLine, ...]:
+    """Every layer that yields numbers of the network."""
+    found: dict[str, Product] = {product.layer.name: product for product in products(layers)}
+    return tuple(
+        LayerLine(
+            name=layer.name,
+            kind=layer.kind,
+            type=found[layer.name].type if layer.name in found else layer.outputs[0].dtype,
+            macs=layer.macs,
+            remark=found[layer.name].remark if layer.name in found else "",
+        )
+        for layer in layers
+        if computes(layer)
+    )
+
+
+def table(audits: Sequence[GraphAudit]) -> str:
+    """A line for each graph, and for each engine that was inspected."""
+    lines = [
+        f"{'scenario':<13} {'engine':<6} {'GMAC':>6} "
+        + " ".join(f"{type_:>6}" for type_ in TYPES)
+        + f" {'fell back':>10} {'layers':>7} {'casts':>6} {'weights':>9}"
+    ]
+    for found in audits:
+        counts = found.counts
+        lines.append(
+            f"{found.scenario:<13} {found.precision:<6} {counts.macs / 1e9:6.2f} "
+            + " ".join(f"{counts.mac_share.get(type_, 0):6.1%}" for type_ in TYPES)
+            + f" {len(counts.fallbacks):10} {counts.layers:7} {counts.casts:6} {counts.weights_bytes / 1e6:6.2f} MB"
+        )
+        if found.engine is not None:
+            types = ", ".join(f"{count} {type_}" for type_, count in sorted(found.engine.by_type.items()))
+            lines.append(f"  engine: {found.engine.layers} layers ({types}), {found.engine.reformats} reformats")
+        if found.latency_ms is not None:
+            lines.append(f"  measured: {found.latency_ms:.2f} ms a tile on {found.latency_device}")
+    return "\n".join(lines)
+
+
+def slower(audits: Sequence[GraphAudit]) -> list[str]:
+    """A sentence for each int8 engine that was measured to be slower than its fp16 sibling on the same device."""
+    by_name = {(found.scenario, found.precision): found for found in audits}
+    sentences = []
+    for (scenario, precision), int8 in by_name.items():
+        fp16 = by_name.get((scenario, "fp16"))
+        if precision != "int8" or fp16 is None or int8.latency_device != fp16.latency_device:
+            continue
+        if int8.latency_ms is not None and fp16.latency_ms is not None and int8.latency_ms > fp16.latency_ms:
+            sentences.append(
+                f"{scenario}: int8 is slower than fp16 on {int8.latency_device} ({int8.latency_ms:.2f} ms, "
+                f"{fp16.latency_ms:.2f} ms) and does not run by default"
+            )
+    return sentences
+
+
+def layer_table(found: GraphAudit) -> str:
+    """Every layer of one graph."""
+    lines = [f"{found.scenario} {found.precision}"]
+    for layer in found.layers:
+        share = f"{layer.macs / found.counts.macs:6.2%} MAC" if layer.macs else ""
+        lines.append(f"  {layer.type:<5} {layer.kind:<16} {share:<11} {layer.name}  {layer.remark}".rstrip())
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        audits = audit_bundle(options)
+        if options.layers:
+            for found in audits:
+                print(layer_table(found), end="\n\n")
+        print("\n".join((table(audits), *slower(audits))), flush=True)
+        if options.json:
+            options.json.write_bytes(msgspec.json.format(msgspec.json.encode(audits), indent=2) + b"\n")
+        below = [found for found in audits if found.share < found.min_share]
+        for found in below:
+            print(f"{found.scenario} {found.precision}: {found.share:.1%}, at least {found.min_share:.0%} is asked")
+        if below:
+            raise BundleError(f"{len(below)} of {len(audits)} engines are not what they are called")
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # hundreds of lines, which one pipes into head
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""TensorRT 10, TensorRT 11 and TensorRT-RTX behind one small class; nothing else in export imports them.
+
+Their Python modules are one API, and everything here asks for the least of it. Precision is in the graph alone:
+networks are strongly typed, and no precision flag, calibrator or weak typing is ever used. What differs:
+
+================  ======================  ======================  ==================================
+                  TensorRT 10             TensorRT 11             TensorRT-RTX 1
+================  ======================  ======================  ==================================
+strong typing     creation flag           always; flag ignored    always; flag ignored
+builds on         the target device       the target device       any machine, also without a GPU
+is for            that device, or         as TensorRT 10          compute capability 8.0 and later,
+                  ``HardwareCompati-                              or those listed with
+                  bilityLevel``                                   ``set_compute_capability``
+timing cache      yes                     yes                     none (asks for a GPU, no effect)
+another version   ``VERSION_COMPATIBLE``  ``VERSION_COMPATIBLE``  never
+kernels           chosen in the build     chosen in the build     compiled on the device at load
+================  ======================  ======================  ==================================
+
+The level ``SAME_COMPUTE_CAPABILITY`` is missing in 10.3 (JetPack 6) and there in 10.16. The TensorRT-RTX column was
+executed, version 1.7.1 on a machine without a GPU. The TensorRT columns never were: every name and signature used here
+was compared with the Python bindings 10.3.0, 10.16.1 and 11.4.0, the rest follows NVIDIA's documentation.
+
+Sources: https://docs.nvidia.com/deeplearning/tensorrt/latest/ (Engine Compatibility, Engine Inspector) and
+https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/ (CPU-Only AOT, Engine Compatibility).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError, UsageError
+from engine.contract.plans import Library, PlanKey, Target
+from export.trt_network import Layer, read_layers
+
+log = logging.getLogger(__name__)
+
+OLDEST_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
+INSTALL = {
+    "tensorrt": "pip install tensorrt (on a Jetson: part of JetPack)",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+}
+MIB = 1 << 20
+
+
+class Progress(Protocol):
+    """Who watches a build. Called from the thread that builds; must not raise."""
+
+    def began(self, phase: str, steps: int) -> None:
+        """A phase of so many steps starts, perhaps inside another one."""
+
+    def step(self, phase: str) -> bool:
+        """One step is done; False stops the build."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A parsed graph. Holds all that must outlive it."""
+
+    trt: Any
+    logger: Any
+    builder: Any
+    definition: Any
+    parser: Any
+
+    def layers(self) -> Iterator[Layer]:
+        """See :func:`export.trt_network.read_layers`."""
+        return read_layers(self.trt, self.definition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build yields."""
+
+    plan: bytes
+    timing_cache: bytes
+    """Empty where the library has none."""
+
+
+class TrtLibrary:
+    """One of the three libraries, imported."""
+
+    def __init__(self, name: Library) -> None:
+        try:
+            self._trt: Any = importlib.import_module(name)
+        except (ImportError, OSError) as error:  # OSError: the wheel is there, a library that it loads is not
+            raise BackendUnavailableError(f"{name} cannot be imported ({error}): {INSTALL[name]}") from error
+        self.name: Library = name
+        self.version: str = self._trt.__version__
+        if int(self.version.split(".")[0]) < OLDEST_MAJOR[name]:
+            raise BackendUnavailableError(
+                f"{name} {OLDEST_MAJOR[name]} or later is needed (strongly typed networks), found {self.version}"
+            )
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether plans can only be built on a machine with a GPU."""
+        return self.name == "tensorrt"
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether a build can start from the kernel times of an earlier one."""
+        return self.name == "tensorrt"
+
+    def parse(self, graph: Path) -> Network:
+        """An ONNX file, with its external weights, as a strongly typed network.
+
+        Raises:
+            BackendError: the library does not understand the graph.
+        """
+        trt = self._trt
+        logger = _logger(trt)
+        builder = trt.Builder(logger)
+        definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(definition, logger)
+        if not parser.parse_from_file(str(graph)):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            found = [f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors]
+            raise BackendError(
+                f"{self.name} {self.version} cannot parse {graph}: {'; '.join(found) or 'no reason given'}"
+            )
+        return Network(trt=trt, logger=logger, builder=builder, definition=definition, parser=parser)
+
+    def build(self, network: Network, key: PlanKey, *, progress: Progress, timing_cache: bytes = b"") -> Built:
+        """The serialised engine that ``key`` describes; its name is ``key.stem``.
+
+        Args:
+            network: parsed from the graph of ``key``.
+            key: target, batch sizes and options.
+            progress: told of every phase.
+            timing_cache: kernel times that an earlier build on this device measured; TensorRT only.
+
+        Raises:
+            UsageError: this library does not have an option that ``key`` asks for.
+            BackendError: the library refuses; the message carries its own words.
+            InterruptedRunError: ``progress`` stopped the build.
+        """
+        trt, definition = self._trt, network.definition
+        definition.name = key.stem
+        config = network.builder.create_builder_config()
+        monitor = _monitor(trt, progress)
+        config.progress_monitor = monitor
+        # So that an inspector can tell what became of each layer; it changes nothing that runs.
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        # A graph that says float32 gets float32, not the 10-bit mantissa of TF32.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if key.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib * MIB)
+        self._set_target(config, key.target)
+        if key.version_compatible:
+            if self.name == "tensorrt_rtx":
+                raise UsageError("TensorRT-RTX engines never fit another release: leave --version-compatible out")
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+            config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        profile = network.builder.create_optimization_profile()
+        for index in range(definition.num_inputs):
+            tensor = definition.get_input(index)
+            tile = tuple(tensor.shape)[1:]
+            sizes = (key.batch.minimum, key.batch.optimum, key.batch.maximum)
+            profile.set_shape(tensor.name, *((size, *tile) for size in sizes))
+        config.add_optimization_profile(profile)
+        if self.has_timing_cache:
+            known = config.create_timing_cache(timing_cache)
+            if not config.set_timing_cache(known, ignore_mismatch=False):  # of another device
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+        serialised = network.builder.build_serialized_network(definition, config)
+        if serialised is None:
+            if monitor.stopped:
+                raise InterruptedRunError(f"the build of {key.stem} was stopped; nothing of it was written")
+            raise BackendError(
+                f"{self.name} {self.version} cannot build {key.scenario} in {key.precision} for {key.target}: "
+                f"{network.logger.reasons()}"
+            )
+        measured = bytes(config.get_timing_cache().serialize()) if self.has_timing_cache else b""
+        return Built(plan=bytes(serialised), timing_cache=measured)
+
+    def inspect(self, plan: bytes) -> dict[str, Any]:
+        """What the library tells about an engine, layer by layer, for a batch of one. Needs a CUDA device.
+
+        Raises:
+            BackendError: the engine cannot be deserialised here, or says nothing.
+        """
+        trt = self._trt
+        logger = _logger(trt)
+        runtime = trt.Runtime(logger)
+        runtime.engine_host_code_allowed = False
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError(f"{self.name} {self.version} cannot deserialise the plan: {logger.reasons()}")
+        context = engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"{self.name} {self.version} cannot run the plan: {logger.reasons()}")
+        for index in range(engine.num_io_tensors):
+            tensor = engine.get_tensor_name(index)
+            if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT:
+                # Without shapes the inspector answers "N/A due to dynamic shapes" instead of a type.
+                context.set_input_shape(tensor, (1, *tuple(engine.get_tensor_shape(tensor))[1:]))
+        inspector = engine.create_engine_inspector()
+        inspector.execution_context = context
+        try:
+            return dict(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+        except (TypeError, ValueError) as error:
+            raise BackendError(f"the inspector of {self.name} {self.version} gave no JSON: {error}") from error
+
+    def _set_target(self, config: Any, target: Target) -> None:
+        trt = self._trt
+        if self.name == "tensorrt_rtx":
+            if target.scope == "device":
+                wanted = ["CURRENT"]
+            else:
+                wanted = [f"SM{capability}" for capability in target.compute_capabilities]
+            known = trt.ComputeCapability.__members__
+            unknown = [name for name in wanted if name not in known]
+            if unknown:
+                raise UsageError(
+                    f"TensorRT-RTX {self.version} builds for the compute capabilities "
+                    f"{', '.join(name[2:] for name in known if name.startswith('SM'))}; received "
+                    f"{', '.join(name[2:] for name in unknown)}: list some of them, or take --target ampere+"
+                )
+            if wanted:  # else its own default, 8.0 and later
+                config.num_compute_capabilities = len(wanted)
+                for index, name in enumerate(wanted):
+                    config.set_compute_capability(known[name], index)
+            return
+        levels = trt.HardwareCompatibilityLevel.__members__
+        level = {"device": "NONE", "capabilities": "SAME_COMPUTE_CAPABILITY", "ampere_and_later": "AMPERE_PLUS"}
+        name = level[target.scope]
+        if name not in levels:
+            raise UsageError(
+                f"TensorRT {self.version} has no hardware compatibility level {name}: take --target device"
+            )
+        config.hardware_compatibility_level = levels[name]
+
+
+def open_library(name: str) -> TrtLibrary:
+    """``tensorrt``, ``tensorrt_rtx``, or with ``auto`` the first of them that is installed.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or too old.
+    """
+    if name != "auto":
+        return TrtLibrary(next(known for known in get_args(Library) if known == name))
+    refused = []
+    for candidate in get_args(Library):
+        try:
+            return TrtLibrary(candidate)
+        except BackendUnavailableError as error:
+            refused.append(str(error))
+    raise BackendUnavailableError(f"a TensorRT library is needed: {'; '.join(refused)}")
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps errors for the exception that follows them; the rest goes to Python's log."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.errors.append(message.strip())
+            log.debug("%s: %s", severity.name, message)
+
+        def reasons(self) -> str:
+            return "; ".join(dict.fromkeys(self.errors)) or "it gives no reason"
+
+    return Logger()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.stopped = False
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            progress.began(phase, steps)
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            self.stopped = self.stopped or not progress.step(phase)
+            return not self.stopped
+
+    return Monitor()

@@ -1,0 +1,619 @@
+"""Flights over a folder of real frames: each frame's maps must be those that a run on the same two files makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio.transform import from_origin
+
+from engine import demo
+from engine.backends import BackendName
+from engine.contract.bundle import Bundle
+from engine.contract.errors import InputError, InterruptedRunError, OutputError, ResumeError, UsageError
+from engine.contract.sensors import Scenario, Sensor
+from engine.faults import parse_faults
+from engine.frame_log import FrameRecord, read_frame_log
+from engine.frame_name import Pattern
+from engine.georeference import gdal_environment
+from engine.health import Fault, State
+from engine.live_run import LiveRequest, fly, plan_flight
+from engine.request import Request
+from engine.segment import segment
+from engine.stream import TileReport
+
+ROOT = Path(__file__).parents[2]
+MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
+IDLE_S = 0.25
+PARTNER_WAIT_MS = 150.0
+"""Where a partner is missing; elsewhere nobody should be called late on a busy machine."""
+OPEN_FILES = Path("/proc/self/fd")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    with gdal_environment():
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene() -> dict[Sensor, NDArray[Any]]:
+    """The demo scene, for its pixels are those of healthy sensors."""
+    pixels = {}
+    for sensor, path in demo.SCENE.items():
+        with rasterio.open(path) as file:
+            pixels[sensor] = file.read()
+    return pixels
+
+
+class Camera:
+    """Writes frames cut from a scene: frame ``n`` lies ``n`` steps from the corner, all of one odd size."""
+
+    def __init__(self, folder: Path, scene: dict[Sensor, NDArray[Any]], size: tuple[int, int] = (90, 131)) -> None:
+        self.folder, self.scene, self.size = folder, scene, size
+        folder.mkdir()
+
+    def shoot(self, number: int, *sensors: Sensor) -> None:
+        """Write the files of a frame, each under another name first."""
+        for sensor in sensors or tuple(Sensor):
+            self.write(self.folder / f"{sensor}.part", sensor, number)
+            (self.folder / f"{sensor}.part").rename(self.path(sensor, number))
+
+    def path(self, sensor: Sensor, number: int) -> Path:
+        return self.folder / f"{sensor}_{number:04d}.tif"
+
+    def write(self, path: Path, sensor: Sensor, number: int) -> None:
+        height, width = self.size
+        top, left = 17 * number % (512 - height), 29 * number % (512 - width)
+        values = self.scene[sensor][:, top : top + height, left : left + width]
+        profile = {"count": len(values), "dtype": values.dtype, "compress": "deflate", "crs": "EPSG:2154"}
+        place = from_origin(650000 + 0.2 * left, 6860000 - 0.2 * top, 0.2, 0.2)
+        with rasterio.open(path, "w", driver="GTiff", height=height, width=width, transform=place, **profile) as file:
+            file.write(values)
+
+
+@pytest.fixture
+def camera(tmp_path: Path, scene: dict[Sensor, NDArray[Any]]) -> Camera:
+    return Camera(tmp_path / "live", scene)
+
+
+class Oracle:
+    """Maps of single frames as an ordinary run on a pair of rasters makes them; each is made once."""
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        self.bundle, self.folder = bundle, folder
+        self.known: dict[object, Path] = {}
+
+    def maps(self, camera: Camera, number: int, *sensors: Sensor, backend: BackendName) -> Path:
+        what = (number, camera.size, sensors, backend)
+        if what not in self.known:
+            output = self.folder / str(len(self.known))
+            rasters = {sensor: camera.path(sensor, number) for sensor in sensors or tuple(Sensor)}
+            request = Request(
+                rasters=rasters, bundle=self.bundle.root, output=output, backend=backend, precision="fp32"
+            )
+            segment(request, Bystander())
+            self.known[what] = output
+        return self.known[what]
+
+
+@pytest.fixture(scope="module")
+def oracle(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return Oracle(toy_bundle, tmp_path_factory.mktemp("oracle"))
+
+
+class Pilot:
+    """Flies over what a camera wrote, and checks what comes out."""
+
+    def __init__(self, camera: Camera, oracle: Oracle, output: Path, backend: BackendName = "onnxruntime") -> None:
+        self.camera, self.oracle, self.output, self.backend = camera, oracle, output, backend
+        self.bundle = oracle.bundle
+        self.tiles = 0
+        self.waited: list[bool] = []
+
+    def started(self, plan: None, backend: object, *, first_tile: int) -> None:
+        self.first_tile = first_tile
+
+    def tile_done(self, report: object) -> None:
+        self.tiles += 1
+
+    def publishing(self) -> None:
+        pass
+
+    def request(self, **options: Any) -> LiveRequest:
+        settings = {"partner_wait_ms": 30_000.0, "idle_exit_s": IDLE_S, "backend": self.backend, **options}
+        settings["precision"] = "fp32"
+        return LiveRequest(folder=self.camera.folder, bundle=self.bundle.root, output=self.output, **settings)
+
+    def fly(self, frame_done: Callable[[FrameRecord], None] = lambda _: None, **options: Any) -> dict[str, Any]:
+        return fly(self.request(**options), self, waits=self.waited.append, frame_done=frame_done)
+
+    def records(self) -> list[FrameRecord]:
+        return list(read_frame_log(self.output / "frames.jsonl"))
+
+    def stamps(self) -> list[str]:
+        return [record.stamp for record in self.records()]
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self.output.iterdir() if path.is_dir() and path.name != ".unfinished")
+
+    def assert_maps_equal_a_run_of_their_own(self, number: int, *sensors: Sensor) -> None:
+        alone = self.oracle.maps(self.camera, number, *sensors, backend=self.backend)
+        published = self.output / f"{number:04d}"
+        assert sorted(path.name for path in published.iterdir()) == sorted(MAPS)
+        for name in MAPS:
+            assert (published / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+class Bystander:
+    def started(self, plan: object, backend: object, *, first_tile: int) -> None:
+        pass
+
+    def tile_done(self, report: object) -> None:
+        pass
+
+    def publishing(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pilot(camera: Camera, oracle: Oracle, tmp_path: Path) -> Pilot:
+    return Pilot(camera, oracle, tmp_path / "maps")
+
+
+def test_each_frame_gets_the_maps_of_a_run_on_its_files(pilot: Pilot, camera: Camera) -> None:
+    for number in (3, 1, 2):
+        camera.shoot(number)
+    told = pilot.fly()
+    assert pilot.stamps() == pilot.folders() == ["0001", "0002", "0003"]
+    for number in (1, 2, 3):
+        pilot.assert_maps_equal_a_run_of_their_own(number)
+    assert json.loads(json.dumps(told)) == json.loads((pilot.output / "run.json").read_text())
+    assert told["ended"] == "idle"
+    assert (told["frames"]["done"], told["frames"]["mapped"], told["tiles_lost"]) == (3, 3, 0)
+    assert told["result"]["provenance_pixels"]["full"] == 3 * 90 * 131
+    assert pilot.waited[0] is True
+    assert pilot.waited[-1] is False
+    rows = (pilot.output / "tiles.csv").read_text().splitlines()
+    assert len(rows) - 1 == pilot.tiles == sum(record.tiles for record in pilot.records())
+
+
+def test_a_frame_that_lands_during_the_flight_is_mapped_and_timed(pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+
+    def next_frame(record: FrameRecord) -> None:
+        if record.stamp < "0004":
+            camera.shoot(int(record.stamp) + 1)
+
+    pilot.fly(next_frame)
+    assert pilot.stamps() == ["0001", "0002", "0003", "0004"]
+    for record in pilot.records():
+        assert (record.scenario, record.absent, record.mapped) == (Scenario.FULL, {}, True)
+        assert record.files == {sensor: f"{sensor}_{record.stamp}.tif" for sensor in Sensor}
+        assert all(verdict.state is State.ALIVE for verdict in record.verdicts.values())
+        assert 0 < record.latency_ms < 60_000
+
+
+def test_a_tile_is_reported_when_it_is_done_and_not_when_the_next_one_comes(pilot: Pilot, camera: Camera) -> None:
+    """Who watches for signs of life must not wait for the next frame."""
+    camera.size = (40, 50)  # a single tile
+    camera.shoot(1)
+
+    class Photographer(Bystander):
+        def tile_done(self, report: TileReport) -> None:
+            if report.frame == "0003":
+                raise KeyboardInterrupt
+            camera.shoot(int(report.frame) + 1)
+
+    with pytest.raises(InterruptedRunError):
+        fly(pilot.request(idle_exit_s=60.0), Photographer())
+    assert pilot.stamps() == ["0001", "0002", "0003"]
+
+
+@pytest.mark.parametrize("alive", list(Sensor))
+def test_a_frame_without_its_partner_is_mapped_from_the_one_sensor(alive: Sensor, pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+    camera.shoot(2, alive)
+    (dead,) = set(Sensor) - {alive}
+
+    def late_partner(record: FrameRecord) -> None:
+        if record.stamp == "0002":
+            camera.shoot(2, dead)
+
+    told = pilot.fly(late_partner, partner_wait_ms=PARTNER_WAIT_MS)
+    pilot.assert_maps_equal_a_run_of_their_own(1)
+    _, record = pilot.records()
+    assert record.absent[dead].fault is record.verdicts[dead].fault is Fault.LATE
+    assert record.verdicts[dead].state is State.DEAD
+    assert record.partner_wait_ms == pytest.approx(PARTNER_WAIT_MS)
+    assert told["frames"]["without"] == {alive: 0, dead: 1}
+    assert told["arrivals"]["late"] == 1
+    assert told["health"]["faults"][dead]["late"] == record.tiles
+    # its file is there now, so the oracle must be told which one counts
+    pilot.assert_maps_equal_a_run_of_their_own(2, alive)
+
+
+def test_a_sensor_that_was_late_is_held_back_until_it_has_been_good(pilot: Pilot, camera: Camera) -> None:
+    """Health is watched across frames: one tile each, so that frames count as tiles."""
+    camera.size = (40, 50)
+    camera.shoot(1, Sensor.RGIR)
+    for number in range(2, 7):
+        camera.shoot(number)
+    pilot.fly(partner_wait_ms=PARTNER_WAIT_MS)
+    scenarios = [record.scenario for record in pilot.records()]
+    assert scenarios[:2] == [Scenario.MISSING_NDSM, Scenario.MISSING_NDSM]
+    assert scenarios[-1] is Scenario.FULL
+    assert pilot.records()[1].verdicts[Sensor.NDSM].recovering
+
+
+def test_a_file_that_does_not_open_leaves_its_frame_to_the_other_sensor(pilot: Pilot, camera: Camera) -> None:
+    """A whole TIFF with the wrong number of bands, one that lies elsewhere, and one whose pixels are damaged."""
+    for number in (1, 2, 3, 4):
+        camera.shoot(number)
+    camera.write(camera.path(Sensor.RGIR, 1), Sensor.NDSM, 1)
+    with rasterio.open(camera.path(Sensor.NDSM, 2), "r+") as file:
+        file.transform = from_origin(0, 0, 0.2, 0.2)
+    with camera.path(Sensor.NDSM, 3).open("r+b") as stream:
+        stream.seek(-3000, os.SEEK_END)
+        stream.write(bytes(2000))
+    told = pilot.fly(watch=False)
+    first, second, third, fourth = pilot.records()
+    assert "3 band" in first.absent[Sensor.RGIR].detail
+    assert "overlap" in second.absent[Sensor.NDSM].detail
+    assert third.absent == fourth.absent == {}
+    assert third.inferences[Scenario.MISSING_NDSM] > 0
+    assert (fourth.scenario, told["tiles_lost"]) == (Scenario.FULL, 0)
+    pilot.assert_maps_equal_a_run_of_their_own(1, Sensor.NDSM)
+    pilot.assert_maps_equal_a_run_of_their_own(2, Sensor.RGIR)
+    pilot.assert_maps_equal_a_run_of_their_own(4)
+
+
+def test_a_frame_of_which_nothing_can_be_read_is_counted_and_the_flight_goes_on(pilot: Pilot, camera: Camera) -> None:
+    for number in (1, 2):
+        camera.shoot(number)
+    for sensor, other in zip(Sensor, reversed(Sensor), strict=True):
+        camera.write(camera.path(sensor, 1), other, 1)
+    told = pilot.fly()
+    lost, good = pilot.records()
+    assert (lost.mapped, lost.scenario, lost.tiles, set(lost.absent)) == (False, None, 1, set(Sensor))
+    assert {verdict.fault for verdict in lost.verdicts.values()} == {Fault.READ_ERROR}
+    assert good.mapped
+    assert pilot.folders() == ["0002"]
+    assert told["tiles_lost"] >= 1
+
+
+def test_frames_of_one_flight_may_have_any_size(pilot: Pilot, camera: Camera) -> None:
+    sizes = [(64, 1), (1, 1), (64, 64), (150, 200)]
+    for number, camera.size in enumerate(sizes):
+        camera.shoot(number)
+    pilot.fly(watch=False)
+    assert pilot.stamps() == ["0000", "0001", "0002", "0003"]
+    for number, camera.size in enumerate(sizes):
+        pilot.assert_maps_equal_a_run_of_their_own(number)
+
+
+def test_one_sensor_alone_waits_for_nothing(pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+    told = pilot.fly(sensors=frozenset({Sensor.RGIR}), partner_wait_ms=60_000.0)
+    assert told["result"]["inferences"]["missing_ndsm"] == told["performance"]["tiles"]
+    pilot.assert_maps_equal_a_run_of_their_own(1, Sensor.RGIR)
+
+
+def test_frames_that_come_too_fast_are_dropped_whole_and_counted(pilot: Pilot, camera: Camera) -> None:
+    for number in range(1, 8):
+        camera.shoot(number)
+    told = pilot.fly(when_behind="drop-oldest")
+    records = pilot.records()
+    assert [record.stamp for record in records] == [f"{number:04d}" for number in range(1, 8)]
+    assert [record.dropped for record in records] == [True] * 5 + [False] * 2
+    assert pilot.folders() == ["0006", "0007"]
+    assert (told["frames"]["dropped"], told["tiles_dropped"]) == (5, 5)
+
+
+def test_sidecars_name_frames_as_they_like(pilot: Pilot, camera: Camera) -> None:
+    for number, stamp in ((2, "12:00:01"), (1, "12:00:00.5")):
+        camera.shoot(number)
+        for sensor in Sensor:
+            told = {"sensor": sensor.value, "stamp": stamp, "file": camera.path(sensor, number).name}
+            (camera.folder / f"{sensor}-{number}.json").write_text(json.dumps(told))
+    pilot.fly(pattern=None)
+    assert pilot.stamps() == ["12:00:00.5", "12:00:01"]
+
+
+def test_injected_faults_are_counted_over_frames(pilot: Pilot, camera: Camera) -> None:
+    for number in range(6):
+        camera.shoot(number)
+    tiles_per_frame = plan_tiles(camera.size, pilot.bundle)
+    first = 3 * tiles_per_frame
+    told = pilot.fly(inject=parse_faults(f"ndsm:dead@{first}-{first + tiles_per_frame - 1}"))
+    (outcome,) = told["injected"]["outcomes"]
+    assert (outcome["detected"], outcome["delay_tiles"]) == (True, 0)
+    assert told["injected"]["false_alarms"] == {"rgir": 0, "ndsm": 0}
+    record = pilot.records()[3]
+    assert (record.scenario, record.inferences) == (Scenario.MISSING_NDSM, {Scenario.MISSING_NDSM: tiles_per_frame})
+    assert [each.scenario for each in pilot.records()[:3]] == [Scenario.FULL] * 3
+
+
+def plan_tiles(size: tuple[int, int], bundle: Bundle) -> int:
+    stride = bundle.manifest.tile_px - 2 * bundle.manifest.halo_px
+    return int(np.prod([max(1, -(-(side - 2 * bundle.manifest.halo_px) // stride)) for side in size]))
+
+
+# ------------------------------------------------------------------------------------------ stopping and resuming
+
+
+def steady(record: FrameRecord) -> dict[str, Any]:
+    """A record without its timings."""
+    return {name: value for name, value in vars(record).items() if not name.endswith("_ms")}
+
+
+def assert_equal_flights(one: Pilot, other: Pilot) -> None:
+    assert [steady(record) for record in one.records()] == [steady(record) for record in other.records()]
+    assert one.folders() == other.folders()
+    for stamp in one.folders():
+        for name in MAPS:
+            assert (one.output / stamp / name).read_bytes() == (other.output / stamp / name).read_bytes(), (stamp, name)
+    runs = [json.loads((each.output / "run.json").read_text()) for each in (one, other)]
+    assert runs[0]["result"] == runs[1]["result"]
+    assert {**runs[0]["health"]} == {**runs[1]["health"]}
+    rows = [
+        [line.split(",")[:13] for line in (each.output / "tiles.csv").read_text().splitlines()] for each in (one, other)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def whole(scene: dict[Sensor, NDArray[Any]], oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Pilot:
+    """A flight of seven frames that nothing stopped, a late partner and a sensor held back in it."""
+    folder = tmp_path_factory.mktemp("whole")
+    camera = Camera(folder / "live", scene)
+    for number in range(7):
+        camera.shoot(number, *([Sensor.RGIR] if number == 2 else []))
+    whole = Pilot(camera, oracle, folder / "maps", backend="openvino")
+    with gdal_environment():
+        whole.fly(partner_wait_ms=PARTNER_WAIT_MS)
+    return whole
+
+
+@pytest.fixture
+def again(whole: Pilot, tmp_path: Path) -> Pilot:
+    """The same flight once more."""
+    return Pilot(whole.camera, whole.oracle, tmp_path / "maps", backend=whole.backend)
+
+
+@pytest.mark.parametrize("tiles", [1, 14])
+def test_a_flight_broken_off_anywhere_resumes_to_the_same_maps(tiles: int, again: Pilot, whole: Pilot) -> None:
+    class Impatient(Bystander):
+        def tile_done(self, report: object) -> None:
+            nonlocal tiles
+            tiles -= 1
+            if tiles == 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedRunError, match="--resume"):
+        fly(again.request(partner_wait_ms=PARTNER_WAIT_MS), Impatient())
+    assert not (again.output / "run.json").exists()
+    before = again.stamps()
+    told = again.fly(resume=True, partner_wait_ms=PARTNER_WAIT_MS)
+    assert told["resumed_after_frames"] == len(before)
+    assert_equal_flights(again, whole)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from engine.georeference import gdal_environment
+from engine.live_run import LiveRequest, fly
+from tests.engine.test_live_run import Bystander
+
+options = json.loads(sys.argv[1])
+paths = {name: Path(options.pop(name)) for name in ("folder", "bundle", "output")}
+
+def tell(record):
+    print(record.stamp, flush=True)
+    if sys.argv[2] == "ask":
+        sys.stdin.readline()
+
+with gdal_environment():
+    fly(LiveRequest(**paths, **options), Bystander(), frame_done=tell)
+"""
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Begins a pilot's flight in a process of its own; it prints the stamp of each frame, and may wait for a line."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(pilot: Pilot, *, ask: bool = False, **options: Any) -> subprocess.Popen[str]:
+        paths = {"folder": pilot.camera.folder, "bundle": pilot.bundle.root, "output": pilot.output}
+        settings = {"partner_wait_ms": 30_000.0, "backend": pilot.backend, "precision": "fp32", **options}
+        arguments = json.dumps({**{name: str(path) for name, path in paths.items()}, **settings})
+        command = [sys.executable, "-c", SCRIPT, arguments, "ask" if ask else "go"]
+        pipe = subprocess.PIPE
+        running.append(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_flight_killed_twice_resumes_to_the_same_maps(again: Pilot, whole: Pilot, start: Start) -> None:
+    """No last word: the folder, the logs and the journal are as the kill left them."""
+    for kill_at in ("0001", "0004"):
+        process = start(again, resume=True, partner_wait_ms=PARTNER_WAIT_MS)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == kill_at:
+                process.kill()
+                break
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, stderr
+        for folder in again.folders():  # whole or not there
+            assert sorted(path.name for path in (again.output / folder).iterdir()) == sorted(MAPS)
+    told = again.fly(resume=True, partner_wait_ms=PARTNER_WAIT_MS)
+    assert told["resumed_after_frames"] >= 4
+    assert_equal_flights(again, whole)
+    again.assert_maps_equal_a_run_of_their_own(1)
+    again.assert_maps_equal_a_run_of_their_own(2, Sensor.RGIR)
+
+
+def test_sigterm_ends_the_flight_cleanly_after_the_frame_under_way(pilot: Pilot, camera: Camera, start: Start) -> None:
+    for number in range(20):
+        camera.shoot(number)
+    process = start(pilot, ask=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0000\n"
+    process.terminate()
+    _, stderr = process.communicate("\n" * 20, timeout=60)
+    assert process.returncode == 0, stderr
+    run = json.loads((pilot.output / "run.json").read_text())
+    assert run["ended"] == "SIGTERM"
+    assert pilot.stamps() == pilot.folders() == [f"{number:04d}" for number in range(run["frames"]["done"])]
+    assert 0 < run["frames"]["done"] < 20
+    for record in pilot.records():
+        assert record.provenance_pixels == {"none": 0, "full": 90 * 131, "missing_ndsm": 0, "missing_rgir": 0}
+
+
+def test_a_flight_that_waits_for_frames_ends_at_once_when_told_to(pilot: Pilot, camera: Camera, start: Start) -> None:
+    camera.size = (40, 50)  # a single tile
+    camera.shoot(1)
+    process = start(pilot)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0001\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert json.loads((pilot.output / "run.json").read_text())["ended"] == "SIGINT"
+    camera.shoot(2)
+    told = pilot.fly(resume=True)
+    assert (pilot.stamps(), told["resumed_after_frames"]) == (["0001", "0002"], 1)
+
+
+@pytest.mark.parametrize("left", [[], [".unfinished"]])
+def test_resume_begins_where_there_is_nothing_yet(left: list[str], pilot: Pilot, camera: Camera) -> None:
+    """So that a service can be started and restarted with one command, killed at the very start or not."""
+    for name in left:
+        (pilot.output / name).mkdir(parents=True)
+    camera.shoot(1)
+    told = pilot.fly(resume=True)
+    assert (pilot.stamps(), told["resumed_after_frames"]) == (["0001"], None)
+
+
+def test_resume_refuses_another_flight(pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+    pilot.fly()
+    with pytest.raises(ResumeError, match="halo_px was 8, now 4"):
+        pilot.fly(resume=True, halo_px=4)
+    records = pilot.output / "frames.jsonl"
+    (pilot.output / ".unfinished").rename(pilot.output / "away")
+    with pytest.raises(ResumeError, match="journal.json does not exist"):
+        pilot.fly(resume=True)
+    (pilot.output / "away").rename(pilot.output / ".unfinished")
+    records.write_text("{}\n")
+    with pytest.raises(ResumeError, match=r"frames.jsonl, line 1 is damaged"):
+        pilot.fly(resume=True)
+    with pytest.raises(OutputError, match=r"frames.jsonl, line 1 is no frame's record"):
+        pilot.fly(overwrite=True)
+    records.unlink()
+    with pytest.raises(ResumeError, match="lacks"):
+        pilot.fly(resume=True)
+    assert pilot.folders() == ["0001"]
+
+
+def test_maps_that_exist_are_kept_unless_overwrite_is_given(pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+    pilot.fly()
+    (pilot.output / "notes").mkdir()
+    with pytest.raises(OutputError, match="--overwrite"):
+        pilot.fly()
+    camera.shoot(2)
+    camera.path(Sensor.RGIR, 1).unlink()
+    camera.path(Sensor.NDSM, 1).unlink()
+    pilot.fly(overwrite=True)
+    assert pilot.folders() == ["0002", "notes"]
+    assert pilot.stamps() == ["0002"]
+
+
+def test_a_frame_that_cannot_be_published_ends_the_flight_and_waits_for_resume(
+    pilot: Pilot, camera: Camera, start: Start
+) -> None:
+    camera.shoot(1)
+    camera.shoot(2)
+    pilot.output.mkdir()
+    (pilot.output / "0002").write_text("in the way")
+    process = start(pilot)  # for itself: it must end although no other frame lands
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "OutputError" in stderr
+    assert "maps/0002 cannot be written" in stderr
+    assert pilot.stamps() == pilot.folders() == ["0001"]
+    (pilot.output / "0002").unlink()
+    pilot.fly(resume=True)
+    assert pilot.stamps() == pilot.folders() == ["0001", "0002"]
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="open files cannot be counted here")
+def test_a_flight_leaves_no_thread_and_no_open_file(pilot: Pilot, camera: Camera) -> None:
+    camera.shoot(1)
+    pilot.fly()  # libraries keep some threads and files for good
+    camera.shoot(2)
+    threads, files = set(threading.enumerate()), len(list(OPEN_FILES.iterdir()))
+    told = pilot.fly(resume=True)
+    assert told["frames"]["done"] == 2
+    assert {thread for thread in threading.enumerate() if not thread.daemon} <= threads
+    assert len(list(OPEN_FILES.iterdir())) <= files
+
+
+# -------------------------------------------------------------------------------------------------- requests
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sensors": frozenset()}, "at least one sensor"),
+        ({"overwrite": True, "resume": True}, "pass one of them"),
+        ({"partner_wait_ms": 0.0}, "--partner-wait must be a positive number, received 0"),
+        ({"idle_exit_s": -1.0}, "--idle-exit must be a positive number"),
+        ({"watchdog_s": float("inf")}, "--watchdog must be a positive number"),
+        ({"watch": False, "health": ("ndsm.noise=off",)}, "--health needs sensors that are watched"),
+        ({"inject": parse_faults("ndsm:dead@1"), "resume": True}, "cannot be resumed"),
+        ({"inject": parse_faults("ndsm:dead@1"), "sensors": frozenset({Sensor.RGIR})}, "--inject names ndsm"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str, pilot: Pilot) -> None:
+    with pytest.raises(UsageError, match=message):
+        pilot.request(**options)
+
+
+def test_a_plan_says_what_would_run_and_writes_nothing(pilot: Pilot, camera: Camera) -> None:
+    before = sorted(camera.folder.parent.rglob("*"))
+    described = plan_flight(pilot.request(pattern=Pattern(text="{stamp}-{sensor}.tif"))).describe()
+    assert described["live"]["pattern"] == "{stamp}-{sensor}.tif"
+    assert described["scenarios"] == ["full", "missing_ndsm", "missing_rgir"]
+    assert json.dumps(described)
+    assert sorted(camera.folder.parent.rglob("*")) == before
+
+
+def test_a_folder_that_is_none_and_a_halo_too_wide_are_refused_before_anything_is_written(pilot: Pilot) -> None:
+    with pytest.raises(UsageError, match="below half the tile"):
+        pilot.fly(halo_px=32)
+    pilot.camera.folder.rmdir()
+    with pytest.raises(InputError, match="--live"):
+        pilot.fly()
+    assert not pilot.output.exists()
