@@ -59,7 +59,11 @@ class Agreement:
     def holds(self) -> bool:
         """Whether it lies within what the golden check allows this graph on this device."""
         limit = tolerance_of(self.backend.graph, self.backend.precision)
-        return self.class_agreement >= limit.class_agreement and self.max_probability_difference <= limit.probability
+        return (
+            self.class_agreement >= limit.class_agreement
+            and self.max_probability_difference <= limit.max_probability
+            and self.mean_probability_difference <= limit.mean_probability
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@
 The flight has stretches in which a sensor shows noise, so that what the health monitor remembers matters too. An
 uninterrupted run comes first. Then a run is started and killed at a moment drawn from the whole of its duration, the
 first import and the writing of the last file included, and resumed; every second resumed run is killed as well, until
-all kills are spent. Where a kill comes before there is anything to resume, or after the end, the run starts over.
+all kills are spent. Where a kill comes before there is anything to resume, the run starts over.
 
 Compared are, byte for byte, the three maps and the quicklook; tiles.csv but for its times; what run.json says about the
 maps and the sensors. One CSV row per kill. Exit codes: 0 all equal; 1 a difference, or a run that fails.
@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,7 @@ def interrupted_run(
     chance: random.Random,
 ) -> list[str]:
     """One run, killed and resumed until it ends; adds to ``kills``. Returns what went wrong."""
+    shutil.rmtree(output, ignore_errors=True)
     option = "--overwrite"
     again = True
     while again and len(kills) < most:
@@ -153,6 +155,8 @@ def interrupted_run(
                 tiles_done=tiles_done,
             )
         )
+        if left == "finished":
+            return []
         option = "--resume" if left == "unfinished" else "--overwrite"
         again = chance.random() < 0.5
     code = complete(command, output, option)

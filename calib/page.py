@@ -143,6 +143,10 @@ def _latency(report: Report) -> str:
             rows.append(
                 (label, one.computed, f"{one.int8_nodes} of {one.nodes}", f"{one.median_ms:.1f}", f"{one.p90_ms:.1f}")
             )
+    lacks = any(one.computed != one.floating for timing in report.timings for one in timing.latencies)
+    lacking = (
+        " This CPU has no bfloat16 arithmetic, and OpenVINO stays with float32 when asked for it." if lacks else ""
+    )
     first = report.timings[0]
     head = (
         "scenario, graph as asked",
@@ -154,7 +158,7 @@ def _latency(report: Report) -> str:
     return (
         f"<p>OpenVINO {report.tools['calib/openvino']} on {escape(report.cpu)}, {first.threads} threads, one tile at a "
         f"time, classes and confidence out; {first.rounds} rounds, every graph once in each. Load average before: "
-        f"{', '.join(f'{timing.load:.1f}' for timing in report.timings)}.</p>"
+        f"{', '.join(f'{timing.load:.1f}' for timing in report.timings)}.{lacking}</p>"
         + bars("latency", drawn)
         + _table(head, rows)
     )

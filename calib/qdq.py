@@ -15,7 +15,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
 QUANTISED = "Conv"
-"""The operator that becomes INT8."""
+"""The operator that becomes INT8. With MatMul as well the demo's full graph was as accurate (a probability changed by
+0.0039 on average instead of 0.0038, 8 validation scenes), but OpenVINO on two AVX2 cores took 10 % longer: its INT8
+products are slower than its float32 ones. They are 14 % of the multiply-accumulates."""
 ACTIVATION_LEVELS = 127
 WEIGHT_LEVELS = 64
 """Of 127. AVX2 and AVX-512 without VNNI shift activations to unsigned and add two products in 16 bits: 2 x 255 x 64

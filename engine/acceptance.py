@@ -35,6 +35,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -57,6 +59,8 @@ SPACING = 24
 """A long flight has one fault of a case in so many tiles."""
 BURST = 5
 """Tiles of one."""
+ENOUGH = 0.5
+"""Faults begin where both sensors have data in so many of a tile's pixels: the edge of a raster proves little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,36 +71,37 @@ class Case:
     injections: tuple[Injection, ...]
 
 
-def cases(tiles: int) -> Iterator[Case]:
-    """The matrix for a flight of that many tiles; the fault-free flight comes first."""
+def cases(fit: NDArray[np.bool_]) -> Iterator[Case]:
+    """The matrix for a flight; the fault-free one comes first.
+
+    Args:
+        fit: tiles in which a fault can begin, bool [tiles]; at least one.
+    """
     yield Case(name="no fault", injections=())
+    tiles, places = len(fit), np.flatnonzero(fit)
     starts = range(SPACING // 3, max(SPACING, tiles - SPACING // 2 + 1), SPACING)
+
+    def fault(sensor: Sensor, kind: Kind, first: int, length: int | None) -> Injection:
+        begin = int(next((place for place in places if place >= first), places[-1]))
+        last = None if length is None else min(begin + length, tiles) - 1
+        return Injection(sensor=sensor, kind=kind, first=begin, last=last)
+
+    def faults(sensor: Sensor, kind: Kind, length: int, offset: int = 0) -> tuple[Injection, ...]:
+        return tuple(fault(sensor, kind, start + offset, length) for start in starts)
+
     for sensor in Sensor:
         for kind in kinds_of(sensor):
-            shapes: dict[str, list[tuple[int, int | None]]] = {
-                "single tiles": [(start, start) for start in starts],
-                "bursts": [(start, start + BURST - 1) for start in starts],
-                "to the end": [(starts[-1], None)],
-            }
-            for shape, ranges in shapes.items():
-                made = tuple(Injection(sensor=sensor, kind=kind, first=a, last=b) for a, b in ranges)
-                yield Case(name=f"{sensor} {kind}, {shape}", injections=made)
+            yield Case(name=f"{sensor} {kind}, single tiles", injections=faults(sensor, kind, 1))
+            yield Case(name=f"{sensor} {kind}, bursts", injections=faults(sensor, kind, BURST))
+            yield Case(name=f"{sensor} {kind}, to the end", injections=(fault(sensor, kind, starts[-1], None),))
     rgir, ndsm = Sensor.RGIR, Sensor.NDSM
-    first = starts[0]
-
-    def each(sensor: Sensor, kind: Kind, offset: int, length: int) -> tuple[Injection, ...]:
-        return tuple(
-            Injection(sensor=sensor, kind=kind, first=start + offset, last=start + offset + length - 1)
-            for start in starts
-        )
-
-    yield Case(name="both at once", injections=each(rgir, Kind.DARK, 0, 3) + each(ndsm, Kind.LATE, 0, 3))
-    yield Case(name="both, overlapping", injections=each(rgir, Kind.NOISE, 0, 4) + each(ndsm, Kind.ERROR, 2, 4))
-    yield Case(name="in turn", injections=each(ndsm, Kind.FROZEN, -2, 2) + each(rgir, Kind.SATURATED, 2, 2))
-    flicker = tuple(
-        Injection(sensor=ndsm, kind=Kind.ERROR, first=tile, last=tile) for tile in range(first, first + 7, 2)
+    yield Case(name="both at once", injections=faults(rgir, Kind.DARK, 3) + faults(ndsm, Kind.LATE, 3))
+    yield Case(name="both, overlapping", injections=faults(rgir, Kind.NOISE, 4) + faults(ndsm, Kind.ERROR, 4, offset=2))
+    yield Case(
+        name="in turn", injections=faults(ndsm, Kind.FROZEN, 2, offset=-2) + faults(rgir, Kind.SATURATED, 2, offset=2)
     )
-    yield Case(name="every second tile", injections=flicker)
+    flicker = dict.fromkeys(fault(ndsm, Kind.ERROR, starts[0] + 2 * number, 1) for number in range(4))
+    yield Case(name="every second tile", injections=tuple(flicker))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with gdal_environment(), ExitStack() as stack:
             rehearsal, about = _prepare(options, stack)
             print(about)
-            results = _fly(rehearsal, list(cases(options.tiles)))
+            results = _fly(rehearsal)
         if options.csv is not None:
             write_csv(options.csv, results)
     except EngineError as error:
@@ -216,15 +221,25 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, 
     return stack.enter_context(Rehearsal(flight, backend, manifest, limits)), about
 
 
-def _fly(rehearsal: Rehearsal, matrix: Sequence[Case]) -> list[tuple[Case, Result]]:
-    """All cases, with a progress bar."""
+def _fly(rehearsal: Rehearsal) -> list[tuple[Case, Result]]:
+    """The references and all cases, with a progress bar."""
     results = []
-    flights = len(matrix) + rehearsal.references
     with (
         logging_redirect_tqdm(),
-        tqdm(total=flights * len(rehearsal), unit="tile", file=sys.stderr, mininterval=0.5) as bar,
+        tqdm(total=rehearsal.references * len(rehearsal), unit="tile", file=sys.stderr, mininterval=0.5) as bar,
     ):
+        bar.set_postfix_str("references", refresh=False)
         rehearsal.prepare(lambda: bar.update())
+        whole = (rehearsal.shares >= ENOUGH).all(axis=1)
+        fit = whole & np.roll(whole, 1)  # a frozen sensor repeats the tile before
+        fit[0] = False
+        if not fit.any():
+            raise UsageError(
+                f"a fault needs two tiles in a row in which both sensors have data in {ENOUGH:.0%} of the pixels; "
+                f"none of {len(fit)} is such: pass other rasters, or more --tiles"
+            )
+        matrix = list(cases(fit))
+        bar.total += len(matrix) * len(rehearsal)
         for case in matrix:
             bar.set_postfix_str(case.name, refresh=False)
             results.append((case, rehearsal.fly(case.injections, lambda: bar.update())))

@@ -23,7 +23,7 @@ class Together:
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
 
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
         """All checks passed."""
         for each in self._observers:
             each.started(plan, backend, first_tile=first_tile)
@@ -53,7 +53,7 @@ class Quiet:
     def __exit__(self, *_error: object) -> None:
         """End the progress display, whatever happened."""
 
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
         """All checks passed."""
 
     def tile_done(self, report: TileReport) -> None:
@@ -84,8 +84,9 @@ class Console(Quiet):
             self._bar.close()
         self._logging.__exit__(*error)
 
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
         """Open the bar."""
+        assert plan is not None
         grid = plan.rasters.grid
         tiles = len(plan.mosaic.grid)
         self._mpx_per_tile = grid.width * grid.height / 1e6 / tiles
@@ -129,8 +130,9 @@ class JsonLines(Quiet):
     def __init__(self) -> None:
         self._done, self._told = 0, 0.0
 
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
         """Everything known before the first tile."""
+        assert plan is not None
         self._total, self._done = len(plan.mosaic.grid), first_tile
         emit(event="started", backend=backend.name, device=backend.device, first_tile=first_tile, **plan.describe())
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from engine import frame_log, summary, tile_log
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import open_chain
+from engine.backends.resilient import BackendEvent, open_chain
 from engine.buffers import BufferPool
 from engine.contract.errors import InterruptedRunError, OutputError
 from engine.contract.sensors import Provenance, Sensor
@@ -62,6 +62,7 @@ def fly(
     observer: LiveObserver,
     *,
     waits: Callable[[bool], None] = lambda _: None,
+    backend_event: Callable[[BackendEvent, BackendInfo], None] = lambda *_: None,
     frame_done: Callable[[FrameRecord], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Map the frames that land in the request's folder.
@@ -73,6 +74,7 @@ def fly(
         request: what is asked for.
         observer: watches tiles.
         waits: told when the flight begins (True) and ceases (False) to wait for a frame; from the read thread.
+        backend_event: told what happened to a backend, and which one infers now; before the next tile is done.
         frame_done: told of each frame once its maps are in place; from the write thread.
 
     Returns:
@@ -109,6 +111,8 @@ def fly(
         def seen(report: TileReport) -> None:
             if request.inject:
                 verdicts.append(report.verdicts)
+            for event in backend.news():
+                backend_event(event, backend.info)
             observer.tile_done(report)
 
         try:

@@ -157,6 +157,8 @@ class Rehearsal:
             self._folder.cleanup()
             raise
         self._clean: list[Mapping[Sensor, Verdict]] = []
+        self.shares = np.zeros((flight.tiles, len(Sensor)))
+        """Of the pixels of each tile, how many each sensor has data in; known after :meth:`prepare`."""
 
     def __len__(self) -> int:
         return self._flight.tiles
@@ -166,7 +168,9 @@ class Rehearsal:
         for number, scenario in enumerate(Scenario):
             hidden = [sensor for sensor in Sensor if sensor not in scenario.sensors]
             absent = tuple(Injection(sensor=sensor, kind=Kind.LATE, first=0, last=None) for sensor in hidden)
-            self._stream(_Recording(self._mosaic(), self._maps[number]), absent, None, tile_done)
+            recording = _Recording(self._mosaic(), self._maps[number])
+            self._stream(recording, absent, None, tile_done)
+            self.shares = np.maximum(self.shares, recording.shares)
 
     def fly(self, injections: Sequence[Injection], tile_done: Callable[[], object] = lambda: None) -> Result:
         """One flight with these faults, its sensors watched. The first must have none: others are held to it."""
@@ -309,8 +313,12 @@ class _Recording:
 
     def __init__(self, mosaic: CropMosaic, maps: NDArray[np.uint8]) -> None:
         self._mosaic, self._maps = mosaic, maps
+        self.shares = np.zeros((len(maps), len(Sensor)))
 
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
+        for number, sensor in enumerate(Sensor):
+            if sensor in job.observations:
+                self.shares[job.tile.index, number] = job.observations[sensor].valid.mean()
         for layer, values in enumerate(_layers(self._mosaic, job, outputs)):
             height, width = values.shape
             self._maps[job.tile.index, layer, :height, :width] = values

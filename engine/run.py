@@ -4,6 +4,7 @@
     python -m engine.run --rgir ortho.tif --ndsm height.tif --output map   your rasters, their sensors' health watched
     python -m engine.run --rgir ortho.tif --output map                     the height sensor is dead
     python -m engine.run --rgir ortho.tif --ndsm height.tif --dry-run      what would run, and on what
+    python -m engine.run --live frames --output maps --resume               frames that land in a folder, as a service
     python -m engine.run --rate 10Hz --inject "ndsm:dead@2-4"              the demo scene as a flight with a failure
 
 Rasters: RGIR is 8 bit with the bands near-infrared, red, green; nDSM is height above ground in metres. They may
@@ -22,12 +23,12 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
-from engine import demo
+from engine import demo, log
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
 from engine.backends.resilient import leave
@@ -36,32 +37,37 @@ from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors
 from engine.faults import parse_faults
 from engine.georeference import gdal_environment
+from engine.live_command import (
+    FlightConsole,
+    FlightJsonLines,
+    FlightQuiet,
+    add_live_options,
+    live_request_of,
+    refuse_live_options,
+)
+from engine.live_run import fly, plan_flight
+from engine.log import LogFormat
+from engine.observe import Watch, watched
+from engine.report import write_report
 from engine.request import Request, plan
-from engine.segment import Observer, segment
+from engine.segment import segment
 
 DEADLINE_MS = 1000.0
 """Of a tile, when --rate is given and --deadline is not."""
+STALL_S = 60.0
+"""/healthz answers 503 after this long without a tile, or after twice --watchdog if that is longer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.ERROR if options.quiet or options.json else logging.INFO, format="%(levelname)s %(message)s"
-    )
+    quiet = options.quiet or (options.json and options.log_format == "text")
+    log.configure(options.log_format, level=logging.ERROR if quiet else logging.INFO)
     logging.getLogger("rasterio._err").setLevel(logging.WARNING)  # our errors say what GDAL's said, once a tile
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        request = request_of(options)
         with gdal_environment():
-            if options.dry_run:
-                return _dry_run(request, as_json=options.json)
-            console = JsonLines() if options.json else Quiet() if options.quiet else Console()
-            observers: list[Observer] = [console]
-            with console:
-                summary = segment(request, Together(observers))
-            console.finished(request, summary)
-            _check_whole(request, summary)
+            return _fly(options) if options.live is not None else _map(options)
     except EngineError as error:
         if options.json:
             emit(event="error", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
@@ -70,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130  # before the first tile: nothing to resume
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inputs.add_argument("--rgir-bands", metavar="N,N,N", help="band numbers of NIR, red, green, as in 4,1,2")
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
+    add_live_options(parser)
     flight = parser.add_argument_group("flight")
     flight.add_argument(
         "--health",
@@ -112,6 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
     flight.add_argument(
         "--inject", metavar="FAULTS", help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:late@300-"'
     )
+    flight.add_argument(
+        "--metrics",
+        metavar="[HOST]:PORT",
+        help="serve /metrics for Prometheus and /healthz, as in :9102 (this machine alone unless a host is given)",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
     model.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
@@ -132,7 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
     results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
     results.add_argument("--overwrite", action="store_true", help="replace results that are there")
     results.add_argument("--resume", action="store_true", help="finish an interrupted run")
+    results.add_argument("--report", action="store_true", help="also write report.html, to read in a browser")
     results.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
+    results.add_argument(
+        "--log-format", choices=get_args(LogFormat), default="text", help="of log lines on standard error (text)"
+    )
     results.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
     results.add_argument("--quiet", action="store_true", help="errors only")
     return parser
@@ -202,21 +217,73 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _dry_run(request: Request, *, as_json: bool) -> int:
-    with ExitStack() as stack:
-        described = plan(request, stack).describe()
-    described["output"] = str(request.output)
+def _map(options: argparse.Namespace) -> int:
+    """Map a pair of rasters."""
+    refuse_live_options(options)
+    request = request_of(options)
+    if options.dry_run:
+        with ExitStack() as stack:
+            return _describe(plan(request, stack).describe(), request.output, as_json=options.json)
+    console = JsonLines() if options.json else Quiet() if options.quiet else Console()
+    with console, _watched(options, request.deadline_ms) as watch:
+        summary = segment(
+            request,
+            Together([console, *watch.observers]),
+            waits=watch.source_waits,
+            backend_event=watch.backend_event,
+        )
+    console.finished(request, summary)
+    return _end(options, request.output, summary)
+
+
+def _fly(options: argparse.Namespace) -> int:
+    """Map the frames that land in a folder."""
+    request = live_request_of(options, rgir_bands=_bands(options.rgir_bands))
+    if options.dry_run:
+        return _describe(plan_flight(request).describe(), request.output, as_json=options.json)
+    console = FlightJsonLines() if options.json else FlightQuiet() if options.quiet else FlightConsole()
+    with console, _watched(options, request.deadline_ms) as watch:
+        summary = fly(
+            request,
+            Together([console, *watch.observers]),
+            waits=watch.source_waits,
+            backend_event=watch.backend_event,
+            frame_done=console.frame_done,
+        )
+    console.flown(request, summary)
+    return _end(options, request.output, summary)
+
+
+def _watched(options: argparse.Namespace, deadline_ms: float | None) -> AbstractContextManager[Watch]:
+    return watched(
+        metrics=options.metrics,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+        stall_s=max(STALL_S, 2 * options.watchdog),
+    )
+
+
+def _describe(described: dict[str, Any], output: Path, *, as_json: bool) -> int:
+    described["output"] = str(output)
     print(json.dumps({"event": "plan", **described} if as_json else described, indent=None if as_json else 2))
     return 0
 
 
-def _check_whole(request: Request, summary: dict[str, Any]) -> None:
+def _end(options: argparse.Namespace, output: Path, summary: dict[str, Any]) -> int:
+    if options.report:
+        report = write_report(output)
+        if not (options.json or options.quiet):
+            print(f"report: {report}", file=sys.stderr)
+    _check_whole(output, summary)
+    return 0
+
+
+def _check_whole(output: Path, summary: dict[str, Any]) -> None:
     """Results that lack tiles are published, and the exit code says so."""
     lost, dropped = summary["tiles_lost"], summary["tiles_dropped"]
     if lost:
         raise TilesLostError(
             f"{lost} of {summary['tiling']['tiles']} tiles hold no data ({dropped} dropped because inference was "
-            f"behind, {lost - dropped} without a usable sensor); the rest of {request.output} is whole: "
+            f"behind, {lost - dropped} without a usable sensor); the rest of {output} is whole: "
             "tiles.csv names them"
         )
 

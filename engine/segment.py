@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import msgspec
 
 from engine import summary
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import CHAIN, open_chain
+from engine.backends.resilient import CHAIN, BackendEvent, open_chain
 from engine.buffers import BufferPool
 from engine.cog import MapWriter
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError
@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 class Observer(Protocol):
     """Who watches a run; called in the thread that called :func:`segment`."""
 
-    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
-        """All checks passed, the backend is warm."""
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
+        """All checks passed, the backend is warm. There is no plan of the tiles of a live folder."""
 
     def tile_done(self, report: TileReport) -> None:
         """One more tile is in the maps."""
@@ -55,8 +55,20 @@ class Observer(Protocol):
         """All tiles are done; the maps are being written as Cloud-Optimised GeoTIFF."""
 
 
-def segment(request: Request, observer: Observer) -> dict[str, Any]:
+def segment(
+    request: Request,
+    observer: Observer,
+    *,
+    waits: Callable[[bool], None] = lambda _: None,
+    backend_event: Callable[[BackendEvent, BackendInfo], None] = lambda *_: None,
+) -> dict[str, Any]:
     """Segment the request's rasters into its output folder.
+
+    Args:
+        request: what is asked for.
+        observer: watches tiles.
+        waits: told when the run begins (True) and ceases (False) to wait for a tile to be due; from the read thread.
+        backend_event: told what happened to a backend, and which one infers now; before the next tile is done.
 
     Returns:
         What ``run.json`` holds. Maps with lost tiles are results too: see ``tiles_lost``.
@@ -85,7 +97,7 @@ def segment(request: Request, observer: Observer) -> dict[str, Any]:
         entry = journal.read(key) if request.resume else Entry(key=key, tiles_done=0, statistics=Statistics())
         first = todo.mosaic.resume_at(entry.tiles_done)
         sink = _open_sink(request, todo, journal, entry, stack)
-        source = _open_source(request, todo, journal, entry, first=first, slots=opened.slots)
+        source = _open_source(request, todo, journal, entry, first=first, slots=opened.slots, waits=waits)
         verdicts: list[Mapping[Sensor, Verdict]] = []
         observer.started(todo, opened, first_tile=first)
         clock = time.perf_counter()
@@ -93,6 +105,8 @@ def segment(request: Request, observer: Observer) -> dict[str, Any]:
         def seen(report: TileReport) -> None:
             if request.inject:
                 verdicts.append(report.verdicts)
+            for event in backend.news():
+                backend_event(event, backend.info)
             observer.tile_done(report)
 
         try:
@@ -177,7 +191,14 @@ def _key(request: Request, todo: Plan, backend: BackendInfo) -> dict[str, Any]:
 
 
 def _open_source(
-    request: Request, todo: Plan, journal: Journal, entry: Entry, *, first: int, slots: int
+    request: Request,
+    todo: Plan,
+    journal: Journal,
+    entry: Entry,
+    *,
+    first: int,
+    slots: int,
+    waits: Callable[[bool], None],
 ) -> RasterSource:
     """The tiles from ``first`` on; those that the journal already counts are to be judged as they were."""
     monitor = None if todo.limits is None else Monitor(todo.limits)
@@ -198,6 +219,7 @@ def _open_source(
         injector=Injector(request.inject) if request.inject else None,
         rate_hz=request.rate_hz,
         past=past,
+        waits=waits,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.buffers import BufferPool, Buffers
@@ -36,6 +36,7 @@ class RasterSource:
         injector: makes sensors fail before they are judged.
         rate_hz: tiles a second; None reads as fast as jobs are taken.
         past: tiles that were judged before the run was interrupted, by index; the monitor does not see them again.
+        waits: told when the source begins (True) and ceases (False) to wait for a tile to be due; from the read thread.
     """
 
     def __init__(
@@ -48,17 +49,23 @@ class RasterSource:
         injector: Injector | None = None,
         rate_hz: float | None = None,
         past: Mapping[int, Past] | None = None,
+        waits: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._rasters, self._tiles, self._pool = rasters, tiles, pool
         self._monitor, self._injector = monitor, injector
         self._rate_hz, self._past = rate_hz, past or {}
+        self._waits = waits
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Job]:
         started = time.monotonic()
         for count, tile in enumerate(self._tiles):
             due = None if self._rate_hz is None else started + count / self._rate_hz
-            if self._stopped.wait(0.0 if due is None else max(0.0, due - time.monotonic())):
+            if due is not None and due > time.monotonic():
+                self._waits(True)
+                self._stopped.wait(due - time.monotonic())
+                self._waits(False)
+            if self._stopped.is_set():
                 return
             buffers = self._pool.take()
             if buffers is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,28 +20,29 @@ class Tolerance:
 
     class_agreement: float
     """Least share of pixels with the same class."""
-    probability: float
+    max_probability: float
     """Largest difference of a probability; it is met on pixels between two classes."""
+    mean_probability: float
+    """Mean difference of the probabilities."""
 
 
 TOLERANCES = {
-    "f32": Tolerance(class_agreement=0.999, probability=5e-3),
-    "tf32": Tolerance(class_agreement=0.99, probability=0.05),
-    "f16": Tolerance(class_agreement=0.99, probability=0.05),
-    "bf16": Tolerance(class_agreement=0.97, probability=0.25),
-    "int8": Tolerance(class_agreement=0.95, probability=0.5),
+    "f32": Tolerance(class_agreement=0.999, max_probability=5e-3, mean_probability=1e-3),
+    "tf32": Tolerance(class_agreement=0.99, max_probability=0.05, mean_probability=5e-3),
+    "f16": Tolerance(class_agreement=0.99, max_probability=0.05, mean_probability=5e-3),
+    "bf16": Tolerance(class_agreement=0.97, max_probability=0.25, mean_probability=0.02),
+    "int8": Tolerance(class_agreement=0.95, max_probability=0.75, mean_probability=0.03),
 }
-"""By type of arithmetic. Wide enough for every device, narrow enough to notice a wrong graph or a broken kernel."""
+"""By type of arithmetic. Above what `python -m benchmarks.agreement` measured on the demo bundle on a CPU (worst
+scenario: fp16 99.93 %, 0.010; int8 98.1 %, 0.51, mean 0.015), with room for other devices and models; below what
+integer kernels gave there that round elsewhere than the graph (92.0 %, mean 0.041)."""
 
 
 def tolerance_of(graph: Precision, arithmetic: str) -> Tolerance:
     """What a graph of one precision may differ by when a device computes its floating-point part in ``arithmetic``."""
     written = TOLERANCES[{"fp32": "f32", "fp16": "f16", "int8": "int8"}[graph]]
     computed = TOLERANCES.get(arithmetic, TOLERANCES["bf16"])
-    return Tolerance(
-        class_agreement=min(written.class_agreement, computed.class_agreement),
-        probability=max(written.probability, computed.probability),
-    )
+    return min(written, computed, key=lambda tolerance: tolerance.class_agreement)
 
 
 def check_golden_tile(
@@ -62,8 +63,9 @@ def check_golden_tile(
                 classes = golden[f"{scenario}/classes"]
                 probabilities = golden[f"{scenario}/probabilities"].astype(np.float32)
                 for output in wanted:
-                    difference, limit, unit = _compare(output, answer[output], classes, probabilities, tolerance)
-                    if difference > limit:
+                    for difference, limit, unit in _compare(output, answer[output], classes, probabilities, tolerance):
+                        if difference <= limit:
+                            continue
                         raise GoldenMismatchError(
                             f"{info} does not reproduce the golden tile of {bundle.root}: scenario {scenario}, output "
                             f"{output} differs by {difference:.4g} {unit} (limit {limit:.4g}): try --precision fp32 "
@@ -79,19 +81,17 @@ def _compare(
     classes: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     tolerance: Tolerance,
-) -> tuple[float, float, str]:
-    """How far ``answer`` is off, the limit, and the unit of both."""
-    limit = tolerance.probability
+) -> Iterator[tuple[float, float, str]]:
+    """In how many ways ``answer`` may be off: how far it is, the limit, and the unit of both."""
+    if output is Output.CLASSES:
+        yield float((answer != classes).mean()), 1 - tolerance.class_agreement, "of the pixels"
+        return
     strided = answer[..., ::GOLDEN_STRIDE, ::GOLDEN_STRIDE].astype(np.float32)
-    match output:
-        case Output.CLASSES:
-            return float((answer != classes).mean()), 1 - tolerance.class_agreement, "of the pixels"
-        case Output.CONFIDENCE:
-            return _farthest(strided - np.rint(probabilities.max(axis=0) * 255)), limit * 255 + 1, "of 255"
-        case Output.PROBABILITIES:
-            return _farthest(strided - probabilities), limit, "probability"
-
-
-def _farthest(difference: NDArray[np.float32]) -> float:
-    """A NaN is infinitely far off: it must fail the comparison, not vanish in a maximum."""
-    return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
+    if output is Output.CONFIDENCE:
+        expected, scale, rounding, unit = np.rint(probabilities.max(axis=0) * 255), 255.0, 1.0, "of 255"
+    else:
+        expected, scale, rounding, unit = probabilities, 1.0, 0.0, "probability"
+    # A NaN is infinitely far off: it must fail the comparison, not vanish in a maximum.
+    off = np.nan_to_num(np.abs(strided - expected), nan=np.inf)
+    yield float(off.max()), tolerance.max_probability * scale + rounding, unit
+    yield float(off.mean()), tolerance.mean_probability * scale + rounding, f"{unit} on average"

@@ -134,6 +134,7 @@ class ResilientBackend(Backend):
         self._closed = False
         self._created_again: set[str] = set()
         self._events: list[BackendEvent] = []
+        self._told = 0
         opened = first()
         self._chain.setdefault(opened.info.name, first)
         self.info = opened.info
@@ -147,6 +148,12 @@ class ResilientBackend(Backend):
         """Everything that went wrong, and what became of it."""
         with self._changed:
             return tuple(self._events)
+
+    def news(self) -> tuple[BackendEvent, ...]:
+        """The events since the last call."""
+        with self._changed:
+            found, self._told = tuple(self._events[self._told :]), len(self._events)
+        return found
 
     def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
         """Queue one tile."""

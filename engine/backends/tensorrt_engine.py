@@ -112,9 +112,11 @@ class ScenarioEngine:
         inputs = set(self._spans)
         self._spans.update({str(output): span for output, span in layout.outputs.items()})
         self._check_tensors(trt, inputs)
+        self._configuration: Any = None
         self._cache: Any = None
         if plan.record.key.library == "tensorrt_rtx":
-            self._context = self._engine.create_execution_context(self._rtx_configuration(trt))
+            self._configure_rtx(trt)
+            self._context = self._engine.create_execution_context(self._configuration)
         else:
             self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
@@ -148,6 +150,12 @@ class ScenarioEngine:
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream))
 
+    def close(self) -> None:
+        """Drop the context before what it was made of."""
+        self._context = None
+        self._configuration = self._cache = None
+        self._engine = None
+
     def _load_runtime_cache(self) -> None:
         try:
             content = self._cache_path.read_bytes()
@@ -174,8 +182,8 @@ class ScenarioEngine:
     def _cache_path(self) -> Path:
         return self._plan.path.with_suffix(CACHE_SUFFIX)
 
-    def _rtx_configuration(self, trt: Any) -> Any:
-        configuration = self._engine.create_runtime_config()
+    def _configure_rtx(self, trt: Any) -> None:
+        configuration = self._configuration = self._engine.create_runtime_config()
         configuration.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # The default compiles kernels for the actual shape in the background, after the graph has been captured.
         strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -183,7 +191,6 @@ class ScenarioEngine:
         self._cache = configuration.create_runtime_cache()
         self._load_runtime_cache()
         configuration.set_runtime_cache(self._cache)
-        return configuration
 
     def _check_tensors(self, trt: Any, inputs: set[str]) -> None:
         engine = self._engine

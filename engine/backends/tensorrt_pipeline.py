@@ -159,17 +159,21 @@ class Pipeline:
             self._gpu.synchronize()
             for graph in self._graphs.values():
                 graph.free()
-            self._engines.clear()
+            self._drop_engines()
             for memory in (*(slot.device for slot in self._slots), *([self._scratch] if self._scratch else [])):
                 memory.free()
         except BackendError as error:
             log.warning("the device did not take its memory back: %s", str(error))
-        self._engines.clear()
+        self._drop_engines()
         self._graphs.clear()
         self._free.clear()
         self._slots.clear()
         self._scratch = None
         del self._up, self._run, self._down
+
+    def _drop_engines(self) -> None:
+        while self._engines:
+            self._engines.popitem()[1].close()
 
 
 def let_go(error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,17 +157,32 @@ def test_the_golden_tolerance_is_of_the_coarser_of_graph_and_device(
     assert tolerance_of(graph, arithmetic) == TOLERANCES[as_wide_as]
 
 
-@pytest.mark.parametrize("output", [Output.CONFIDENCE, Output.PROBABILITIES])
-def test_an_answer_that_is_not_a_number_is_refused(output, toy_bundle, monkeypatch) -> None:
+def answering(change: Callable[[np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make OpenVINO's answers, except the classes, go through ``change``."""
     from engine.backends.openvino import OpenVinoBackend
 
     honest = OpenVinoBackend.infer
 
-    def broken(self, scenario, inputs):
-        answer = {name: values.astype(np.float32) for name, values in honest(self, scenario, inputs).items()}
-        answer[output][..., 0, 0] = np.nan
-        return answer
+    def changed(self, scenario, inputs):
+        answer = honest(self, scenario, inputs)
+        return {name: values if name is Output.CLASSES else change(values) for name, values in answer.items()}
 
-    monkeypatch.setattr(OpenVinoBackend, "infer", broken)
-    with pytest.raises(GoldenMismatchError, match=f"output {output} differs by"):
+    monkeypatch.setattr(OpenVinoBackend, "infer", changed)
+
+
+@pytest.mark.parametrize("output", [Output.CONFIDENCE, Output.PROBABILITIES])
+def test_an_answer_that_is_not_a_number_is_refused(output, toy_bundle, monkeypatch) -> None:
+    def one_nan(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.float32)
+        values[..., 0, 0] = np.nan
+        return values
+
+    answering(one_nan, monkeypatch)
+    with pytest.raises(GoldenMismatchError, match=f"output {output} differs by inf"):
         open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[output])
+
+
+def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
+    answering(lambda values: values + np.float32(0.004), monkeypatch)
+    with pytest.raises(GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"):
+        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES])

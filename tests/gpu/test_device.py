@@ -45,7 +45,7 @@ def test_answers_equal_onnxruntime(built, tiles, reference, scenario: Scenario, 
         difference = np.abs(answer[Output.PROBABILITIES] - expected[Output.PROBABILITIES]).max()
         print(f"{precision} {scenario}: same class {same:.4%}, largest difference of a probability {difference:.4g}")
         assert same >= limit.class_agreement
-        assert difference <= limit.probability
+        assert difference <= limit.max_probability
         confidence = np.rint(answer[Output.PROBABILITIES].max(axis=0) * 255)
         assert np.abs(answer[Output.CONFIDENCE].astype(int) - confidence).max() <= 1
 
