@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
+        if options.csv is not None and not options.csv.parent.is_dir():
+            raise OutputError(f"{options.csv} cannot be written (its folder does not exist): pass another --csv")
         with gdal_environment(), ExitStack() as stack:
             rehearsal, about = _prepare(options, stack)
             print(about)

@@ -55,6 +55,8 @@ class LiveRequest:
     threads: int | None = None
     watchdog_s: float = 30.0
     """A backend without an answer for so long counts as hung."""
+    plans: Path | None = None
+    """Folder of TensorRT plans; None is the one under the bundle."""
     halo_px: int | None = None
     """None takes the bundle's."""
     when_behind: WhenBehind = "block"

@@ -96,6 +96,7 @@ def fly(
                 precision=request.precision,
                 threads=request.threads,
                 watchdog_s=request.watchdog_s,
+                plans=request.plans,
             )
         )
         opened = backend.info

@@ -25,6 +25,8 @@ _T = TypeVar("_T", np.uint8, np.float32)
 
 ACCUMULATOR_BYTES = 64 * 2**20
 """Memory that cross-fading may hold; it sets the width of a strip."""
+WEIGHT_TOLERANCE = 1e-3
+"""Blend weights sum to 1 but for rounding; a sum further below tells of a tile without data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,10 @@ class CropMosaic(Mosaic):
 class HannMosaic(Mosaic):
     """Cross-fades class probabilities over ``2 * halo_px`` where tiles meet.
 
-    A pixel's scenario is its own (which sensors are valid there), so every tile that covers it gives the probabilities
-    of the same graph. Memory is one tile row of one strip.
+    A pixel's scenario is its own (which sensors are valid there), so tiles that cover it give the probabilities of the
+    same graph, unless a sensor died between them: then two graphs are cross-faded, and the pixel's provenance is that
+    of the tile that owns it. Where a tile has nothing to give, its neighbours' probabilities are scaled up to sum to 1.
+    Memory is one tile row of one strip.
 
     Raises:
         UsageError: the halo is above a quarter of the tile, so that a third tile would reach into a cross-fade.
@@ -120,8 +124,13 @@ class HannMosaic(Mosaic):
         if outputs:
             probabilities = _compose(source, {s: o[Output.PROBABILITIES][:, *inside] for s, o in outputs.items()}, 0)
             across = self.grid.cols.weights(col)[target.col - self.grid.cols.reach(col)[0] :][: target.width]
-            self._sum[:, *here] += probabilities * self.grid.rows.weights(row)[:, None] * across
-        self._provenance[here] = source
+            down = self.grid.rows.weights(row)[:, None]
+            self._sum[:, *here] += probabilities * down * across
+            self._weight[here] += np.where(source != Provenance.NONE, down * across, 0)
+        known = self._provenance[here]
+        owned = np.zeros(source.shape, np.bool_)
+        owned[self._owned(row, col, target)] = True
+        np.copyto(known, source, where=(source != Provenance.NONE) & (owned | (known == Provenance.NONE)))
         if tile.index + 1 == strip.first_index + (row + 1) * strip.tiles_per_row:
             block = self._finish_row(row)
             if tile.index >= self.tiles_done:  # else a resumed run only rebuilds the sums below rows it already wrote
@@ -147,8 +156,17 @@ class HannMosaic(Mosaic):
         self._strip = strip
         self._span = Window(row=row * self.grid.rows.stride, col=left, height=self.grid.tile_px, width=right - left)
         self._sum = np.zeros((self._classes, self.grid.tile_px, right - left), np.float32)
+        self._weight = np.zeros((self.grid.tile_px, right - left), np.float32)
         self._provenance = np.zeros((self.grid.tile_px, right - left), np.uint8)
         return strip
+
+    def _owned(self, row: int, col: int, target: Window) -> tuple[slice, slice]:
+        """The pixels of ``target`` that lie nearer to this tile's middle than to any other's."""
+        rows, cols = self.grid.rows, self.grid.cols
+        return (
+            slice(max(0, rows.boundary(row) - target.row), max(0, rows.boundary(row + 1) - target.row)),
+            slice(max(0, cols.boundary(col) - target.col), max(0, cols.boundary(col + 1) - target.col)),
+        )
 
     def _finish_row(self, row: int) -> MapBlock:
         rows, span = self.grid.rows, self._span
@@ -156,6 +174,9 @@ class HannMosaic(Mosaic):
         ready = slice(0, bottom - span.row)
         mean, source = self._sum[:, ready], self._provenance[ready].copy()
         unmapped = source == Provenance.NONE
+        partial = ~unmapped & (self._weight[ready] < 1 - WEIGHT_TOLERANCE)
+        if partial.any():  # never where all tiles agree: rounding would change the maps
+            mean = np.divide(mean, self._weight[ready], where=partial, out=mean.copy())
         classes = mean.argmax(axis=0).astype(np.uint8)
         classes[unmapped] = NODATA_CLASS
         confidence = np.rint(mean.max(axis=0) * 255).clip(0, 255).astype(np.uint8)
@@ -166,7 +187,7 @@ class HannMosaic(Mosaic):
             confidence=confidence,
             provenance=source,
         )
-        for buffer in (self._sum, self._provenance):
+        for buffer in (self._sum, self._weight, self._provenance):
             kept = buffer[..., rows.stride :, :].copy()
             buffer[..., : kept.shape[-2], :] = kept
             buffer[..., kept.shape[-2] :, :] = 0

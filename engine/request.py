@@ -50,6 +50,8 @@ class Request:
     threads: int | None = None
     watchdog_s: float = 30.0
     """A backend without an answer for so long counts as hung."""
+    plans: Path | None = None
+    """Folder of TensorRT plans; None is the one under the bundle."""
     halo_px: int | None = None
     """None takes the bundle's halo, or a quarter of the tile when blending."""
     blend: Blend = "none"

@@ -129,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--precision", choices=get_args(ExecutionPrecision), default="auto", help="fp32 is exact; auto is fastest"
     )
+    model.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: those under the bundle)")
     model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
     model.add_argument(
         "--watchdog",
@@ -182,6 +183,7 @@ def request_of(options: argparse.Namespace) -> Request:
         precision=options.precision,
         threads=options.threads,
         watchdog_s=options.watchdog,
+        plans=options.plans,
         halo_px=options.halo,
         blend=options.blend,
         rate_hz=options.rate,

@@ -20,7 +20,7 @@ import msgspec
 
 from engine import summary
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import CHAIN, BackendEvent, open_chain
+from engine.backends.resilient import BackendEvent, open_chain
 from engine.buffers import BufferPool
 from engine.cog import MapWriter
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError
@@ -37,7 +37,7 @@ from engine.stream import TileReport, jobs_alive, stream
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, read_tile_log
 
-__all__ = ["CHAIN", "Observer", "Plan", "Request", "plan", "segment"]
+__all__ = ["Observer", "Plan", "Request", "plan", "segment"]
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def segment(
                 precision=request.precision,
                 threads=request.threads,
                 watchdog_s=request.watchdog_s,
+                plans=request.plans,
             )
         )
         opened = backend.info

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from engine.backends import BackendName, open_backend
@@ -315,16 +316,17 @@ def open_chain(
     precision: ExecutionPrecision = "auto",
     threads: int | None = None,
     watchdog_s: float = 30.0,
+    plans: Path | None = None,
 ) -> ResilientBackend:
     """The named backend, opened again once if it fails; with ``auto`` the rest of :data:`CHAIN` stands behind it.
 
-    Args and errors are those of :func:`engine.backends.open_backend`.
+    Args and errors are those of :func:`engine.backends.open_backend`, and ``watchdog_s`` of the class.
     """
     scenarios, wanted = tuple(scenarios), tuple(wanted)
 
     def opener(each: BackendName) -> Callable[[], Backend]:
         return lambda: open_backend(
-            each, bundle, scenarios=scenarios, wanted=wanted, precision=precision, threads=threads
+            each, bundle, scenarios=scenarios, wanted=wanted, precision=precision, threads=threads, plans=plans
         )
 
     chain = CHAIN if name == "auto" else (name,)

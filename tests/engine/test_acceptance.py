@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import rasterio
 from engine.acceptance import Case, cases, main
 from engine.backends import open_backend
 from engine.contract.bundle import NODATA_CLASS
-from engine.contract.health import default_limits
+from engine.contract.health import Limit, default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.faults import Kind, kinds_of, parse_faults
 from engine.mosaic import CropMosaic
@@ -23,9 +24,11 @@ from tests.engine.flight_scene import flight_scene
 from tests.engine.test_segment import MAPS, Watcher, request_for
 
 
-def arguments(bundle, paths, *more: str) -> list[str]:
+def arguments(bundle, paths, *more: str, noise: dict[str, int]) -> list[str]:
+    """``noise`` is the hard limit of each sensor; the toy bundle has none."""
     rasters = [word for sensor in Sensor for word in (f"--{sensor}", str(paths[sensor]))]
-    return ["--bundle", str(bundle.root), *rasters, *more]
+    limits = [f"{sensor}.noise.{bound}={hard}" for sensor, hard in noise.items() for bound in ("soft", "hard")]
+    return ["--bundle", str(bundle.root), *rasters, *more, *(word for each in limits for word in ("--health", each))]
 
 
 def rows_of(path) -> dict[str, dict[str, str]]:
@@ -46,7 +49,7 @@ def rehearse(toy_bundle, tmp_path_factory):
         rehearsal = Rehearsal(flight, backend, manifest, limits or default_limits())
         opened.extend([rehearsal, backend, rasters])
         rehearsal.prepare()
-        assert rehearsal.fly(()).passed
+        assert rehearsal.fly(()).passed or limits is not None
         return rehearsal
 
     yield prepare
@@ -81,7 +84,8 @@ def test_a_long_flight_has_a_fault_in_every_two_dozen_tiles_and_begins_them_wher
 def test_the_whole_matrix_passes_over_a_healthy_scene(toy_bundle, write_scene, tmp_path, capsys) -> None:
     table = tmp_path / "matrix.csv"
     scene = flight_scene(330, 410)
-    code = main(arguments(toy_bundle, write_scene(scene), "--tiles", "20", "--csv", str(table)))
+    limits = {"rgir": 20, "ndsm": 1}
+    code = main(arguments(toy_bundle, write_scene(scene), "--tiles", "20", "--csv", str(table), noise=limits))
     out = capsys.readouterr().out
     assert code == 0, out
     rows = rows_of(table)
@@ -95,21 +99,29 @@ def test_the_whole_matrix_passes_over_a_healthy_scene(toy_bundle, write_scene, t
     assert f"{len(rows)} of {len(rows)} cases pass" in out
 
 
-def test_limits_that_let_a_fault_pass_fail_the_cases_it_is_in(toy_bundle, write_scene, tmp_path, capsys) -> None:
+def test_limits_that_let_a_fault_pass_fail_the_cases_it_is_in(
+    toy_bundle, write_scene, tmp_path, capsys, monkeypatch
+) -> None:
+    def some(fit):
+        return (case for case in cases(fit) if case.name.startswith(("no fault", "rgir noise", "ndsm late", "both, o")))
+
+    monkeypatch.setattr("engine.acceptance.cases", some)
     table = tmp_path / "matrix.csv"
-    blind = ["--health", "rgir.noise.soft=900", "--health", "rgir.noise.hard=1000"]
-    code = main(arguments(toy_bundle, write_scene(flight_scene(330, 410)), "--tiles", "18", "--csv", str(table), *blind))
-    assert code == 1
+    paths, blind = write_scene(flight_scene(330, 410)), {"rgir": 1000, "ndsm": 1}
+    assert main(arguments(toy_bundle, paths, "--tiles", "18", "--csv", str(table), noise=blind)) == 1
     assert "FAIL: 1 hard faults missed or late, 5 tiles poisoned" in capsys.readouterr().out
-    failed = {name for name, row in rows_of(table).items() if row["passed"] == "0"}
+    rows = rows_of(table)
+    failed = {name for name, row in rows.items() if row["passed"] == "0"}
     expected = {f"rgir noise, {shape}" for shape in ("single tiles", "bursts", "to the end")} | {"both, overlapping"}
-    assert failed == expected
+    assert failed == expected < set(rows)
 
 
-def test_limits_that_see_faults_everywhere_fail_every_case(toy_bundle, write_scene, capsys) -> None:
-    touchy = ["--health", "ndsm.noise.soft=0", "--health", "ndsm.noise.hard=0.001", "--health", "ndsm.noise_ratio=0"]
-    assert main(arguments(toy_bundle, write_scene(flight_scene(330, 410)), "--tiles", "18", *touchy)) == 1
-    assert "FAIL: 18 false alarms" in capsys.readouterr().out
+def test_limits_that_see_faults_everywhere_fail_a_flight_without_any(rehearse, write_scene) -> None:
+    limits = default_limits()
+    touchy = replace(limits[Sensor.NDSM], noise=Limit(soft=0, hard=0.001), noise_ratio=0)
+    rehearsal = rehearse(write_scene(flight_scene(330, 410)), 18, {**limits, Sensor.NDSM: touchy})
+    result = rehearsal.fly(())
+    assert (result.passed, result.false_alarms, result.why) == (False, 18, "18 false alarms")
 
 
 def test_a_flight_longer_than_the_raster_goes_on_over_its_mirror_image(rehearse, write_scene) -> None:
@@ -183,10 +195,11 @@ def test_one_sensor_alone_cannot_be_tested(toy_bundle, tmp_path, capsys) -> None
     assert "at least 18" in capsys.readouterr().err
 
 
-def test_a_table_that_cannot_be_written_is_an_output_error(toy_bundle, write_scene, tmp_path, capsys) -> None:
-    paths = write_scene(flight_scene(330, 410))
-    assert main(arguments(toy_bundle, paths, "--tiles", "18", "--csv", str(tmp_path / "none" / "matrix.csv"))) == 4
-    assert "cannot be written" in capsys.readouterr().err
+def test_a_table_that_cannot_be_written_is_told_before_the_flights(toy_bundle, write_scene, tmp_path, capsys) -> None:
+    assert main(["--csv", str(tmp_path / "none" / "matrix.csv")]) == 4
+    out = capsys.readouterr()
+    assert "cannot be written" in out.err
+    assert not out.out
 
 
 def test_soft_faults_are_soft() -> None:

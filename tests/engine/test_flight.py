@@ -365,3 +365,16 @@ def test_provenance_of_a_tile_without_any_usable_sensor_is_none(toy_bundle, writ
     assert rows[3].lost
     assert told["tiles_lost"] == sum(row.lost for row in rows) >= 1
     assert_maps_follow_the_log(tmp_path / "out", scene, rows)
+
+
+def test_cross_fading_beside_a_tile_without_data_keeps_whole_probabilities(toy_bundle, write_scene, tmp_path) -> None:
+    faults = parse_faults("ndsm:error@9-12,rgir:error@30,ndsm:late@30")
+    told, rows = fly(toy_bundle, write_scene(flight_scene(330, 410)), tmp_path / "out", blend="hann", inject=faults)
+    assert told["tiles_lost"] == sum(row.lost for row in rows) >= 1
+    classes, confidence, provenance = read_maps(tmp_path / "out")
+    mapped = provenance != Provenance.NONE
+    np.testing.assert_array_equal(classes != NODATA_CLASS, mapped)
+    assert confidence[mapped].min() >= 255 // 4, "of four classes the best has a quarter at least"
+    target = rows[30].target
+    inside = mapped[target.row : target.row + target.height, target.col : target.col + target.width]
+    assert inside.any(), "the neighbours saw some of the lost tile"

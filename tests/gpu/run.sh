@@ -6,7 +6,7 @@
 # DIR of wheels holds what the machine lacks, brought along: wheels (whole, or split into NAME.whl.part-aa, -ab, ...),
 # pycuda's source archive, and SHA256SUMS of the whole files if there is one. export/README.md lists them.
 # Results, in --out: device.txt, gpu-tests.xml, latency.csv, agreement.csv, agreement.md.
-# --dry-run joins and checks the wheels, and prints the rest.
+# --work keeps what was installed for the next call. --dry-run joins and checks the wheels, and prints the rest.
 #
 # Exit codes: 0 all is well; 1 a test or a benchmark failed (the others ran); 2 options; 3 the wheels.
 set -euo pipefail
@@ -86,7 +86,7 @@ install=("$python" -m pip install --quiet --no-index --no-deps --upgrade --targe
 if [ ${#carried[@]} -gt 0 ]; then
     step "${install[@]}" "${carried[@]}"
 fi
-if [ ${#sources[@]} -gt 0 ]; then
+if [ ${#sources[@]} -gt 0 ] && ! "$python" -c 'import pycuda.driver' 2>/dev/null; then
     cuda='' compiler=$(readlink -f "$(command -v nvcc || true)")
     for candidate in "${CUDA_HOME:-}" /usr/local/cuda "${compiler%/bin/nvcc}"; do
         if [ -z "$cuda" ] && [ -e "$candidate/include/cuda.h" ]; then cuda=$candidate; fi
@@ -102,7 +102,8 @@ if [ ${#sources[@]} -gt 0 ]; then
     step tar -xzf "${sources[0]}" -C "$work/pycuda" --strip-components=1
     step env -C "$work/pycuda" "$python" configure.py \
         --cuda-root="$cuda" --cudadrv-lib-dir="$work/link" --no-cuda-enable-curand
-    step "${install[@]}" --no-build-isolation "$work/pycuda"
+    # Most of its time goes into templates, for a library that only passes calls on.
+    step env CFLAGS="${CFLAGS:-} -O1 -g0" "${install[@]}" --no-build-isolation "$work/pycuda"
 fi
 
 # --- plans, tests, benchmarks ----------------------------------------------------------------------------------------
