@@ -21,7 +21,7 @@ ROW_PX = 18
 LABEL_PX = 330
 PLOT_PX = 460
 VALUE_PX = 130
-THUMBNAIL_PX = 96
+THUMBNAIL_PX = 64
 THUMBNAIL_COLUMNS = 4
 TALL_M = 20.0
 """Height that a thumbnail draws white."""

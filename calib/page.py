@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from calib.charts import Bar, bars, contact_sheet, points
+from calib.findings import Study
 from calib.report import Report
 from calib.samples import CalibrationList
-from calib.study import Study
 from engine.contract.errors import OutputError
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from calib.findings import Settings, Study
 from calib.latency import Timing
 from calib.runtimes import versions
 from calib.scenes import Tile
-from calib.study import Settings, Study
 from engine.contract.bundle import Bundle, ClassSpec
 
 

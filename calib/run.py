@@ -89,11 +89,12 @@ def calibrate(options: argparse.Namespace) -> None:
 
     # Here, so that --help answers without onnx and Model Optimizer.
     from calib import latency, samples, scenes
+    from calib.findings import Settings
     from calib.page import write_report
     from calib.publish import PRECISION, int8_files, publish
     from calib.report import Report, tools
     from calib.store import Store
-    from calib.study import Settings, floating_graphs, study
+    from calib.study import floating_graphs, study
     from engine.contract.bundle import Bundle
     from engine.contract.sensors import Scenario
 

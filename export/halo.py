@@ -16,7 +16,7 @@ from engine.contract.sensors import Scenario
 from export.golden import Tile
 from export.scenarios import inputs_of, scenario_module
 from export.verify import torch_infer
-from train.model import GEMMNet
+from train.system import System
 
 Classify = Callable[[Scenario, Tile], NDArray[np.uint8]]
 """A tile's classes, uint8 [T, T], in a scenario."""
@@ -53,7 +53,7 @@ class HaloMeasurement:
         return "\n".join(lines)
 
 
-def classifier(model: GEMMNet) -> Classify:
+def classifier(model: System) -> Classify:
     """A model in evaluation mode as a :data:`Classify`."""
 
     def classify(scenario: Scenario, tile: Tile) -> NDArray[np.uint8]:

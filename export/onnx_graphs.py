@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario, Sensor
 from export.scenarios import BANDS, OUTPUTS, inputs_of, scenario_module
-from train.model import GEMMNet
+from train.system import System
 
 OPSET = 18
 """The oldest opset with all that is needed, so that TensorRT 10 on a Jetson parses the graphs as well."""
@@ -47,7 +47,7 @@ class SharedWeights:
         return self.unshared_bytes - self.weights.stat().st_size
 
 
-def export_graph(model: GEMMNet, scenario: Scenario, tile_px: int) -> onnx.ModelProto:
+def export_graph(model: System, scenario: Scenario, tile_px: int) -> onnx.ModelProto:
     """One scenario as an ONNX graph, weights inside; the same model gives the same bytes.
 
     Inputs and outputs are those of :mod:`export.scenarios` with T = ``tile_px``; N is the free axis ``batch``.

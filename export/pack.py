@@ -19,7 +19,6 @@ import msgspec
 from engine.contract.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
-    ClassSpec,
     FileRef,
     Manifest,
     Precision,
@@ -30,13 +29,9 @@ from engine.contract.errors import OutputError, UsageError
 from engine.contract.sensors import Scenario
 from export.onnx_graphs import SharedWeights
 from train.checkpoint import CheckpointInfo
-from train.config import CLASS_NAMES
-from train.data.synthetic import GSD_RANGE_M
 from train.metrics import Scores
 
 METRICS_NAME = "metrics.json"
-ISPRS_RGB = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
-"""Colours of the ISPRS benchmark, by class index."""
 TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch")
 FP16_TOOL = "nvidia-modelopt"
 
@@ -104,11 +99,9 @@ def manifest_of(
         schema_version=SCHEMA_VERSION,
         name=name,
         created_utc=_now(),
-        classes=tuple(
-            ClassSpec(name=class_name, rgb=rgb) for class_name, rgb in zip(CLASS_NAMES, ISPRS_RGB, strict=True)
-        ),
+        classes=info.labels.classes,
         sensors=info.sensors,
-        gsd_m=GSD_RANGE_M,
+        gsd_m=info.gsd_m,
         tile_px=tile_px,
         halo_px=halo_px,
         graphs={

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from export.golden import Tile
-    from train.model import GEMMNet
+    from train.system import System
 
 DEFAULT_TILE_PX = 512
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -133,7 +133,7 @@ def export_bundle(options: argparse.Namespace) -> None:
 
 
 def _graphs(
-    model: GEMMNet, tile: Tile, precisions: Sequence[Precision], *, explain: bool
+    model: System, tile: Tile, precisions: Sequence[Precision], *, explain: bool
 ) -> dict[Precision, dict[Scenario, ModelProto]]:
     """Every scenario in every precision; ``tile`` is of the size that is exported, and typical."""
     from export import surgery

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.contract.sensors import Scenario, Sensor
-from train.model import GEMMNet
+from train.system import System
 
 OUTPUTS = ("classes", "confidence", "probabilities")
 
@@ -43,7 +43,7 @@ def answer(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class FullGraph(nn.Module):
     """Both sensors alive; no generator."""
 
-    def __init__(self, model: GEMMNet) -> None:
+    def __init__(self, model: System) -> None:
         super().__init__()
         self.model = model
 
@@ -55,7 +55,7 @@ class FullGraph(nn.Module):
 class MissingNdsmGraph(nn.Module):
     """RGIR alone; the nDSM generator is embedded."""
 
-    def __init__(self, model: GEMMNet) -> None:
+    def __init__(self, model: System) -> None:
         super().__init__()
         self.model = model
 
@@ -68,7 +68,7 @@ class MissingNdsmGraph(nn.Module):
 class MissingRgirGraph(nn.Module):
     """nDSM alone; the RGIR generator is embedded."""
 
-    def __init__(self, model: GEMMNet) -> None:
+    def __init__(self, model: System) -> None:
         super().__init__()
         self.model = model
 
@@ -85,6 +85,6 @@ _MODULES: dict[Scenario, type[nn.Module]] = {
 }
 
 
-def scenario_module(model: GEMMNet, scenario: Scenario) -> nn.Module:
+def scenario_module(model: System, scenario: Scenario) -> nn.Module:
     """The module of one scenario, in evaluation mode, sharing the model's parameters."""
     return _MODULES[scenario](model).eval()

@@ -18,7 +18,7 @@ from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
 from export.golden import Tile
 from export.scenarios import OUTPUTS, inputs_of, scenario_module
-from train.model import GEMMNet
+from train.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def batches_for(tile: Tile, *, seed: int = 0) -> tuple[tuple[Tile, ...], ...]:
     return (tile,), (*noise, mirrored)
 
 
-def answers(model: GEMMNet, tile: Tile) -> dict[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+def answers(model: System, tile: Tile) -> dict[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
     """PyTorch's (classes [T, T], probabilities [C, T, T]) for each scenario."""
     found = {}
     for scenario in Scenario:
@@ -139,7 +139,7 @@ def answers(model: GEMMNet, tile: Tile) -> dict[Scenario, tuple[NDArray[np.uint8
 
 
 def compare(
-    model: GEMMNet, scenario: Scenario, graphs: Mapping[Precision, Path], batches: Sequence[Sequence[Tile]]
+    model: System, scenario: Scenario, graphs: Mapping[Precision, Path], batches: Sequence[Sequence[Tile]]
 ) -> tuple[Parity, ...]:
     """One :class:`Parity` per graph and runtime for the graphs of one scenario."""
     inputs = [_stack(batch, scenario) for batch in batches]
@@ -155,7 +155,7 @@ def compare(
 
 
 def verify(
-    model: GEMMNet, graphs: Mapping[Scenario, Mapping[Precision, Path]], batches: Sequence[Sequence[Tile]]
+    model: System, graphs: Mapping[Scenario, Mapping[Precision, Path]], batches: Sequence[Sequence[Tile]]
 ) -> tuple[Parity, ...]:
     """Compare every graph in every runtime.
 

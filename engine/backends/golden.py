@@ -31,11 +31,11 @@ TOLERANCES = {
     "tf32": Tolerance(class_agreement=0.99, max_probability=0.05, mean_probability=5e-3),
     "f16": Tolerance(class_agreement=0.99, max_probability=0.05, mean_probability=5e-3),
     "bf16": Tolerance(class_agreement=0.97, max_probability=0.25, mean_probability=0.02),
-    "int8": Tolerance(class_agreement=0.95, max_probability=0.75, mean_probability=0.03),
+    "int8": Tolerance(class_agreement=0.95, max_probability=0.75, mean_probability=0.02),
 }
-"""By type of arithmetic. Above what `python -m benchmarks.agreement` measured on the demo bundle on a CPU (worst
-scenario: fp16 99.93 %, 0.010; int8 98.1 %, 0.51, mean 0.015), with room for other devices and models; below what
-integer kernels gave there that round elsewhere than the graph (92.0 %, mean 0.041)."""
+"""By type of arithmetic, with room for other devices and models above what `python -m benchmarks.agreement` measured on
+the demo bundle on a CPU without VNNI. Worst scenario of OpenVINO and ONNX Runtime: fp16 99.93 % of the classes, 0.010
+at most, 0.0002 on average; int8 97.6 %, 0.55 and 0.0065."""
 
 
 def tolerance_of(graph: Precision, arithmetic: str) -> Tolerance:

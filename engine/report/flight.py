@@ -142,10 +142,11 @@ def injected(run: Finished) -> Section | None:
         "injected",
         "Injected faults",
         table(headings, rows, numbers=(2,)),
-        tag("p", f"False alarms, tiles in which a sensor that was left alone was blamed: {alarms}."),
+        tag("p", f"Tiles without an injected fault in which the sensor was blamed all the same: {alarms}."),
         note(
-            "Delays are in tiles; a hard fault has to make its sensor dead in the very tile where it starts. Tiles in "
-            "which the raster itself has no data are not counted: there was nothing to spoil."
+            "These are false alarms, unless the sensor really failed there. Delays are in tiles; a hard fault has to "
+            "make its sensor dead in the very tile where it starts. Tiles in which the raster itself has no data are "
+            "not counted: there was nothing to spoil."
         ),
     )
 

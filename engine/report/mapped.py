@@ -92,20 +92,26 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
     chosen = stamps[:: max(1, -(-len(stamps) // MOST_FRAMES))]
     figures: list[Html] = []
     seen: Survey | None = None
-    bundle = run.told["tiling"]
+    size = {name: run.told["tiling"][name] for name in ("tile_px", "halo_px")}
+    firsts = [*run.frames.values(), len(run)]
     for number, stamp in enumerate(chosen):
         with MapReader(run.output / stamp) as maps:
-            size = {"tile_px": bundle["tile_px"], "halo_px": bundle["halo_px"]}
             grid = TileGrid(height=maps.height, width=maps.width, **size)
             mine = survey(maps, grid)
             seen = mine if seen is None else seen + mine
             classes = maps.classes
             image = pictures.thumbnail(maps, pictures.by_class(classes), alt=f"classes of frame {stamp}")
-        scenario = run.times.scenario[run.frames[stamp]]
+        first = run.frames[stamp]
+        scenario = run.times.scenario[first]
+        switched = run.times.switched[first : firsts[firsts.index(first) + 1]].any()
         colour = SCENARIO_LOOKS[int(scenario) + 1].colour if scenario < len(Scenario) else "var(--nodata)"
         link = tag("a", stamp, href=f"{stamp}/classes.tif")
         figures.append(
-            tag("figure", tag("div", image, class_="piece", style=f"border-color:{colour}"), tag("figcaption", link))
+            tag(
+                "figure",
+                tag("div", image, class_="piece", style=f"border-color:{colour}"),
+                tag("figcaption", link, " switched" if switched else ""),
+            )
         )
         progress((number + 1) / len(chosen))
     if not figures:
@@ -117,7 +123,10 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
         _class_legend(run, classes),
         tag("div", figures, class_="frames"),
         _provenance_legend(run),
-        note(f"The edge below a frame tells what it was mapped from.{some}"),
+        note(
+            "The edge below a frame tells what it was mapped from; switched: in it is a tile that was mapped from "
+            f"other sensors than the one before.{some}"
+        ),
     )
     return shown, seen
 
@@ -156,7 +165,7 @@ def confidence(seen: Survey) -> Section | None:
 
 def seams(seen: Survey, *, blended: bool) -> Section | None:
     """Do borders between tiles show?"""
-    kinds = [("same sensors on both sides", seen.same_sensors), ("engine switched between the two", seen.other_sensors)]
+    kinds = [("same sensors on both sides", seen.same_sensors), ("other sensors on either side", seen.other_sensors)]
     rows: list[list[Content]] = [
         [name, score.segments, *_score_cells(score)] for name, score in kinds if score.segments
     ]
@@ -177,7 +186,7 @@ def seams(seen: Survey, *, blended: bool) -> Section | None:
             "seen; 2 means twice as many edges along borders as there should be.",
         ),
         note(
-            "Where the engine was switched the lost information shows too, so that score is larger than 1 even with a "
+            "Where the sensors change the lost information shows too, so that score is larger than 1 even with a "
             "perfect seam. Pairs with a pixel that is not mapped do not count. ",
             "Tiles cross-fade in this run; the border is the middle of the fade. " if blended else "",
         ),

@@ -195,7 +195,7 @@ figcaption { margin-top: .4rem; }
   border-radius: .75rem; border: 2px solid #000; outline: 1.5px solid #fff; color: #000; font: 700 .76rem/1.2rem
   system-ui, sans-serif; text-align: center; }
 .mark.dot { min-width: .6rem; width: .6rem; height: .6rem; padding: 0; border-width: 1px; }
-.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem; }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .8rem; }
 .frames figure { margin: 0; } .frames figcaption { overflow-wrap: anywhere; line-height: 1.3; }
 .frames .piece { border-bottom: 6px solid; }
 .lanes { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem .7rem; align-items: center;

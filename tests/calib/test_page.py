@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from calib.charts import Bar, bars, contact_sheet, points
+from calib.findings import Evaluation, MethodScore, Range, Settings, Study
 from calib.latency import Latency, Timing
 from calib.page import write_report
 from calib.publish import publish
@@ -22,7 +23,6 @@ from calib.report import Report
 from calib.samples import CalibrationList, choose
 from calib.scenes import find_scenes, tiles_of
 from calib.sensitivity import Sensitivity, Step
-from calib.study import Evaluation, MethodScore, Range, Settings, Study
 from engine.contract.bundle import Bundle, ClassSpec
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, network

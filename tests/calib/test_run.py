@@ -15,6 +15,7 @@ import pytest
 
 from calib import run as command
 from calib import score
+from calib.findings import Settings
 from calib.qdq import layers_of
 from calib.samples import choose
 from calib.scenes import find_scenes, tiles_of
@@ -50,10 +51,8 @@ def calibrate(root: Path, data: Path, *more: str) -> int:
     return command.main(["--bundle", str(root), "--data", str(data), "--budget", "100", *SMALL, *more])
 
 
-def settings_for(data: Path):
+def settings_for(data: Path) -> Settings:
     """Every tile in every role, and a budget that anything keeps."""
-    from calib.study import Settings
-
     tiles = tuple(tiles_of(find_scenes(data), TILE_PX))
     return Settings(
         calibration=choose(tiles, 3, CLASSES),

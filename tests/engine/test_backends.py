@@ -184,5 +184,7 @@ def test_an_answer_that_is_not_a_number_is_refused(output, toy_bundle, monkeypat
 
 def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
     answering(lambda values: values + np.float32(0.004), monkeypatch)
-    with pytest.raises(GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"):
+    with pytest.raises(
+        GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"
+    ):
         open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES])

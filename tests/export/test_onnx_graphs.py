@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from export.onnx_graphs import ALIGNMENT_BYTES, EXTERNAL_ABOVE_BYTES, export_gra
 from export.run import PRECISIONS
 from export.verify import verify
 from tests.export.conftest import TILE_PX, Exported
+from train.config import PRESETS
+from train.systems import build
 
 CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
 OUTPUTS = ("classes", "confidence", "probabilities")
@@ -261,3 +264,25 @@ def test_a_graph_that_differs_from_pytorch_is_refused_with_the_numbers(exported:
 
     with pytest.raises(BundleError, match=r"full +fp32 +onnxruntime +\d+\.\d+% +\d\.\de-0\d"):
         verify(exported.model, {Scenario.FULL: {"fp32": path}}, [[tile]])
+
+
+@pytest.mark.parametrize(
+    ("preset", "scenario"), [("mmformer", Scenario.MISSING_NDSM), ("shaspec", Scenario.MISSING_RGIR)]
+)
+def test_the_systems_it_is_compared_with_export_as_well(preset: str, scenario: Scenario) -> None:
+    torch.manual_seed(0)
+    widths = {"token_width": 16, "token_heads": 2, "token_mlp": 16, "position_grid": 4}
+    model = build(replace(PRESETS[preset].model, **widths)).eval()
+    inputs = {
+        Sensor.RGIR: np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), np.uint8),
+        Sensor.NDSM: np.random.default_rng(1).uniform(0, 9, (1, 1, 64, 64)).astype(np.float32),
+    }
+    fed = {sensor.value: inputs[sensor] for sensor in scenario.sensors}
+    graph, _ = surgery.operate(export_graph(model, scenario, 64))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["probabilities"], fed)
+    with torch.no_grad():
+        tensors = [torch.from_numpy(values) for values in fed.values()]
+        path = {Scenario.MISSING_NDSM: model.forward_missing_ndsm, Scenario.MISSING_RGIR: model.forward_missing_rgir}
+        expected = path[scenario](*tensors)[0].softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)

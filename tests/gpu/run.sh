@@ -81,7 +81,7 @@ sources=("$work"/carried/pycuda-*.tar.gz)
 
 # --- a folder of packages before all others; what the machine has (JetPack's TensorRT, say) stays visible ------------
 
-export PYTHONPATH="$work/site:$root"
+export PYTHONPATH="$work/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 install=("$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$work/site")
 if [ ${#carried[@]} -gt 0 ]; then
     step "${install[@]}" "${carried[@]}"
