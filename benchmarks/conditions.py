@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engine.host import own_version
+from engine.doctor.host import own_version
 
 ROOT = Path(__file__).parent.parent
 

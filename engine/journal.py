@@ -19,8 +19,8 @@ import numpy as np
 
 from engine.contract.errors import ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
+from engine.health.history import SensorHistory
 from engine.mosaic import MapBlock
-from engine.sensor_history import SensorHistory
 from engine.stream import Job
 
 FOLDER = ".unfinished"

@@ -17,10 +17,10 @@ from engine.contract.bundle import Bundle
 from engine.contract.errors import OutputError, UsageError
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
-from engine.faults import Injection
+from engine.health.faults import Injection
 from engine.journal import Journal
 from engine.mosaic import CropMosaic, HannMosaic, Mosaic
-from engine.raster import SensorRasters
+from engine.rasters.raster import SensorRasters
 
 log = logging.getLogger(__name__)
 

@@ -28,16 +28,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
-from engine import demo, log
+from engine import demo
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
 from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, Quiet, Together, emit
 from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors
-from engine.faults import parse_faults
-from engine.georeference import gdal_environment
-from engine.live_command import (
+from engine.health.faults import parse_faults
+from engine.live.command import (
     FlightConsole,
     FlightJsonLines,
     FlightQuiet,
@@ -45,12 +44,14 @@ from engine.live_command import (
     live_request_of,
     refuse_live_options,
 )
-from engine.live_run import fly, plan_flight
-from engine.log import LogFormat
-from engine.observe import Watch, watched
+from engine.live.flight import fly, plan_flight
+from engine.rasters.georeference import gdal_environment
 from engine.report import write_report
 from engine.request import Request, plan
 from engine.segment import segment
+from engine.watch import log
+from engine.watch.log import LogFormat
+from engine.watch.observe import Watch, watched
 
 DEADLINE_MS = 1000.0
 """Of a tile, when --rate is given and --deadline is not."""

@@ -22,14 +22,14 @@ from engine import summary
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent, open_chain
 from engine.buffers import BufferPool
-from engine.cog import MapWriter
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError
 from engine.contract.sensors import Sensor
-from engine.faults import Injector, detection
-from engine.health import Monitor, Verdict
-from engine.host import own_version
+from engine.doctor.host import own_version
+from engine.health.faults import Injector, detection
+from engine.health.monitor import Monitor, Verdict
 from engine.journal import Entry, Journal, Statistics
 from engine.preview import Preview
+from engine.rasters.cog import MapWriter
 from engine.request import Plan, Request, plan
 from engine.sink import MapSink
 from engine.source import Past, RasterSource

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.backends.base import Outputs
-from engine.cog import MapWriter
 from engine.contract.sensors import Scenario
 from engine.journal import Entry, Journal, Statistics
 from engine.mosaic import Mosaic
 from engine.preview import Preview
+from engine.rasters.cog import MapWriter
 from engine.stream import Job, TileReport
 from engine.tile_log import TileLog
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from engine.buffers import BufferPool, Buffers
 from engine.contract.sensors import Sensor
-from engine.faults import Injector
 from engine.grid import Tile
-from engine.health import Absent, Fault, Monitor, Sighting, Verdict
-from engine.raster import SensorRasters, first_cause
+from engine.health.faults import Injector
+from engine.health.monitor import Absent, Fault, Monitor, Sighting, Verdict
+from engine.rasters.raster import SensorRasters, first_cause
 from engine.stream import Job, make_job
 
 

@@ -29,10 +29,10 @@ from engine.backends.base import Backend, Inputs, Outputs
 from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
 from engine.grid import Tile
 from engine.job_queue import JobQueue
-from engine.raster import Observation
+from engine.rasters.raster import Observation
 
 if TYPE_CHECKING:
-    from engine.health import Verdict
+    from engine.health.monitor import Verdict
 
 
 def _nothing() -> None:

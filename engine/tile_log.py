@@ -17,7 +17,7 @@ from types import TracebackType
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import Window
-from engine.health import Fault, State, Verdict
+from engine.health.monitor import Fault, State, Verdict
 from engine.stream import TileReport
 
 NAME = "tiles.csv"

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.contract.errors import EngineError
-from engine.georeference import gdal_environment
+from engine.rasters.georeference import gdal_environment
 from engine.report import write_report
 
 

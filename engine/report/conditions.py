@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.contract.sensors import Sensor
-from engine.frame_log import NAME as FRAME_LOG_NAME
+from engine.live.frame_log import NAME as FRAME_LOG_NAME
 from engine.report.data import Finished
 from engine.report.page import Html, Section, section, table, tag
 from engine.report.words import SENSOR_NAMES, count

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario, Sensor
-from engine.faults import Injection, parse_faults
 from engine.grid import TileGrid
-from engine.health import Fault, State, Verdict
+from engine.health.faults import Injection, parse_faults
+from engine.health.monitor import Fault, State, Verdict
 from engine.summary import TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileRow, read_tile_log

@@ -11,13 +11,13 @@ from engine.contract.bundle import ClassSpec
 from engine.contract.errors import UsageError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Scenario
 from engine.grid import TileGrid
-from engine.map_reader import MapReader
+from engine.rasters.map_reader import MapReader
 from engine.report import charts, pictures
 from engine.report.data import Finished
 from engine.report.page import Content, Html, Section, legend, note, section, swatch, table, tag, together
 from engine.report.pictures import Mark
+from engine.report.seams import SeamScore, Survey, survey
 from engine.report.words import MOST_ROWS, SCENARIO_LOOKS, css, milliseconds, percent
-from engine.seams import SeamScore, Survey, survey
 
 MOST_NUMBERED = 40
 """More switches than this are dots on the map."""

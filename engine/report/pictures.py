@@ -16,7 +16,7 @@ from PIL import Image
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.sensors import PROVENANCE_RGB, Provenance
 from engine.grid import Window
-from engine.map_reader import MapReader
+from engine.rasters.map_reader import MapReader
 from engine.report.page import Html, tag
 
 WIDE_PX = 1040

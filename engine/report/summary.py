@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from engine.report.data import Finished
 from engine.report.page import Html, tag
+from engine.report.seams import Survey
 from engine.report.words import SENSOR_NAMES, count, faults_in_words, milliseconds, tiles_in_words, times
-from engine.seams import Survey
 
 MOST_STRETCHES = 5
 """Outages of a sensor that are told one by one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Scenario, Sensor
-from engine.health import Fault
+from engine.health.monitor import Fault
 from engine.report.data import Shown
 
 SENSOR_NAMES = {Sensor.RGIR: "RGIR", Sensor.NDSM: "nDSM"}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from engine.contract.health import default_limits
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.health import Absent, Fault, Monitor, Sighting, Verdict
-from engine.raster import Observation
+from engine.health.monitor import Absent, Fault, Monitor, Sighting, Verdict
+from engine.rasters.raster import Observation
 
 RGIR, NDSM = Sensor.RGIR, Sensor.NDSM
 Seen = dict[Sensor, Sighting]

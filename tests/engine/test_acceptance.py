@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import rasterio
 
-from engine.acceptance import Case, cases, main
+from engine.acceptance.__main__ import Case, cases, main
+from engine.acceptance.rehearsal import Flight, Rehearsal
 from engine.backends import open_backend
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.health import Limit, default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
-from engine.faults import Kind, kinds_of, parse_faults
+from engine.health.faults import Kind, kinds_of, parse_faults
 from engine.mosaic import CropMosaic
-from engine.raster import SensorRasters
-from engine.rehearsal import Flight, Rehearsal
+from engine.rasters.raster import SensorRasters
 from engine.segment import segment
 from tests.conftest import Scene, toy_map
 from tests.engine.flight_scene import flight_scene

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
-from engine.cog import COG_TRAILER_BYTES, MapWriter, _check_whole
 from engine.contract.bands import rgir_spec
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Sensor
-from engine.georeference import Grid, gdal_environment
-from engine.raster import SensorRasters
+from engine.rasters.cog import COG_TRAILER_BYTES, MapWriter, _check_whole
+from engine.rasters.georeference import Grid, gdal_environment
+from engine.rasters.raster import SensorRasters
 
 CLASSES = (
     ClassSpec(name="impervious surface", rgb=(255, 255, 255)),

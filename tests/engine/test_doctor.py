@@ -15,10 +15,10 @@ import pytest
 
 from engine.contract.bundle import Bundle, FileRef, save_manifest
 from engine.contract.sensors import Scenario
-from engine.diagnosis import Diagnosis, Library, examine
-from engine.doctor import build_parser, main, render
-from engine.host import examine_host
-from engine.trial import Outcome, Trial, try_backend
+from engine.doctor.__main__ import build_parser, main, render
+from engine.doctor.diagnosis import Diagnosis, Library, examine
+from engine.doctor.host import examine_host
+from engine.doctor.trial import Outcome, Trial, try_backend
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,9 +9,9 @@ import pytest
 from engine.contract.errors import UsageError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
-from engine.faults import Injection, Injector, Kind, detection, kinds_of, parse_faults
-from engine.health import Absent, Fault, Monitor, Sighting, State, Verdict
-from engine.raster import Observation
+from engine.health.faults import Injection, Injector, Kind, detection, kinds_of, parse_faults
+from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
+from engine.rasters.raster import Observation
 
 RGIR, NDSM = Sensor.RGIR, Sensor.NDSM
 Seen = dict[Sensor, Sighting]

@@ -18,8 +18,8 @@ from engine.backends import open_backend, resilient
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import BackendError, InputError, InterruptedRunError, ResumeError, UsageError
 from engine.contract.sensors import Provenance, Sensor
-from engine.faults import parse_faults
-from engine.health import Fault, State
+from engine.health.faults import parse_faults
+from engine.health.monitor import Fault, State
 from engine.journal import FOLDER
 from engine.request import Request
 from engine.run import main

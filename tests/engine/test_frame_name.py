@@ -7,7 +7,7 @@ import pytest
 
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor
-from engine.frame_name import Pattern, Sidecar, stamp_order
+from engine.live.frame_name import Pattern, Sidecar, stamp_order
 
 
 @pytest.mark.parametrize(

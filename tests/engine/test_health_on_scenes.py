@@ -12,10 +12,10 @@ from engine import demo
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
-from engine.faults import SOFT, Injection, Injector, Kind, kinds_of
 from engine.grid import TileGrid
-from engine.health import Fault, Monitor, State
-from engine.raster import Observation, SensorRasters
+from engine.health.faults import SOFT, Injection, Injector, Kind, kinds_of
+from engine.health.monitor import Fault, Monitor, State
+from engine.rasters.raster import Observation, SensorRasters
 from tests.engine.made_tiles import NDSM, RGIR, Seen, observation, states
 from train.data.synthetic import STYLES, generate
 

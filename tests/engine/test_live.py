@@ -17,9 +17,9 @@ from rasterio.windows import Window
 
 from engine.contract.errors import InputError
 from engine.contract.sensors import Sensor
-from engine.frame_name import Pattern
-from engine.health import Absent, Fault
-from engine.live import POLL_S, RECENT_FILES, STALLED_S, Frame, LiveFolder
+from engine.health.monitor import Absent, Fault
+from engine.live.folder import POLL_S, RECENT_FILES, STALLED_S, Frame, LiveFolder
+from engine.live.frame_name import Pattern
 
 WAIT_S = 0.5
 BOTH = frozenset(Sensor)
@@ -418,9 +418,9 @@ def test_nothing_is_opened_that_has_been_taken(folder: Folder, monkeypatch: pyte
     def remember(whole: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
         return lambda path: asked.append(path.name) or whole(path)
 
-    import engine.live
+    import engine.live.folder
 
-    monkeypatch.setattr(engine.live, "unfinished", remember(engine.live.unfinished))
+    monkeypatch.setattr(engine.live.folder, "unfinished", remember(engine.live.folder.unfinished))
     assert folder.deliver("1") == ["1"]
     assert sorted(asked) == ["ndsm_1.tif", "rgir_1.tif"]
     folder.poll(), folder.poll()

@@ -23,12 +23,12 @@ from engine.backends import BackendName
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InputError, InterruptedRunError, OutputError, ResumeError, UsageError
 from engine.contract.sensors import Scenario, Sensor
-from engine.faults import parse_faults
-from engine.frame_log import FrameRecord, read_frame_log
-from engine.frame_name import Pattern
-from engine.georeference import gdal_environment
-from engine.health import Fault, State
-from engine.live_run import LiveRequest, fly, plan_flight
+from engine.health.faults import parse_faults
+from engine.health.monitor import Fault, State
+from engine.live.flight import LiveRequest, fly, plan_flight
+from engine.live.frame_log import FrameRecord, read_frame_log
+from engine.live.frame_name import Pattern
+from engine.rasters.georeference import gdal_environment
 from engine.request import Request
 from engine.segment import segment
 from engine.stream import TileReport
@@ -413,8 +413,8 @@ def test_a_flight_broken_off_anywhere_resumes_to_the_same_maps(tiles: int, again
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from engine.georeference import gdal_environment
-from engine.live_run import LiveRequest, fly
+from engine.rasters.georeference import gdal_environment
+from engine.live.flight import LiveRequest, fly
 from tests.engine.test_live_run import Bystander
 
 options = json.loads(sys.argv[1])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.contract.sensors import Sensor
-from engine.log import JsonFormatter, configure
+from engine.watch.log import JsonFormatter, configure
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def root_logger() -> Iterator[logging.Logger]:
 
 
 def line_of(message: object, *arguments: object, **given: object) -> dict:
-    logger = logging.Logger("engine.health")
+    logger = logging.Logger("engine.health.monitor")
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -47,7 +47,7 @@ def test_a_line_carries_time_level_logger_message_and_the_events_fields() -> Non
     assert abs(datetime.now(UTC) - told) < timedelta(minutes=1)
     assert line == {
         "level": "warning",
-        "logger": "engine.health",
+        "logger": "engine.health.monitor",
         "message": "ndsm is dead",
         "event": "sensor_state",
         "tile": 120,
@@ -58,7 +58,7 @@ def test_a_line_carries_time_level_logger_message_and_the_events_fields() -> Non
 
 def test_a_field_cannot_replace_the_lines_own_names() -> None:
     line = line_of("kept", extra={"level": "harmless", "ts": 0, "logger": "other"})
-    assert (line["level"], line["logger"], line["message"]) == ("warning", "engine.health", "kept")
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "engine.health.monitor", "kept")
     assert line["ts"] != 0
 
 

@@ -23,15 +23,15 @@ from engine.backends.resilient import BackendEvent, What
 from engine.console import Together
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario, Sensor
-from engine.endpoint import MAX_CLIENTS, Endpoint, parse_address
-from engine.faults import parse_faults
-from engine.health import Fault, State, Verdict
-from engine.host import own_version
-from engine.metrics import Metrics
-from engine.observe import Watch, watched
+from engine.doctor.host import own_version
+from engine.health.faults import parse_faults
+from engine.health.monitor import Fault, State, Verdict
 from engine.request import Request
 from engine.segment import segment
-from engine.vitals import Vitals
+from engine.watch.endpoint import MAX_CLIENTS, Endpoint, parse_address
+from engine.watch.metrics import Metrics
+from engine.watch.observe import Watch, watched
+from engine.watch.vitals import Vitals
 from tests.engine.flight_scene import flight_scene
 from tests.engine.test_vitals import ALIVE, BACKEND, FROZEN, Clock, tile_report
 
@@ -369,7 +369,7 @@ def test_the_observers_need_no_prometheus_unless_metrics_are_asked_for() -> None
         "import sys\n"
         "sys.modules['prometheus_client'] = None\n"
         "from engine.contract.errors import UsageError\n"
-        "from engine.observe import Watch, watched\n"
+        "from engine.watch.observe import Watch, watched\n"
         "with watched(metrics=None, deadline_s=None, stall_s=60.0): pass\n"
         "try:\n"
         "    with watched(metrics=':0', deadline_s=None, stall_s=60.0): pass\n"

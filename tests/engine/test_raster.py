@@ -29,8 +29,8 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
-from engine.georeference import Grid, gdal_environment
-from engine.raster import SensorRasters
+from engine.rasters.georeference import Grid, gdal_environment
+from engine.rasters.raster import SensorRasters
 
 SPECS = {Sensor.RGIR: rgir_spec(), Sensor.NDSM: ndsm_spec()}
 LAMBERT = CRS.from_epsg(2154)

@@ -17,9 +17,9 @@ from PIL import Image
 
 from engine.contract.errors import OutputError, RasterOpenError, UsageError
 from engine.contract.sensors import PROVENANCE_RGB, Provenance, Sensor
-from engine.faults import parse_faults
-from engine.georeference import gdal_environment
-from engine.live_run import LiveRequest, fly
+from engine.health.faults import parse_faults
+from engine.live.flight import LiveRequest, fly
+from engine.rasters.georeference import gdal_environment
 from engine.report import NAME, charts, write_report
 from engine.report.__main__ import main
 from engine.report.data import Finished, Shown, stretches

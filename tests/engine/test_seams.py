@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.cog import MapWriter
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import RasterOpenError
 from engine.contract.sensors import Provenance
-from engine.georeference import Grid
 from engine.grid import TileGrid, Window
-from engine.map_reader import MapReader
-from engine.seams import SeamScore, Survey, survey
+from engine.rasters.cog import MapWriter
+from engine.rasters.georeference import Grid
+from engine.rasters.map_reader import MapReader
+from engine.report.seams import SeamScore, Survey, survey
 
 CLASSES = (ClassSpec(name="a <b>", rgb=(255, 0, 0)), ClassSpec(name="c", rgb=(0, 9, 255)))
 

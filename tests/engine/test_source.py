@@ -14,10 +14,10 @@ from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import RasterOpenError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
-from engine.faults import Injector, parse_faults
 from engine.grid import TileGrid
-from engine.health import Fault, Monitor, State, Verdict
-from engine.raster import SensorRasters
+from engine.health.faults import Injector, parse_faults
+from engine.health.monitor import Fault, Monitor, State, Verdict
+from engine.rasters.raster import SensorRasters
 from engine.source import Past, RasterSource
 from tests.engine.flight_scene import flight_scene
 

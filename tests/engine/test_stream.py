@@ -15,8 +15,8 @@ from engine.backends.base import Backend, Output
 from engine.contract.errors import OutputError, RasterOpenError
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import TileGrid
-from engine.health import Fault, State, Verdict
-from engine.raster import Observation
+from engine.health.monitor import Fault, State, Verdict
+from engine.rasters.raster import Observation
 from engine.stream import Job, jobs_alive, make_job, stream
 from tests.conftest import toy_probabilities
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.systemd import ServiceManager
-from engine.vitals import Vitals
+from engine.watch.systemd import ServiceManager
+from engine.watch.vitals import Vitals
 from tests.engine.test_vitals import ALIVE, BACKEND, FROZEN, tile_report
 
 WATCHDOG_S = 0.2

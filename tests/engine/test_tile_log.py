@@ -10,7 +10,7 @@ import pytest
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
-from engine.health import Fault, State, Verdict
+from engine.health.monitor import Fault, State, Verdict
 from engine.stream import TileReport
 from engine.summary import TileTimes
 from engine.tile_log import COLUMNS, TileLog, read_tile_log

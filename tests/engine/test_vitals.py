@@ -7,9 +7,9 @@ import pytest
 from engine.backends.base import BackendInfo
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
-from engine.health import Fault, State, Verdict
+from engine.health.monitor import Fault, State, Verdict
 from engine.stream import TileReport
-from engine.vitals import Phase, Vitals
+from engine.watch.vitals import Phase, Vitals
 
 BACKEND = BackendInfo(name="openvino", library="openvino 1", device="CPU", precision="f32", threads=2, slots=2)
 TILES = list(TileGrid(height=512, width=512, tile_px=64, halo_px=8).tiles())

@@ -1,6 +1,6 @@
 """Sensor rasters in, on one grid: windowed reads of RGIR and nDSM, with the validity of every pixel.
 
-This file, :mod:`engine.georeference` and :mod:`engine.cog` (writing) are the only rasterio users, and the place where
+This file, :mod:`engine.rasters.georeference` and :mod:`engine.rasters.cog` (writing) are the only rasterio users, and the place where
 GDAL's exceptions become this project's. A GDAL dataset is not thread-safe: one thread at a time may use a
 :class:`SensorRasters`.
 """
@@ -27,8 +27,8 @@ from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
 from engine.grid import mirrored
+from engine.rasters.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """The three maps out: spools that survive a crash while the run lasts, Cloud-Optimised GeoTIFFs when it is whole.
 
-This file, :mod:`engine.georeference` and :mod:`engine.raster` (reading) are the only rasterio users. A COG cannot be
-written in place (its overviews and block index come before the pixels), so windows go to *spools* first:
+A COG cannot be written in place (its overviews and block index come before the pixels), so windows go to *spools* first:
 uncompressed tiled GeoTIFFs whose every byte, overviews included, is reserved when they are created. A window is then
 overwritten where it lies, and a full disk shows before the first tile instead of after the last.
 
@@ -34,7 +33,7 @@ from rasterio.windows import Window
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
-from engine.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
+from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 
 BLOCK_PX = 512
 SPOOL_BYTES_PER_PX = 4.0

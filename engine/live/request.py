@@ -9,18 +9,18 @@ from typing import Any
 
 import msgspec
 
-from engine import frame_log
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
 from engine.contract.bundle import Bundle
 from engine.contract.errors import OutputError, UsageError
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
-from engine.faults import Injection
-from engine.frame_name import Pattern
 from engine.grid import Axis
+from engine.health.faults import Injection
 from engine.journal import Journal
-from engine.live import LiveFolder
+from engine.live import frame_log
+from engine.live.folder import LiveFolder
+from engine.live.frame_name import Pattern
 from engine.request import WhenBehind
 
 PATTERN = Pattern(text="{sensor}_{stamp}.tif")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from engine.contract.errors import UsageError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.health import Absent, Fault, Sighting, State, Verdict
-from engine.raster import Observation
+from engine.health.monitor import Absent, Fault, Sighting, State, Verdict
+from engine.rasters.raster import Observation
 
 
 class Kind(StrEnum):

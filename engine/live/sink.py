@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from engine.backends.base import Outputs
-from engine.cog import MapWriter
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError
 from engine.contract.sensors import Provenance, Scenario, Sensor
-from engine.frame_log import FrameLog, FrameRecord, worst
-from engine.health import Verdict
+from engine.health.monitor import Verdict
 from engine.journal import Entry, Journal, Statistics
-from engine.live_source import FramePlan
+from engine.live.frame_log import FrameLog, FrameRecord, worst
+from engine.live.source import FramePlan
+from engine.rasters.cog import MapWriter
 from engine.stream import Job, TileReport
 from engine.tile_log import TileLog
 

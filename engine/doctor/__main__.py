@@ -28,9 +28,9 @@ from engine import demo
 from engine.backends.base import ExecutionPrecision
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario
-from engine.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
-from engine.host import Host
-from engine.trial import Trial
+from engine.doctor.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
+from engine.doctor.host import Host
+from engine.doctor.trial import Trial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

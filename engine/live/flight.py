@@ -23,20 +23,21 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from engine import frame_log, summary, tile_log
+from engine import summary, tile_log
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent, open_chain
 from engine.buffers import BufferPool
 from engine.contract.errors import InterruptedRunError, OutputError
 from engine.contract.sensors import Provenance, Sensor
-from engine.faults import Injector, detection
-from engine.frame_log import FrameLog, FrameRecord, read_frame_log
-from engine.health import Monitor, Verdict
-from engine.host import own_version
+from engine.doctor.host import own_version
+from engine.health.faults import Injector, detection
+from engine.health.monitor import Monitor, Verdict
 from engine.journal import Entry, Journal, Statistics
-from engine.live_request import LivePlan, LiveRequest, open_folder, plan_flight
-from engine.live_sink import LiveSink
-from engine.live_source import FrameReading, LiveSource
+from engine.live import frame_log
+from engine.live.frame_log import FrameLog, FrameRecord, read_frame_log
+from engine.live.request import LivePlan, LiveRequest, open_folder, plan_flight
+from engine.live.sink import LiveSink
+from engine.live.source import FrameReading, LiveSource
 from engine.mosaic import CropMosaic
 from engine.stream import TileReport, jobs_alive, stream
 from engine.tile_log import TileLog, read_tile_log

@@ -25,11 +25,11 @@ from engine.contract.bundle import NODATA_CLASS, Manifest
 from engine.contract.errors import OutputError
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
-from engine.faults import Injection, Injector, Kind, detection
 from engine.grid import Tile, TileGrid, Window
-from engine.health import Fault, Monitor, State, Verdict
+from engine.health.faults import Injection, Injector, Kind, detection
+from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.mosaic import CropMosaic
-from engine.raster import SensorRasters
+from engine.rasters.raster import SensorRasters
 from engine.source import RasterSource
 from engine.stream import Job, TileReport, jobs_alive, stream
 

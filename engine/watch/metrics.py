@@ -1,4 +1,4 @@
-"""A run as Prometheus sees it; :mod:`engine.endpoint` serves it.
+"""A run as Prometheus sees it; :mod:`engine.watch.endpoint` serves it.
 
 Names and units follow https://prometheus.io/docs/practices/naming/; every label takes its values from a closed list,
 and each series is there from the start, so that a rate over it is never missing. Counts are those of this process: a
@@ -34,11 +34,11 @@ from prometheus_client import (
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent, What
 from engine.contract.sensors import Scenario, Sensor
-from engine.health import Fault, State
-from engine.host import own_version
+from engine.doctor.host import own_version
+from engine.health.monitor import Fault, State
 from engine.stream import TileReport
 from engine.tile_log import STAGES
-from engine.vitals import Phase, Vitals
+from engine.watch.vitals import Phase, Vitals
 
 if TYPE_CHECKING:
     from engine.segment import Plan

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from engine.contract.sensors import Provenance
 from engine.grid import TileGrid, Window
-from engine.map_reader import MapReader
+from engine.rasters.map_reader import MapReader
 
 _ACROSS = 2
 """Directions: pairs along a row, pairs along a column."""

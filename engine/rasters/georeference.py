@@ -1,6 +1,6 @@
 """Pixel grids on the ground, and how one raster is brought onto another's grid.
 
-This file, :mod:`engine.raster` (reading) and :mod:`engine.cog` (writing) are the only rasterio users; what the three
+This file, :mod:`engine.rasters.raster` (reading) and :mod:`engine.rasters.cog` (writing) are the only rasterio users; what the three
 share lies here.
 """
 

@@ -23,13 +23,13 @@ from engine.buffers import BufferPool
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import InputError
 from engine.contract.sensors import Sensor
-from engine.faults import Injector
-from engine.georeference import Grid
 from engine.grid import Tile, Window
-from engine.health import Absent, Fault, Monitor, Sighting, State, Verdict
-from engine.live import POLL_S, Frame, LiveFolder
+from engine.health.faults import Injector
+from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
+from engine.live.folder import POLL_S, Frame, LiveFolder
 from engine.mosaic import CropMosaic
-from engine.raster import SensorRasters
+from engine.rasters.georeference import Grid
+from engine.rasters.raster import SensorRasters
 from engine.stream import Job, make_job
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class _Waiting:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameReading:
-    """How the rasters of a frame are read; see :meth:`engine.raster.SensorRasters.open`."""
+    """How the rasters of a frame are read; see :meth:`engine.rasters.raster.SensorRasters.open`."""
 
     specs: Mapping[Sensor, SensorSpec]
     tile_px: int

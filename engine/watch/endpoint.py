@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from engine.contract.errors import UsageError
-from engine.vitals import Vitals
+from engine.watch.vitals import Vitals
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Scenario, Sensor
-from engine.health import Absent, State, Verdict
+from engine.health.monitor import Absent, State, Verdict
 
 NAME = "frames.jsonl"
 

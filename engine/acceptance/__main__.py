@@ -41,17 +41,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import demo
+from engine.acceptance.rehearsal import Flight, Rehearsal, Result
 from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.health import parse_limits
 from engine.contract.sensors import Scenario, Sensor
-from engine.faults import Injection, Kind, kinds_of
-from engine.georeference import gdal_environment
+from engine.health.faults import Injection, Kind, kinds_of
 from engine.mosaic import CropMosaic
-from engine.raster import SensorRasters
-from engine.rehearsal import Flight, Rehearsal, Result
+from engine.rasters.georeference import gdal_environment
+from engine.rasters.raster import SensorRasters
 
 LEAST_TILES = 18
 """So that every case has tiles before, within and behind its faults."""

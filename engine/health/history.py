@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from engine.contract.sensors import Sensor
-from engine.health import Fault, State, Verdict
+from engine.health.monitor import Fault, State, Verdict
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from engine.backends.base import BackendInfo
 from engine.stream import TileReport
-from engine.vitals import Vitals
+from engine.watch.vitals import Vitals
 
 if TYPE_CHECKING:
     from engine.segment import Plan

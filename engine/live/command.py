@@ -13,10 +13,10 @@ from engine.backends.base import BackendInfo
 from engine.console import Quiet, emit
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
-from engine.faults import parse_faults
-from engine.frame_log import FrameRecord
-from engine.frame_name import Pattern
-from engine.live_request import PATTERN, LiveRequest
+from engine.health.faults import parse_faults
+from engine.live.frame_log import FrameRecord
+from engine.live.frame_name import Pattern
+from engine.live.request import PATTERN, LiveRequest
 from engine.request import Plan
 
 BY_SIDECAR = "sidecar"

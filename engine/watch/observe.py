@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent
 from engine.contract.errors import UsageError
-from engine.endpoint import Endpoint, parse_address
-from engine.systemd import ServiceManager
-from engine.vitals import Vitals
+from engine.watch.endpoint import Endpoint, parse_address
+from engine.watch.systemd import ServiceManager
+from engine.watch.vitals import Vitals
 
 if TYPE_CHECKING:
-    from engine.metrics import Metrics
+    from engine.watch.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def watched(*, metrics: str | None, deadline_s: float | None, stall_s: float) ->
 
 def _counted(vitals: Vitals, deadline_s: float | None) -> Metrics:
     try:
-        from engine.metrics import Metrics
+        from engine.watch.metrics import Metrics
     except ImportError as error:
         raise UsageError(
             f"--metrics needs prometheus-client, which cannot be imported ({error}): pip install prometheus-client"

@@ -1,4 +1,4 @@
-"""What a few cheap statistics say about one sensor's tile; :mod:`engine.health` judges them.
+"""What a few cheap statistics say about one sensor's tile; :mod:`engine.health.monitor` judges them.
 
 Together they cost less than a millisecond per 512 px tile and sensor, because most of them look at 32 of its rows: what
 they look for (noise, light, a column that is stuck) lies everywhere in a tile or nowhere. Holes, heights out of range
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engine.contract.health import HealthLimits
 
 if TYPE_CHECKING:
-    from engine.raster import Observation
+    from engine.rasters.raster import Observation
 
 SAMPLED_ROWS = 32
 LEAST_SHARE = 1 / 32

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.contract.health import HealthLimits, Limit
 from engine.contract.sensors import Sensor
-from engine.symptoms import Symptoms, measure, strong_edges
+from engine.health.symptoms import Symptoms, measure, strong_edges
 
 if TYPE_CHECKING:  # the reader of rasters may import this file
-    from engine.raster import Observation
+    from engine.rasters.raster import Observation
 
 GROUND_M = 1.0
 UNITS = {Sensor.RGIR: "DN", Sensor.NDSM: "m"}

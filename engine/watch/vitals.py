@@ -12,7 +12,7 @@ from engine.contract.sensors import Sensor
 from engine.stream import TileReport
 
 if TYPE_CHECKING:
-    from engine.health import Verdict
+    from engine.health.monitor import Verdict
     from engine.segment import Plan
 
 

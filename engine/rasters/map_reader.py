@@ -1,4 +1,4 @@
-"""The published maps of a run, read back by windows or in small; what :mod:`engine.cog` wrote."""
+"""The published maps of a run, read back by windows or in small; what :mod:`engine.rasters.cog` wrote."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rasterio.windows import Window as RasterWindow
 
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import RasterOpenError
-from engine.georeference import GDAL_ERRORS, unreferenced_is_fine
 from engine.grid import Window
+from engine.rasters.georeference import GDAL_ERRORS, unreferenced_is_fine
 
 MAPS = ("classes", "confidence", "provenance")
 

@@ -1,0 +1,1 @@
+"""Frames that land in a folder while the flight lasts: watching, pairing, mapping, logging."""

@@ -1,0 +1,1 @@
+"""Georeferenced rasters in and out: the only rooms of rasterio and GDAL."""

@@ -1,0 +1,1 @@
+"""Who watches a run from outside: Prometheus, health checks, systemd, logs."""
