@@ -19,9 +19,9 @@
     ├── TilesLostError           8   the maps are complete but for tiles that were dropped or could not be read
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
 
-Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.rasters`, each inference library in
-its own :mod:`engine.backends` file) with the cause kept as ``__cause__``. A message states the rule, what was received and
-the next step.
+Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.rasters`, each inference library
+in its own :mod:`engine.backends` file) with the cause kept as ``__cause__``. A message states the rule, what was
+received and the next step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Pixel grids on the ground, and how one raster is brought onto another's grid.
 
-This file, :mod:`engine.rasters.raster` (reading) and :mod:`engine.rasters.cog` (writing) are the only rasterio users; what the three
-share lies here.
+What reading (:mod:`engine.rasters.raster`) and writing (:mod:`engine.rasters.cog`) share lies here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Sensor rasters in, on one grid: windowed reads of RGIR and nDSM, with the validity of every pixel.
 
-This file, :mod:`engine.rasters.georeference` and :mod:`engine.rasters.cog` (writing) are the only rasterio users, and the place where
-GDAL's exceptions become this project's. A GDAL dataset is not thread-safe: one thread at a time may use a
+:mod:`engine.rasters` is the only user of rasterio, and where GDAL's exceptions become this project's. A GDAL dataset is not thread-safe: one thread at a time may use a
 :class:`SensorRasters`.
 """
 

@@ -4,7 +4,7 @@ A JSON line holds ``ts`` (UTC, RFC 3339, milliseconds), ``level``, ``logger`` an
 fields: whatever the call gave as ``extra``::
 
     log.warning("ndsm is dead: frozen", extra={"event": "sensor_state", "tile": 120, "sensor": "ndsm"})
-    {"ts":"2026-01-31T12:00:00.123Z","level":"warning","logger":"engine.health.monitor","message":"ndsm is dead: frozen",
+    {"ts":"2026-01-31T12:00:00.123Z","level":"warning","logger":"engine.health","message":"ndsm is dead: frozen",
      "event":"sensor_state","tile":120,"sensor":"ndsm"}
 
 ``exception`` is added where there is one. The four names above cannot be overridden by a field.
