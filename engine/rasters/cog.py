@@ -1,8 +1,8 @@
 """The three maps out: spools that survive a crash while the run lasts, Cloud-Optimised GeoTIFFs when it is whole.
 
 A COG cannot be written in place (its overviews and block index come before the pixels), so windows go to *spools*
-first: uncompressed tiled GeoTIFFs whose every byte, overviews included, is reserved when they are created. A window is then
-overwritten where it lies, and a full disk shows before the first tile instead of after the last.
+first: uncompressed tiled GeoTIFFs whose every byte, overviews included, is reserved when they are created. A window is
+then overwritten where it lies, and a full disk shows before the first tile instead of after the last.
 
 Compression is ZSTD level 1. On 16.8 Mpx of class and confidence maps as a network makes them (GDAL 3.10, one core of a
 server CPU) the three maps took, per 512 x 512 px: ZSTD-1 3.9 ms for 19.0 MB in all, DEFLATE-1 6.7 ms for 19.1 MB,

@@ -1,7 +1,7 @@
 """Sensor rasters in, on one grid: windowed reads of RGIR and nDSM, with the validity of every pixel.
 
-:mod:`engine.rasters` is the only user of rasterio, and where GDAL's exceptions become this project's. A GDAL dataset is not thread-safe: one thread at a time may use a
-:class:`SensorRasters`.
+:mod:`engine.rasters` is the only user of rasterio, and where GDAL's exceptions become this project's. A GDAL dataset
+is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 """
 
 from __future__ import annotations
