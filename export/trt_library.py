@@ -149,6 +149,9 @@ class TrtLibrary:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         # A graph that says float32 gets float32, not the 10-bit mantissa of TF32.
         config.clear_flag(trt.BuilderFlag.TF32)
+        if self.name == "tensorrt_rtx":
+            # Only such engines are sure to be capturable into a CUDA graph.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if key.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib * MIB)
         self._set_target(config, key.target)

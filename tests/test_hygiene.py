@@ -37,7 +37,7 @@ def test_every_command_is_in_the_readme_and_has_help_with_an_example(module: str
 
 
 def test_every_module_of_the_readme_exists() -> None:
-    for module in set(re.findall(r"python -m ((?:engine|export|train|benchmarks)[\w.]*)", README)):
+    for module in set(re.findall(r"python -m ((?:engine|export|calib|train|benchmarks)[\w.]*)", README)):
         path = ROOT.joinpath(*module.split("."))
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
