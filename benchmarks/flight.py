@@ -24,7 +24,7 @@ _GDAL_NAME = {"uint8": "Byte", "float32": "Float32"}
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A sensor that shows noise in these tiles of one tile row."""
+    """A sensor that shows noise in these tiles of one tile row: in all that they read."""
 
     sensor: Sensor
     tile_row: int
@@ -35,6 +35,11 @@ class Failure:
 def columns_of(tiles: int) -> int:
     """Tile columns of a nearly square flight."""
     return math.ceil(math.sqrt(tiles))
+
+
+def rows_of(tiles: int) -> int:
+    """And tile rows."""
+    return math.ceil(tiles / columns_of(tiles))
 
 
 def write_flight(
@@ -49,9 +54,7 @@ def write_flight(
         failures: where a sensor shows noise.
     """
     stride, halo = manifest.tile_px - 2 * manifest.halo_px, manifest.halo_px
-    columns = columns_of(tiles)
-    rows = math.ceil(tiles / columns)
-    width, height = columns * stride + 2 * halo, rows * stride + 2 * halo
+    width, height = columns_of(tiles) * stride + 2 * halo, rows_of(tiles) * stride + 2 * halo
     paths = {}
     for sensor, scene in demo.SCENE.items():
         with rasterio.open(scene) as file:
@@ -63,9 +66,9 @@ def write_flight(
         ]
         for number, failure in enumerate(each for each in failures if each.sensor is sensor):
             noise = folder / f"noise_{sensor}_{number}.tif"
-            size = (stride, (failure.last_col - failure.first_col + 1) * stride)
+            size = (manifest.tile_px, (failure.last_col - failure.first_col) * stride + manifest.tile_px)
             _write_noise(noise, bands, dtype, size, seed=number)
-            patches.append((noise, *size, failure.tile_row * stride + halo, failure.first_col * stride + halo))
+            patches.append((noise, *size, failure.tile_row * stride, failure.first_col * stride))
         paths[sensor] = folder / f"{sensor}.vrt"
         paths[sensor].write_text(_vrt(bands, _GDAL_NAME[dtype], height, width, patches))
     return paths

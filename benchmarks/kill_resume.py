@@ -19,6 +19,7 @@ import csv
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import ROOT, conditions, write_csv
-from benchmarks.flight import Failure, columns_of, write_flight
+from benchmarks.flight import Failure, columns_of, rows_of, write_flight
 from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor
 from engine.journal import FOLDER
 
 RESULTS = Path(__file__).parent / "results" / "kill_resume.csv"
+LEAST_TILES = 36
+"""So that no two failures lie side by side."""
 SAME_BYTES = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
 
 
@@ -71,12 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
     parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
     options = parser.parse_args(arguments)
+    if options.tiles < LEAST_TILES:
+        parser.error(f"--tiles must be at least {LEAST_TILES}, received {options.tiles}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run under way ends too
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as name:
         folder = Path(name)
         command = command_for(folder, options.bundle, options.tiles)
         began = time.monotonic()
-        complete(command, folder / "whole")
+        if (code := complete(command, folder / "whole")) != 0:
+            print(f"the uninterrupted run ended with exit code {code}", file=sys.stderr)
+            return 1
         duration_s = time.monotonic() - began
         print(f"uninterrupted: {duration_s:.1f} s, journal every 5 s")
         kills: list[Kill] = []
@@ -108,8 +116,8 @@ def command_for(folder: Path, bundle: Path, tiles: int) -> list[str]:
     columns = columns_of(tiles)
     failures = [
         Failure(sensor=Sensor.NDSM, tile_row=1, first_col=1, last_col=columns // 2),
-        Failure(sensor=Sensor.RGIR, tile_row=2, first_col=columns // 3, last_col=columns // 2),
-        Failure(sensor=Sensor.NDSM, tile_row=columns - 2, first_col=0, last_col=1),
+        Failure(sensor=Sensor.RGIR, tile_row=3, first_col=columns // 3, last_col=columns // 2),
+        Failure(sensor=Sensor.NDSM, tile_row=rows_of(tiles) - 1, first_col=0, last_col=1),
     ]
     paths = write_flight(folder, Bundle.load(bundle).manifest, tiles, failures=failures)
     inputs = [word for sensor, path in paths.items() for word in (f"--{sensor}", str(path))]
@@ -140,10 +148,12 @@ def interrupted_run(
         try:
             code = process.wait(timeout=after_s)
         except subprocess.TimeoutExpired:
+            code = None
+        finally:
             process.kill()
             process.wait()
-        else:
-            return [] if code == 0 else [f"exit code {code}"]  # a resumed run is shorter
+        if code is not None:  # a resumed run is shorter
+            return [] if code == 0 else [f"exit code {code}"]
         left, tiles_done = remains(output)
         kills.append(
             Kill(
@@ -199,4 +209,7 @@ def show(kill: Kill) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

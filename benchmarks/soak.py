@@ -16,7 +16,9 @@ Disk for the time of the run: 1 MB a tile. Exit codes: 0 done; 1 tiles were lost
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ from benchmarks.flight import write_flight, write_frames
 from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor
+from engine.journal import FOLDER
 from engine.tile_log import TileRow, read_tile_log
 
 RESULTS = Path(__file__).parent / "results" / "soak.csv"
@@ -70,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="for inputs and maps while it flies (default: a temporary one)")
     parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the flight ends too
     rate_hz = float(options.rate.lower().removesuffix("hz"))
     tiles = round(options.minutes * 60 * rate_hz)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=options.folder) as name:
         folder = Path(name)
         command = [sys.executable, "-m", "engine.run", "--bundle", str(options.bundle.resolve()), "--quiet"]
-        command += ["--output", str(folder / "maps")]
         command += ["--inject", options.inject] if options.inject else []
         manifest = Bundle.load(options.bundle).manifest
         if options.live:
@@ -83,20 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             landing.mkdir()
             command += ["--live", str(landing), "--idle-exit", "5"]
             templates = write_frames(folder, manifest, FRAME_TEMPLATES)
-            with flying(command) as flight, feeding(landing, templates, tiles, rate_hz):
+            with flying(command, folder / "maps") as flight, feeding(landing, templates, tiles, rate_hz):
                 samples = watch(flight, options.minutes)
         else:
             paths = write_flight(folder, manifest, tiles)
             command += [word for sensor, path in paths.items() for word in (f"--{sensor}", str(path))]
-            with flying([*command, "--rate", options.rate]) as flight:
+            with flying([*command, "--rate", options.rate], folder / "maps") as flight:
                 samples = watch(flight, options.minutes)
         code = flight.returncode
         if code not in (0, 8):
             print(f"the flight ended with exit code {code}", file=sys.stderr)
             return code
         rows = list(read_tile_log(folder / "maps" / "tiles.csv"))
+        ran = json.loads((folder / "maps" / "run.json").read_text())["backend"]
     table = tabulate(samples, rows, rate_hz)
     settings = {"source": "live" if options.live else "raster", "rate_hz": rate_hz, "inject": options.inject or ""}
+    settings |= {"backend": ran["library"], "device": ran["device"], "precision": ran["precision"]}
     write_csv(options.csv, [{**row, **settings, **conditions()} for row in table])
     show(table)
     print(f"written: {options.csv}")
@@ -104,10 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def flying(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The flight's process; ended with whoever started it."""
-    flight = subprocess.Popen(command, cwd=ROOT)
+def flying(command: Sequence[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The flight's process, once it is warm; ended with whoever started it."""
+    flight = subprocess.Popen([*command, "--output", str(output)], cwd=ROOT)
     try:
+        while flight.poll() is None and not (output / FOLDER / "journal.json").exists():
+            time.sleep(0.05)
         yield flight
     finally:
         if flight.poll() is None:
@@ -146,7 +153,11 @@ def watch(flight: subprocess.Popen[bytes], minutes: float) -> list[Sample]:
     samples: list[Sample] = []
     began = time.monotonic()
     with tqdm(
-        total=round(minutes * 60), unit="s", file=sys.stderr, bar_format="{l_bar}{bar}| {n:.0f}/{total} s"
+        total=round(minutes * 60),
+        unit="s",
+        file=sys.stderr,
+        mininterval=1,
+        bar_format="{l_bar}{bar}| {n:.0f}/{total} s",
     ) as bar:
         while flight.poll() is None:
             now = time.monotonic() - began
@@ -177,9 +188,10 @@ def look(process: int, at_s: float) -> Sample | None:
 def tabulate(samples: Sequence[Sample], tiles: Sequence[TileRow], rate_hz: float) -> list[dict[str, object]]:
     """One row per minute, then one over all of it with the slopes."""
     flown_s = len(tiles) / rate_hz
+    minutes = max(1, round(flown_s / 60))
     table = [
-        _row(minute, samples, tiles, rate_hz, 60.0 * minute, min(60.0 * (minute + 1), flown_s))
-        for minute in range(max(1, int(np.ceil(flown_s / 60))))
+        _row(minute, samples, tiles, rate_hz, 60.0 * minute, 60.0 * (minute + 1) if minute + 1 < minutes else flown_s)
+        for minute in range(minutes)
     ]
     warm = min(60.0, flown_s / 4)
     steady = [sample for sample in samples if warm <= sample.at_s <= flown_s]
@@ -245,4 +257,7 @@ def show(table: Sequence[dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

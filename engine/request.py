@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from engine.backends import BackendName
-from engine.backends.base import ExecutionPrecision
+from engine.backends.base import ExecutionPrecision, Output
+from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.bundle import Bundle
 from engine.contract.errors import OutputError, UsageError
 from engine.contract.health import HealthLimits, parse_limits
@@ -30,15 +31,9 @@ OUTPUT_NAMES = ("classes.tif", "confidence.tif", "provenance.tif", "run.json", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """Everything a run needs to know.
+class Settings:
+    """What a run over rasters and a flight over a live folder are both asked for."""
 
-    Raises:
-        UsageError: no raster is given, a number is not positive, or two options contradict each other.
-    """
-
-    rasters: Mapping[Sensor, Path]
-    """The sensors that may be used, and where."""
     bundle: Path
     output: Path
     watch: bool = False
@@ -53,43 +48,83 @@ class Request:
     plans: Path | None = None
     """Folder of TensorRT plans; None is the one under the bundle."""
     halo_px: int | None = None
-    """None takes the bundle's halo, or a quarter of the tile when blending."""
-    blend: Blend = "none"
-    rate_hz: float | None = None
-    """Tiles a second, as if in flight; None reads as fast as tiles are mapped."""
+    """None takes the bundle's, or a quarter of the tile when blending."""
     when_behind: WhenBehind = "block"
     deadline_ms: float | None = None
-    """Tiles later than this, from available to written, are counted."""
+    """What is later than this, from available to written, is counted."""
     inject: tuple[Injection, ...] = ()
-    """Faults on purpose."""
+    """Faults on purpose; tiles are counted over all frames of a flight."""
     overwrite: bool = False
     resume: bool = False
     rgir_bands: tuple[int, int, int] | None = None
     ndsm_scale_m: float | None = None
 
-    def __post_init__(self) -> None:
-        if not self.rasters:
-            raise UsageError("at least one sensor must be alive, received none: pass --rgir PATH or --ndsm PATH")
+    def check(self, sensors: Collection[Sensor], positive: Mapping[str, float | None]) -> None:
+        """See that the settings fit each other.
+
+        Args:
+            sensors: those that are expected to deliver.
+            positive: more options that must be positive numbers where they are given.
+
+        Raises:
+            UsageError: a number is not positive, or two options contradict each other.
+        """
         if self.overwrite and self.resume:
             raise UsageError("--overwrite starts over and --resume goes on: pass one of them")
-        for option, number in (
-            ("--rate", self.rate_hz),
-            ("--deadline", self.deadline_ms),
-            ("--watchdog", self.watchdog_s),
-        ):
+        numbers = {**positive, "--deadline": self.deadline_ms, "--watchdog": self.watchdog_s, "--threads": self.threads}
+        for option, number in numbers.items():
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"{option} must be a positive number, received {number:g}")
-        if self.when_behind == "drop-oldest" and self.rate_hz is None:
-            raise UsageError("--when-behind drop-oldest needs --rate: without it every tile is waited for")
         if not self.watch and (self.health or self.inject):
             option = "--inject" if self.inject else "--health"
             raise UsageError(f"{option} needs sensors that are watched: pass --sensors auto")
         if self.inject and self.resume:
             raise UsageError("a run with --inject cannot be resumed: start over with --overwrite")
         for injection in self.inject:
-            if injection.sensor not in self.rasters:
-                names = ", ".join(self.rasters)
-                raise UsageError(f"--inject names {injection.sensor}, but the run reads {names}: add its raster")
+            if injection.sensor not in sensors:
+                names = ", ".join(sensor for sensor in Sensor if sensor in sensors)
+                raise UsageError(f"--inject names {injection.sensor}, but the run reads {names}: add that sensor")
+
+    def open_backend(
+        self, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]
+    ) -> ResilientBackend:
+        """The backend that is asked for, with what stands behind it.
+
+        Raises:
+            EngineError: as :func:`engine.backends.open_backend`.
+        """
+        return open_chain(
+            self.backend,
+            bundle,
+            scenarios=scenarios,
+            wanted=wanted,
+            precision=self.precision,
+            threads=self.threads,
+            watchdog_s=self.watchdog_s,
+            plans=self.plans,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Settings):
+    """Everything a run over rasters needs to know.
+
+    Raises:
+        UsageError: no raster is given, a number is not positive, or two options contradict each other.
+    """
+
+    rasters: Mapping[Sensor, Path]
+    """The sensors that may be used, and where."""
+    blend: Blend = "none"
+    rate_hz: float | None = None
+    """Tiles a second, as if in flight; None reads as fast as tiles are mapped."""
+
+    def __post_init__(self) -> None:
+        if not self.rasters:
+            raise UsageError("at least one sensor must be alive, received none: pass --rgir PATH or --ndsm PATH")
+        self.check(self.rasters, {"--rate": self.rate_hz})
+        if self.when_behind == "drop-oldest" and self.rate_hz is None:
+            raise UsageError("--when-behind drop-oldest needs --rate: without it every tile is waited for")
 
 
 @dataclass(frozen=True, kw_only=True)

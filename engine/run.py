@@ -35,7 +35,6 @@ from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, Quiet, Together, emit
 from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors
-from engine.health.faults import parse_faults
 from engine.live.command import (
     FlightConsole,
     FlightJsonLines,
@@ -45,6 +44,7 @@ from engine.live.command import (
     refuse_live_options,
 )
 from engine.live.flight import fly, plan_flight
+from engine.options import settings_of
 from engine.rasters.georeference import gdal_environment
 from engine.report import write_report
 from engine.request import Request, plan
@@ -168,44 +168,19 @@ def request_of(options: argparse.Namespace) -> Request:
     alive = parse_sensors(options.sensors) if named else frozenset(sources)
     for sensor in alive - set(sources):
         raise UsageError(f"--sensors names {sensor}, but only {', '.join(sources)} is given: add --{sensor} PATH")
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads must be at least 1, received {options.threads}")
     names = [sensor.value for sensor in Sensor if sensor in alive]
     deadline_ms = options.deadline
     if deadline_ms is None and options.rate is not None:
         deadline_ms = DEADLINE_MS
     return Request(
+        **settings_of(options),
         rasters={sensor: sources[sensor] for sensor in Sensor if sensor in alive},
-        bundle=options.bundle,
         output=options.output or Path(f"segmented-{'-'.join(names)}"),
         watch=watch,
-        health=tuple(options.health),
-        backend=options.backend,
-        precision=options.precision,
-        threads=options.threads,
-        watchdog_s=options.watchdog,
-        plans=options.plans,
-        halo_px=options.halo,
         blend=options.blend,
         rate_hz=options.rate,
-        when_behind=options.when_behind,
         deadline_ms=deadline_ms,
-        inject=() if options.inject is None else parse_faults(options.inject),
-        overwrite=options.overwrite,
-        resume=options.resume,
-        rgir_bands=_bands(options.rgir_bands),
-        ndsm_scale_m=options.ndsm_scale,
     )
-
-
-def _bands(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    try:
-        nir, red, green = (int(number) for number in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--rgir-bands takes three band numbers such as 4,1,2; received {text!r}") from error
-    return nir, red, green
 
 
 def _rate_hz(text: str) -> float:
@@ -241,7 +216,7 @@ def _map(options: argparse.Namespace) -> int:
 
 def _fly(options: argparse.Namespace) -> int:
     """Map the frames that land in a folder."""
-    request = live_request_of(options, rgir_bands=_bands(options.rgir_bands))
+    request = live_request_of(options)
     if options.dry_run:
         return _describe(plan_flight(request).describe(), request.output, as_json=options.json)
     console = FlightJsonLines() if options.json else FlightQuiet() if options.quiet else FlightConsole()

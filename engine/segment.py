@@ -20,7 +20,7 @@ import msgspec
 
 from engine import summary
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import BackendEvent, open_chain
+from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError
 from engine.contract.sensors import Sensor
@@ -82,16 +82,7 @@ def segment(
     with ExitStack() as stack:
         todo = plan(request, stack)
         backend = stack.enter_context(
-            open_chain(
-                request.backend,
-                todo.bundle,
-                scenarios=todo.scenarios,
-                wanted=todo.mosaic.wanted,
-                precision=request.precision,
-                threads=request.threads,
-                watchdog_s=request.watchdog_s,
-                plans=request.plans,
-            )
+            request.open_backend(todo.bundle, scenarios=todo.scenarios, wanted=todo.mosaic.wanted)
         )
         opened = backend.info
         key = _key(request, todo, opened)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the temporary maps are removed
     try:
         if options.csv is not None and not options.csv.parent.is_dir():
             raise OutputError(f"{options.csv} cannot be written (its folder does not exist): pass another --csv")

@@ -13,10 +13,10 @@ from engine.backends.base import BackendInfo
 from engine.console import Quiet, emit
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
-from engine.health.faults import parse_faults
 from engine.live.frame_log import FrameRecord
 from engine.live.frame_name import Pattern
 from engine.live.request import PATTERN, LiveRequest
+from engine.options import settings_of
 from engine.request import Plan
 
 BY_SIDECAR = "sidecar"
@@ -44,7 +44,7 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def live_request_of(options: argparse.Namespace, *, rgir_bands: tuple[int, int, int] | None) -> LiveRequest:
+def live_request_of(options: argparse.Namespace) -> LiveRequest:
     """The options as a request; ``options.live`` is set.
 
     Raises:
@@ -55,32 +55,17 @@ def live_request_of(options: argparse.Namespace, *, rgir_bands: tuple[int, int, 
             raise UsageError(f"--live reads what lands in its folder, at its own pace: leave --{option} away")
     if options.blend != "none":
         raise UsageError(f"--live maps frames with --blend none, received {options.blend}")
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads must be at least 1, received {options.threads}")
     watch = options.sensors in (None, "auto")
     return LiveRequest(
+        **settings_of(options),
         folder=options.live,
-        bundle=options.bundle,
         output=options.output or Path("segmented-live"),
         sensors=frozenset(Sensor) if watch else parse_sensors(options.sensors),
         pattern=_pattern(options.pattern),
         partner_wait_ms=PARTNER_WAIT_MS if options.partner_wait is None else options.partner_wait,
         idle_exit_s=options.idle_exit,
         watch=watch,
-        health=tuple(options.health),
-        backend=options.backend,
-        precision=options.precision,
-        threads=options.threads,
-        watchdog_s=options.watchdog,
-        plans=options.plans,
-        halo_px=options.halo,
-        when_behind=options.when_behind,
         deadline_ms=options.deadline,
-        inject=() if options.inject is None else parse_faults(options.inject),
-        overwrite=options.overwrite,
-        resume=options.resume,
-        rgir_bands=rgir_bands,
-        ndsm_scale_m=options.ndsm_scale,
     )
 
 

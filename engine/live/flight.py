@@ -25,7 +25,7 @@ import numpy as np
 
 from engine import summary, tile_log
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import BackendEvent, open_chain
+from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
 from engine.contract.errors import InterruptedRunError, OutputError
 from engine.contract.sensors import Provenance, Sensor
@@ -89,16 +89,7 @@ def fly(
     with ExitStack() as stack:
         plan = plan_flight(request)
         backend = stack.enter_context(
-            open_chain(
-                request.backend,
-                plan.bundle,
-                scenarios=plan.scenarios,
-                wanted=CropMosaic.wanted,
-                precision=request.precision,
-                threads=request.threads,
-                watchdog_s=request.watchdog_s,
-                plans=request.plans,
-            )
+            request.open_backend(plan.bundle, scenarios=plan.scenarios, wanted=CropMosaic.wanted)
         )
         opened = backend.info
         key = _key(plan, opened)

@@ -9,26 +9,23 @@ from typing import Any
 
 import msgspec
 
-from engine.backends import BackendName
-from engine.backends.base import ExecutionPrecision
 from engine.contract.bundle import Bundle
 from engine.contract.errors import OutputError, UsageError
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from engine.grid import Axis
-from engine.health.faults import Injection
 from engine.journal import Journal
 from engine.live import frame_log
 from engine.live.folder import LiveFolder
 from engine.live.frame_name import Pattern
-from engine.request import WhenBehind
+from engine.request import Settings
 
 PATTERN = Pattern(text="{sensor}_{stamp}.tif")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveRequest:
-    """Everything a flight needs to know.
+class LiveRequest(Settings):
+    """Everything a flight needs to know; ``resume`` begins where there is nothing to go on behind.
 
     Raises:
         UsageError: a number is not positive, or two options contradict each other.
@@ -36,8 +33,6 @@ class LiveRequest:
 
     folder: Path
     """Where frames land."""
-    bundle: Path
-    output: Path
     sensors: frozenset[Sensor] = frozenset(Sensor)
     """Those expected to deliver."""
     pattern: Pattern | None = PATTERN
@@ -47,51 +42,11 @@ class LiveRequest:
     idle_exit_s: float | None = None
     """The flight is over when nothing has landed for so long; None waits for a signal."""
     watch: bool = True
-    """Judge every sensor in every tile; else whatever can be read is trusted."""
-    health: tuple[str, ...] = ()
-    """Changes to the bundle's limits, as :func:`engine.contract.health.parse_limits` takes them."""
-    backend: BackendName = "auto"
-    precision: ExecutionPrecision = "auto"
-    threads: int | None = None
-    watchdog_s: float = 30.0
-    """A backend without an answer for so long counts as hung."""
-    plans: Path | None = None
-    """Folder of TensorRT plans; None is the one under the bundle."""
-    halo_px: int | None = None
-    """None takes the bundle's."""
-    when_behind: WhenBehind = "block"
-    """Map every frame, or drop those that have waited longest."""
-    deadline_ms: float | None = None
-    """Frames later than this, from available to maps in place, are counted."""
-    inject: tuple[Injection, ...] = ()
-    """Faults on purpose; their tiles are counted over all frames."""
-    overwrite: bool = False
-    resume: bool = False
-    """Go on behind the frames that are done; where there are none, begin."""
-    rgir_bands: tuple[int, int, int] | None = None
-    ndsm_scale_m: float | None = None
 
     def __post_init__(self) -> None:
         if not self.sensors:
             raise UsageError("at least one sensor must deliver, received none: pass --sensors rgir,ndsm")
-        if self.overwrite and self.resume:
-            raise UsageError("--overwrite starts over and --resume goes on: pass one of them")
-        for option, number in (
-            ("--partner-wait", self.partner_wait_ms),
-            ("--idle-exit", self.idle_exit_s),
-            ("--deadline", self.deadline_ms),
-            ("--watchdog", self.watchdog_s),
-        ):
-            if number is not None and not 0 < number < float("inf"):
-                raise UsageError(f"{option} must be a positive number, received {number:g}")
-        if not self.watch and (self.health or self.inject):
-            option = "--inject" if self.inject else "--health"
-            raise UsageError(f"{option} needs sensors that are watched: pass --sensors auto")
-        if self.inject and self.resume:
-            raise UsageError("a run with --inject cannot be resumed: start over with --overwrite")
-        for injection in self.inject:
-            if injection.sensor not in self.sensors:
-                raise UsageError(f"--inject names {injection.sensor}, which does not deliver: add it to --sensors")
+        self.check(self.sensors, {"--partner-wait": self.partner_wait_ms, "--idle-exit": self.idle_exit_s})
 
 
 @dataclass(frozen=True, kw_only=True)

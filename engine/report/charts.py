@@ -35,13 +35,16 @@ def columns(tiles: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, tiles, min(tiles, MOST_COLUMNS), endpoint=False).astype(np.intp))
 
 
-def lane(values: NDArray[np.int8], looks: Mapping[int, Look], *, words: Mapping[int, str] | None = None) -> Html:
+def lane(
+    values: NDArray[np.int8], looks: Mapping[int, Look], *, words: Mapping[int, str] | None = None, slim: bool = False
+) -> Html:
     """Small numbers over tiles, as stretches of one colour; where a column holds several tiles, the largest of them.
 
     Args:
         values: of each tile.
         looks: of each value; what has none is left blank.
         words: what a stretch is about, by its first tile; else its value's name.
+        slim: too low for words.
     """
     firsts = columns(len(values))
     shown = np.maximum.reduceat(values, firsts)
@@ -55,17 +58,10 @@ def lane(values: NDArray[np.int8], looks: Mapping[int, Look], *, words: Mapping[
         about = (words or {}).get(start)
         title = f"{tiles_in_words(start, stop - 1)}: {about or look.name}"
         shapes.append(_rect(start, 1 - look.height, stop - start, look.height, look.colour, title))
-        if look.height == 1 and stop - start >= ROOM_FOR_WORDS * len(values):
+        if not slim and look.height == 1 and stop - start >= ROOM_FOR_WORDS * len(values):
             place = f"left:{_percent(start, len(values))};width:{_percent(stop - start, len(values))}"
             texts.append(tag("b", tag("span", about or look.short or look.name), style=place))
-    return tag("div", _svg(len(values), 1, shapes), texts, class_="chart lane")
-
-
-def marks(inside: NDArray[np.bool_], name: str) -> Html:
-    """A slim bar over the tiles in which something holds."""
-    look = Look(colour="var(--mark)", height=0.9, name=name)
-    drawn = lane(inside.astype(np.int8), {1: look})
-    return Html(drawn.replace('class="chart lane"', 'class="chart lane slim"', 1))
+    return tag("div", _svg(len(values), 1, shapes), texts, class_="chart lane slim" if slim else "chart lane")
 
 
 def line(values: NDArray[np.float64], *, top: float, colour: str, levels: Iterable[Ruler] = ()) -> Html:

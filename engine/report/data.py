@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,6 +21,12 @@ from engine.health.monitor import Fault, State, Verdict
 from engine.summary import TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileRow, read_tile_log
+
+NEEDED = frozenset(
+    {"version", "started_utc", "bundle", "tiling", "scenarios", "health", "backend", "backend_events", "result"}
+    | {"tiles_lost", "tiles_dropped", "latency_ms", "injected", "performance", "system"}
+)
+"""What run.json has for every kind of run."""
 
 
 class Shown(IntEnum):
@@ -81,8 +87,8 @@ class Finished:
         hint = "pass the folder of a finished run (repeat an interrupted one with --resume)"
         try:
             self.told: dict[str, Any] = json.loads((output / "run.json").read_bytes())
-            rows = list(read_tile_log(output / TILE_LOG_NAME))
             self._injections = self._parse()
+            self._collect(read_tile_log(output / TILE_LOG_NAME))
         except OSError as error:
             raise UsageError(
                 f"a report needs run.json and {TILE_LOG_NAME}; {error.filename} cannot be read ({error.strerror}): "
@@ -92,18 +98,6 @@ class Finished:
             raise UsageError(
                 f"run.json or {TILE_LOG_NAME} in {output} is not of this version ({error}): {hint}"
             ) from error
-        self.times = TileTimes(rows)
-        self.shown = {
-            sensor: np.array([Shown.of(row.verdicts.get(sensor)) for row in rows], np.int8) for sensor in Sensor
-        }
-        self._faults = {sensor: [_fault(row, sensor) for row in rows] for sensor in Sensor}
-        self.place = np.array(
-            [(row.target.row, row.target.col, row.target.height, row.target.width) for row in rows], np.int64
-        ).reshape(-1, 4)
-        self.frames: dict[str, int] = {}
-        for index, row in enumerate(rows):
-            if row.frame:
-                self.frames.setdefault(row.frame, index)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -146,7 +140,33 @@ class Finished:
         """The place in this flight's order of a tile that is numbered within its frame."""
         return self.frames.get(frame, 0) + tile
 
+    def _collect(self, rows: Iterable[TileRow]) -> None:
+        """The columns of the tile log, in one pass."""
+        shown: dict[Sensor, list[Shown]] = {sensor: [] for sensor in Sensor}
+        place: list[tuple[int, int, int, int]] = []
+        self._faults: dict[Sensor, list[Fault | None]] = {sensor: [] for sensor in Sensor}
+        self.frames: dict[str, int] = {}
+
+        def passing() -> Iterator[TileRow]:
+            for row in rows:
+                if row.frame:
+                    self.frames.setdefault(row.frame, len(place))
+                place.append((row.target.row, row.target.col, row.target.height, row.target.width))
+                for sensor in Sensor:
+                    verdict = row.verdicts.get(sensor)
+                    shown[sensor].append(Shown.of(verdict))
+                    self._faults[sensor].append(None if verdict is None else verdict.fault)
+                yield row
+
+        self.times = TileTimes(passing())
+        self.shown = {sensor: np.array(values, np.int8) for sensor, values in shown.items()}
+        self.place = np.array(place, np.int64).reshape(-1, 4)
+
     def _parse(self) -> tuple[Injection, ...]:
+        """The injections, after seeing that run.json has what the report is made of."""
+        missing = sorted(NEEDED - set(self.told))
+        if missing:
+            raise ValueError(f"run.json lacks {', '.join(missing)}")
         injected: Mapping[str, Any] | None = self.told["injected"]
         if injected is None:
             return ()
@@ -159,8 +179,3 @@ def stretches(values: NDArray[Any]) -> list[tuple[int, int]]:
         return []
     ends = np.flatnonzero(np.diff(values.astype(np.int64))).tolist()
     return list(zip([0, *(end + 1 for end in ends)], [*ends, len(values) - 1], strict=True))
-
-
-def _fault(row: TileRow, sensor: Sensor) -> Fault | None:
-    verdict = row.verdicts.get(sensor)
-    return None if verdict is None else verdict.fault

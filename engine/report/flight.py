@@ -20,12 +20,14 @@ from engine.report.words import (
     SCENARIO_LOOKS,
     SENSOR_NAMES,
     STATE_LOOKS,
+    Look,
     count,
     faults_in_words,
     milliseconds,
 )
 from engine.tile_log import STAGES
 
+INJECTED = {1: Look(colour="var(--mark)", height=1, name="fault injected")}
 STAGE_COLOURS = dict(zip(STAGES, ("var(--nodata)", "#56b4e9", "#e69f00", "#0072b2", "#cc79a7"), strict=True))
 STAGE_WORDS = {
     "wait": "available, not yet read",
@@ -41,12 +43,12 @@ def timeline(run: Finished) -> Section:
     tiles = len(run)
     rows: list[Html] = []
     for sensor in run.sensors:
-        injected = np.zeros(tiles, np.bool_)
+        injected = np.zeros(tiles, np.int8)
         for each in run.injections:
             if each.sensor is sensor:
-                injected[each.first : None if each.last is None else each.last + 1] = True
+                injected[each.first : None if each.last is None else each.last + 1] = 1
         if injected.any():
-            rows += [tag("span", "injected"), charts.marks(injected, "fault injected")]
+            rows += [tag("span", "injected"), charts.lane(injected, INJECTED, slim=True)]
         words = {out.first: faults_in_words(out.faults) for out in run.outages(sensor)}
         rows += [tag("span", SENSOR_NAMES[sensor]), charts.lane(run.shown[sensor], STATE_LOOKS, words=words)]
     rows += [tag("span", "mapped from"), charts.lane(_mapped_from(run), SCENARIO_LOOKS)]

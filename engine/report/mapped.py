@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from urllib.parse import quote
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
         scenario = run.times.scenario[first]
         switched = run.times.switched[first : firsts[firsts.index(first) + 1]].any()
         colour = SCENARIO_LOOKS[int(scenario) + 1].colour if scenario < len(Scenario) else "var(--nodata)"
-        link = tag("a", stamp, href=f"{stamp}/classes.tif")
+        link = tag("a", stamp, href=f"{quote(stamp)}/classes.tif")
         figures.append(
             tag(
                 "figure",

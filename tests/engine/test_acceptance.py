@@ -105,7 +105,7 @@ def test_limits_that_let_a_fault_pass_fail_the_cases_it_is_in(
     def some(fit):
         return (case for case in cases(fit) if case.name.startswith(("no fault", "rgir noise", "ndsm late", "both, o")))
 
-    monkeypatch.setattr("engine.acceptance.cases", some)
+    monkeypatch.setattr("engine.acceptance.__main__.cases", some)
     table = tmp_path / "matrix.csv"
     paths, blind = write_scene(flight_scene(330, 410)), {"rgir": 1000, "ndsm": 1}
     assert main(arguments(toy_bundle, paths, "--tiles", "18", "--csv", str(table), noise=blind)) == 1

@@ -79,7 +79,7 @@ def test_frames_of_which_nothing_can_be_read_end_in_the_code_for_lost_tiles(fram
         (["--pattern", "{stamp}.tif"], 2, "{sensor} and {stamp}"),
         (["--partner-wait", "0"], 2, "--partner-wait must be a positive number"),
         (["--sensors", "lidar"], 2, "rgir, ndsm"),
-        (["--threads", "0"], 2, "at least 1, received 0"),
+        (["--threads", "0"], 2, "--threads must be a positive number, received 0"),
         (["--live", "nowhere"], 3, "nowhere is none"),
         (["--bundle", "nowhere"], 5, "manifest.json"),
     ],

@@ -74,7 +74,7 @@ def test_a_second_run_into_the_same_folder_is_refused(toy_bundle, write_scene, t
         (["--sensors", "lidar"], 2, "rgir, ndsm"),
         (["--rgir", "{rgir}", "--sensors", "rgir,ndsm"], 2, "add --ndsm PATH"),
         (["--rgir", "{rgir}", "--overwrite", "--resume"], 2, "pass one of them"),
-        (["--rgir", "{rgir}", "--threads", "0"], 2, "at least 1, received 0"),
+        (["--rgir", "{rgir}", "--threads", "0"], 2, "--threads must be a positive number, received 0"),
         (["--rgir", "{rgir}", "--inject", "rgir:noise@3"], 2, "--sensors auto"),
         (["--rgir", "{rgir}", "--sensors", "auto", "--inject", "rgir:melted@3"], 2, "received 'rgir:melted@3'"),
         (["--rgir", "{rgir}", "--sensors", "auto", "--health", "rgir.charm=3"], 2, "received 'charm'"),
