@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 Blend = Literal["none", "hann"]
 WhenBehind = Literal["block", "drop-oldest"]
-OUTPUT_NAMES = ("classes.tif", "confidence.tif", "provenance.tif", "run.json", "tiles.csv", "quicklook.png")
+REPORT_NAME = "report.html"
+OUTPUT_NAMES = (
+    "classes.tif",
+    "confidence.tif",
+    "provenance.tif",
+    "run.json",
+    "tiles.csv",
+    "quicklook.png",
+    REPORT_NAME,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

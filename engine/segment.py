@@ -30,7 +30,7 @@ from engine.health.monitor import Monitor, Verdict
 from engine.journal import Entry, Journal, Statistics
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
-from engine.request import Plan, Request, plan
+from engine.request import REPORT_NAME, Plan, Request, plan
 from engine.sink import MapSink
 from engine.source import Past, RasterSource
 from engine.stream import TileReport, jobs_alive, stream
@@ -283,6 +283,7 @@ def _write_rest(request: Request, todo: Plan, sink: MapSink, told: Mapping[str, 
         temporary = folder / "tiles.copy.csv"  # a copy: the log itself is needed should this have to be repeated
         shutil.copyfile(folder / TILE_LOG_NAME, temporary)
         temporary.replace(output / TILE_LOG_NAME)
+        (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
         temporary = folder / "run.json"
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
         temporary.replace(output / "run.json")

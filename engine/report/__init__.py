@@ -15,10 +15,9 @@ from engine.report import conditions, flight, mapped, summary
 from engine.report.data import Finished
 from engine.report.page import contents, page, tag
 from engine.report.words import SENSOR_NAMES
+from engine.request import REPORT_NAME
 
-__all__ = ["NAME", "write_report"]
-
-NAME = "report.html"
+__all__ = ["write_report"]
 
 
 def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: None) -> Path:
@@ -70,8 +69,8 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
 
 
 def _write(output: Path, text: str) -> Path:
-    target = output / NAME
-    temporary = output / f".{NAME}.{os.getpid()}"
+    target = output / REPORT_NAME
+    temporary = output / f".{REPORT_NAME}.{os.getpid()}"
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(target)

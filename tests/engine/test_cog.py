@@ -158,7 +158,7 @@ def test_the_maps_are_cloud_optimised(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(overview.read(1), layer[::factor, ::factor])
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (511, 3), (512, 512), (513, 1)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (511, 3), (512, 512), (513, 1), (65793, 20)])
 def test_any_size_can_be_written(tmp_path: Path, width: int, height: int) -> None:
     grid = Grid(width=width, height=height, crs=LAMBERT, transform=GRID.transform)
     for path, layer in zip(publish(tmp_path, grid), maps(grid), strict=True):

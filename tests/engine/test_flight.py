@@ -378,3 +378,20 @@ def test_cross_fading_beside_a_tile_without_data_keeps_whole_probabilities(toy_b
     target = rows[30].target
     inside = mapped[target.row : target.row + target.height, target.col : target.col + target.width]
     assert inside.any(), "the neighbours saw some of the lost tile"
+
+
+def test_a_run_that_starts_over_leaves_no_report_of_the_older_one(toy_bundle, write_scene, tmp_path) -> None:
+    paths = write_scene(flight_scene(130, 140))
+    arguments = [
+        "--rgir",
+        str(paths[Sensor.RGIR]),
+        "--ndsm",
+        str(paths[Sensor.NDSM]),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    arguments += ["--bundle", str(toy_bundle.root), "--quiet"]
+    assert main([*arguments, "--report"]) == 0
+    assert (tmp_path / "out" / "report.html").exists()
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not (tmp_path / "out" / "report.html").exists()

@@ -20,11 +20,12 @@ from engine.contract.sensors import PROVENANCE_RGB, Provenance, Sensor
 from engine.health.faults import parse_faults
 from engine.live.flight import LiveRequest, fly
 from engine.rasters.georeference import gdal_environment
-from engine.report import NAME, charts, write_report
+from engine.report import charts, write_report
 from engine.report.__main__ import main
 from engine.report.data import Finished, Shown, stretches
 from engine.report.page import VOID, Html, tag
 from engine.report.words import Look
+from engine.request import REPORT_NAME as NAME
 from engine.run import main as run
 from engine.segment import segment
 from engine.tile_log import read_tile_log
