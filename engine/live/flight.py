@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,28 +39,16 @@ from engine.live.request import LivePlan, LiveRequest, open_folder, plan_flight
 from engine.live.sink import LiveSink
 from engine.live.source import FrameReading, LiveSource
 from engine.mosaic import CropMosaic
+from engine.segment import Observer
 from engine.stream import TileReport, jobs_alive, stream
 from engine.tile_log import TileLog, read_tile_log
 
-__all__ = ["LiveObserver", "LivePlan", "LiveRequest", "fly", "plan_flight"]
-
-
-class LiveObserver(Protocol):
-    """Who watches a flight; called in the thread that called :func:`fly`."""
-
-    def started(self, plan: None, backend: BackendInfo, *, first_tile: int) -> None:
-        """All checks passed, the backend is warm. How many tiles will come is not known: there is no plan of them."""
-
-    def tile_done(self, report: TileReport) -> None:
-        """One more tile is in the maps."""
-
-    def publishing(self) -> None:
-        """The last frame is done."""
+__all__ = ["LivePlan", "LiveRequest", "fly", "plan_flight"]
 
 
 def fly(
     request: LiveRequest,
-    observer: LiveObserver,
+    observer: Observer,
     *,
     waits: Callable[[bool], None] = lambda _: None,
     backend_event: Callable[[BackendEvent, BackendInfo], None] = lambda *_: None,
