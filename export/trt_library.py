@@ -26,6 +26,7 @@ https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/ (CPU-Only AOT, Engine 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -115,6 +116,7 @@ class TrtLibrary:
         """
         trt = self._trt
         logger = _logger(trt)
+        logger.errors.clear()
         builder = trt.Builder(logger)
         definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(definition, logger)
@@ -141,6 +143,7 @@ class TrtLibrary:
             InterruptedRunError: ``progress`` stopped the build.
         """
         trt, definition = self._trt, network.definition
+        network.logger.errors.clear()
         definition.name = key.stem
         config = network.builder.create_builder_config()
         monitor = _monitor(trt, progress)
@@ -191,6 +194,7 @@ class TrtLibrary:
         """
         trt = self._trt
         logger = _logger(trt)
+        logger.errors.clear()
         runtime = trt.Runtime(logger)
         runtime.engine_host_code_allowed = False
         engine = runtime.deserialize_cuda_engine(plan)
@@ -258,8 +262,13 @@ def open_library(name: str) -> TrtLibrary:
     raise BackendUnavailableError(f"a TensorRT library is needed: {'; '.join(refused)}")
 
 
+@functools.cache
 def _logger(trt: Any) -> Any:
-    """Keeps errors for the exception that follows them; the rest goes to Python's log."""
+    """Keeps errors for the exception that follows them; the rest goes to Python's log.
+
+    One per library, and never freed: TensorRT registers the first logger it meets for the whole process and goes on
+    calling it when the objects it was given for are long gone.
+    """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -272,7 +281,9 @@ def _logger(trt: Any) -> Any:
             log.debug("%s: %s", severity.name, message)
 
         def reasons(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors)) or "it gives no reason"
+            found = "; ".join(dict.fromkeys(self.errors))
+            self.errors.clear()
+            return found or "it gives no reason"
 
     return Logger()
 

@@ -8,6 +8,7 @@ and https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/_static/python-api/
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Mapping
@@ -50,9 +51,9 @@ class TensorRt:
 
     def __init__(self, module: ModuleType) -> None:
         self.module: Any = module
-        self._messages: list[str] = []
-        self._logger = _logger(module, self._messages)
-        self._runtime: Any = module.Runtime(self._logger)
+        logger = _logger(module)
+        self._messages: list[str] = logger.messages
+        self._runtime: Any = module.Runtime(logger)
         # A plan may carry a runtime of its own as host code; it would run with the rights of this process.
         self._runtime.engine_host_code_allowed = False
 
@@ -214,17 +215,23 @@ class ScenarioEngine:
             raise BackendError(f"{self._library} refused {what} ({self._plan.path}){self._library.complaints()}")
 
 
-def _logger(module: Any, messages: list[str]) -> Any:
-    """A logger of the library that keeps errors for the exception that follows them."""
+@functools.cache
+def _logger(module: Any) -> Any:
+    """A logger of the library that keeps errors in ``messages`` for the exception that follows them.
+
+    One per library, and never freed: TensorRT registers the first logger it meets for the whole process and goes on
+    calling it when the objects it was given for are long gone.
+    """
     severity = module.ILogger.Severity
 
     class Messages(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
+            self.messages: list[str] = []
 
         def log(self, level: Any, message: str) -> None:
             if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                messages.append(message.strip())
+                self.messages.append(message.strip())
             elif level == severity.WARNING:
                 log.info("%s: %s", module.__name__, message)
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendUnavailableError, InterruptedRunError
+from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError
 from engine.contract.plan_cache import StoredPlan, default_cache, find_plan, save_plan, stored_plans
 from engine.contract.plans import BatchRange, Device, Host, Target
 from engine.contract.sensors import Scenario
@@ -327,3 +327,19 @@ def test_the_commands_explain_themselves_without_any_heavy_library(module: str) 
     missing = blocked("--bundle", str(DEMO))
     assert missing.returncode == 6, missing.stderr
     assert "pip install tensorrt-rtx-cu13" in missing.stderr
+
+
+def test_all_networks_of_a_process_share_one_logger_and_no_message_of_an_earlier_one(
+    bundle: Bundle, library: TrtLibrary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="export.trt_library")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    with pytest.raises(BackendError, match="cannot parse"):
+        library.parse(broken)
+    kept = library.parse(bundle.graph(Scenario.FULL, "fp32"))
+    assert library.parse(bundle.graph(Scenario.MISSING_NDSM, "fp32")).logger is kept.logger
+    assert kept.logger.reasons() == "it gives no reason"
+    # TensorRT's own complaint about loggers that come and go
+    assert "cannot parse" not in caplog.text
+    assert "differs from one already registered" not in caplog.text
