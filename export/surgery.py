@@ -272,7 +272,10 @@ def _bypass(node: gs.Node, source: gs.Tensor) -> None:
 
 
 def _is_byte(tensor: gs.Tensor) -> bool:
+    """Whether values come from bytes, moved between places and channels at most."""
     cast = _producer(tensor)
+    while cast is not None and cast.op in ("Reshape", "Transpose"):
+        cast = _producer(cast.inputs[0])
     return cast is not None and cast.op == "Cast" and cast.inputs[0].dtype == np.uint8
 
 

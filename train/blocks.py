@@ -15,7 +15,9 @@ from train.config import ModelConfig
 class Normalise(nn.Module):
     """Raw sensor units to network units, with the constants of :mod:`engine.contract.bands`.
 
-    ``y = (curve(clip(x)) - offset) * scale``: any dtype [N, B, H, W] in, float32 [N, B, H, W] out.
+    ``y = (curve(clip(x)) - offset) * scale``: any dtype [N, B, H, W] in, float32 [N, B, H, W] out. Packed bands
+    (:func:`pack`), k channels for each, are taken as they are: behind the packing the scale stands next to the first
+    convolution, which can take it in.
     """
 
     def __init__(self, bands: Sequence[Band]) -> None:
@@ -30,11 +32,16 @@ class Normalise(nn.Module):
             self.register_buffer(field, values.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, raw: Tensor) -> Tensor:
-        """[N, B, H, W] of any dtype -> float32 [N, B, H, W]."""
-        x = torch.minimum(torch.maximum(raw.float(), self.clip_min), self.clip_max)
+        """[N, B * k, H, W] of any dtype -> float32, same shape."""
+        copies = raw.shape[1] // self.scale.shape[1]
+        clip_min, clip_max, offset, scale = (
+            constant if copies == 1 else constant.repeat_interleave(copies, dim=1)
+            for constant in (self.clip_min, self.clip_max, self.offset, self.scale)
+        )
+        x = torch.minimum(torch.maximum(raw.float(), clip_min), clip_max)
         if self.asinh:  # spelled out: OpenVINO has no fast kernel for Asinh
             x = torch.log(x + torch.sqrt(x * x + 1))
-        return (x - self.offset) * self.scale
+        return (x - offset) * scale
 
     def inverse(self, normalised: Tensor) -> Tensor:
         """Network units back to raw ones, clipped to what the bands can hold: float32, same shape."""
@@ -45,6 +52,16 @@ class Normalise(nn.Module):
 def resize(x: Tensor, factor: int) -> Tensor:
     """Bilinear, half-pixel centres: [N, C, H, W] -> [N, C, H * factor, W * factor]."""
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+def pack(x: Tensor, side: int) -> Tensor:
+    """Blocks of ``side`` x ``side`` pixels become channels: [N, C, H, W] -> [N, C * side^2, H / side, W / side]."""
+    return x if side == 1 else F.pixel_unshuffle(x, side)
+
+
+def unpack(x: Tensor, side: int) -> Tensor:
+    """Inverse of :func:`pack`."""
+    return x if side == 1 else F.pixel_shuffle(x, side)
 
 
 class ConvNormAct(nn.Sequential):

@@ -63,8 +63,12 @@ class ModelConfig:
     encoder_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     encoder_refinements: tuple[int, ...] = (2, 2, 2, 2, 2)
     """Convolutions after each stage's first, under one residual."""
-    stem_stride: Literal[1, 2] = 1
+    stem_stride: Literal[1, 2, 4] = 1
     """Stride of the encoder's first stage; each later stage halves the resolution."""
+    pixel_shuffle: bool = False
+    """Go between image and first scale by moving pixels into channels and back (space to depth) instead of strided
+    convolution and resizing. No layer runs at full resolution, and what a generator makes enters the other sensor's
+    encoder as it is. System ``gemmnet``."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"
@@ -73,7 +77,7 @@ class ModelConfig:
     generator_widths: tuple[int, ...] = (32, 64, 128, 256)
     generator_refinements: tuple[int, ...] = (0, 0, 0, 0)
     generator_kernel: Literal[3, 4] = 4
-    generator_decoder: Literal["transposed", "add"] = "transposed"
+    generator_decoder: Literal["transposed", "concat", "add"] = "transposed"
     generator_tanh: bool = True
 
     token_width: int = 256
@@ -89,8 +93,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.classes < IGNORE_INDEX:
             raise ValueError(f"classes must lie in 1..{IGNORE_INDEX - 1}, received {self.classes}")
-        if len(self.encoder_widths) != 5:
-            raise ValueError(f"HyFEx has five scales (eq. 2), received widths {self.encoder_widths}")
+        if not 3 <= len(self.encoder_widths) <= 5:
+            raise ValueError(f"HyFEx has five scales (eq. 2), three at least; received widths {self.encoder_widths}")
+        if self.pixel_shuffle and (self.system != "gemmnet" or self.generator_decoder == "transposed"):
+            raise ValueError(
+                "pixel_shuffle needs system gemmnet and generator_decoder 'add' or 'concat', "
+                f"received {self.system} and {self.generator_decoder!r}"
+            )
         for part in ("encoder", "generator"):
             widths, refinements = getattr(self, f"{part}_widths"), getattr(self, f"{part}_refinements")
             if len(widths) != len(refinements) or len(widths) < 2:
@@ -114,7 +123,18 @@ class ModelConfig:
     @property
     def stride_px(self) -> int:
         """Image sides must be a multiple of this: the coarsest grid of encoder and generator."""
-        return max(self.stem_stride * 2 ** (len(self.encoder_widths) - 1), 2 ** len(self.generator_widths))
+        encoder = self.stem_stride * 2 ** (len(self.encoder_widths) - 1)
+        return max(encoder, self.generator_stride * 2 ** (len(self.generator_widths) - 1))
+
+    @property
+    def generator_stride(self) -> int:
+        """Stride of a generator's first stage."""
+        return self.stem_stride if self.pixel_shuffle else 2
+
+    @property
+    def packing(self) -> int:
+        """Side of the pixel blocks that become channels before the first convolution; 1 for none."""
+        return self.stem_stride if self.pixel_shuffle else 1
 
     @property
     def sensor_specs(self) -> tuple[SensorSpec, SensorSpec]:
@@ -226,6 +246,21 @@ _NANO = Preset(
     ),
 )
 
+_EDGE = Preset(
+    model=replace(
+        _NANO.model,
+        # The same parts, arranged for tensor cores and 8 bits: all channels multiples of 32, nothing convolved finer
+        # than a quarter of the resolution, and what a generator makes stays packed on its way to the encoder.
+        stem_stride=4,
+        pixel_shuffle=True,
+        encoder_widths=(32, 64, 96, 128),
+        encoder_refinements=(0, 1, 1, 0),
+        generator_widths=(32, 64, 96, 128),
+        generator_refinements=(0, 1, 1, 0),
+    ),
+    train=_NANO.train,
+)
+
 PRESETS = {
     "ae": _AE,
     "cgan": _cgan(_AE),
@@ -234,5 +269,6 @@ PRESETS = {
     "mmformer": _MMFORMER,
     "shaspec": _SHASPEC,
     "nano": _NANO,
+    "edge": _EDGE,
 }
 """The six systems of the paper's Table 1 at the authors' widths (``paper`` is its GEMMNet_AE), and ours."""

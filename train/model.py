@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.contract.sensors import Sensor
-from train.blocks import Attention, ConvNormAct, Decoder, Stage, TokenMixer, resize
+from train.blocks import Attention, ConvNormAct, Decoder, Stage, TokenMixer, pack, resize, unpack
 from train.config import ModelConfig
 from train.system import SENSORS, System, SystemOutput, of_available
 
@@ -41,9 +41,9 @@ class HyFEx(nn.Module):
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        stages, width = [], bands
+        stages, width = [], bands * config.packing**2
         for i, (c_out, count) in enumerate(zip(widths, refinements, strict=True)):
-            stride = 2 if i else stem_stride
+            stride = 2 if i else stem_stride // config.packing
             # A 4x4 kernel is for halving; at stride 1 it would shift the map by half a pixel.
             size = kernel if stride == 2 else 3
             stages.append(Stage(config, width, c_out, stride=stride, refinements=count, kernel=size))
@@ -52,7 +52,7 @@ class HyFEx(nn.Module):
         self.mixer = TokenMixer(config, width, maps=1) if config.hyfex_attention else None
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, B, H, W] -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
+        """Packed bands (:func:`train.blocks.pack`) -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
         scales = []
         for stage in self.stages:
             x = stage(x)
@@ -94,21 +94,22 @@ class Generator(nn.Module):
             bands_in,
             widths,
             config.generator_refinements,
-            stem_stride=2,
+            stem_stride=config.generator_stride,
             kernel=config.generator_kernel,
         )
         self.decoder = Decoder(config, widths, kind=config.generator_decoder)
         transposed = config.generator_decoder == "transposed"
-        self.head = (
-            nn.ConvTranspose2d(self.decoder.c_out, bands_out, 4, stride=2, padding=1)
-            if transposed
-            else nn.Conv2d(self.decoder.c_out, bands_out, 3, padding=1)
-        )
-        self.resize_factor = 1 if transposed else 2
+        if transposed:
+            self.head: nn.Module = nn.ConvTranspose2d(self.decoder.c_out, bands_out, 4, stride=2, padding=1)
+        elif config.packing > 1:  # each place makes its own block of pixels
+            self.head = nn.Conv2d(self.decoder.c_out, bands_out * config.packing**2, 1)
+        else:
+            self.head = nn.Conv2d(self.decoder.c_out, bands_out, 3, padding=1)
+        self.resize_factor = 1 if transposed else config.generator_stride // config.packing
         self.tanh = config.generator_tanh
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, bands_in, H, W] -> [N, bands_out, H, W]."""
+        """The available sensor's packed bands -> the other's, packed as well."""
         x = self.head(self.decoder(self.encoder(x)))
         if self.resize_factor > 1:
             x = resize(x, self.resize_factor)
@@ -116,17 +117,17 @@ class Generator(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Logits of one modality at its third scale, from that scale and the coarsest; training only."""
+    """Logits of one modality at its third scale from below, from that scale and the coarsest; training only."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = config.encoder_widths
-        self.local = nn.Conv2d(widths[2], config.classes, 1)
-        self.context = nn.Conv2d(widths[4], config.classes, 1)
+        self.local = nn.Conv2d(widths[-3], config.classes, 1)
+        self.context = nn.Conv2d(widths[-1], config.classes, 1)
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
-        """x_1..x_5 -> [N, classes, H_3, W_3]."""
-        return self.local(scales[2]) + resize(self.context(scales[4]), 4)
+        """x_1..x_n -> [N, classes, H_(n-2), W_(n-2)]."""
+        return self.local(scales[-3]) + resize(self.context(scales[-1]), 4)
 
 
 class UnimodalDecoder(nn.Module):
@@ -177,7 +178,7 @@ class GEMMNet(System):
         )
         self.fusion = HyFMA(config)
         self.decoder = Decoder(config, config.encoder_widths, kind=config.decoder)
-        self.head = nn.Conv2d(self.decoder.c_out, config.classes, 1)
+        self.head = nn.Conv2d(self.decoder.c_out, config.classes * config.packing**2, 1)
         # Training only from here on.
         self.scale_heads = nn.ModuleList(nn.Conv2d(c, config.classes, 1) for c in config.encoder_widths[:-1])
         shared = config.unimodal == "decoder"
@@ -186,12 +187,14 @@ class GEMMNet(System):
 
     def forward(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> SystemOutput:
         """Each sample by its own mask; see :meth:`train.system.System.forward`."""
+        side = self.config.packing
         real = self.real(rgir, ndsm, available)
-        synthesised = (
-            self._synthesise(Sensor.RGIR, real[1], available[:, 1], like=real[0]),
-            self._synthesise(Sensor.NDSM, real[0], available[:, 0], like=real[1]),
+        packed = [pack(bands, side) for bands in real]
+        made = (
+            self._synthesise(Sensor.RGIR, packed[1], available[:, 1], like=packed[0]),
+            self._synthesise(Sensor.NDSM, packed[0], available[:, 0], like=packed[1]),
         )
-        seen = [torch.where(available[:, i, None, None, None], real[i], synthesised[i]) for i in range(2)]
+        seen = [torch.where(available[:, i, None, None, None], packed[i], made[i]) for i in range(2)]
         logits, scales, fused = self._segment(*seen)
         scale_logits: tuple[Tensor, ...] = ()
         unimodal_logits: tuple[Tensor, ...] = ()
@@ -201,7 +204,7 @@ class GEMMNet(System):
         return SystemOutput(
             logits=logits,
             normalised=real,
-            synthesised=synthesised,
+            synthesised=(unpack(made[0], side), unpack(made[1], side)),
             available=available,
             scale_logits=scale_logits,
             unimodal_logits=unimodal_logits,
@@ -209,23 +212,27 @@ class GEMMNet(System):
 
     def forward_full(self, rgir: Tensor, ndsm: Tensor) -> Tensor:
         """Both sensors alive, no mask and no generator: logits [N, C, H, W]."""
-        return self._segment(self.bands(Sensor.RGIR, rgir), self.bands(Sensor.NDSM, ndsm))[0]
+        return self._segment(self._packed(Sensor.RGIR, rgir), self._packed(Sensor.NDSM, ndsm))[0]
 
     def forward_missing_ndsm(self, rgir: Tensor) -> tuple[Tensor, Tensor]:
         """RGIR alone: logits [N, C, H, W] and the synthesised nDSM [N, 1, H, W], normalised."""
-        real = self.bands(Sensor.RGIR, rgir)
-        synthesised = self.generator[Sensor.NDSM](real)
-        return self._segment(real, synthesised)[0], synthesised
+        real = self._packed(Sensor.RGIR, rgir)
+        made = self.generator[Sensor.NDSM](real)
+        return self._segment(real, made)[0], unpack(made, self.config.packing)
 
     def forward_missing_rgir(self, ndsm: Tensor) -> tuple[Tensor, Tensor]:
         """nDSM alone: logits [N, C, H, W] and the synthesised RGIR [N, 3, H, W], normalised."""
-        real = self.bands(Sensor.NDSM, ndsm)
-        synthesised = self.generator[Sensor.RGIR](real)
-        return self._segment(synthesised, real)[0], synthesised
+        real = self._packed(Sensor.NDSM, ndsm)
+        made = self.generator[Sensor.RGIR](real)
+        return self._segment(made, real)[0], unpack(made, self.config.packing)
 
     def auxiliary(self) -> tuple[nn.Module, ...]:
         """The heads of single scales and modalities."""
         return self.scale_heads, self.unimodal_heads
+
+    def _packed(self, sensor: Sensor, raw: Tensor) -> Tensor:
+        self.check_sides(raw)
+        return self.normalise[sensor](pack(raw.float(), self.config.packing))
 
     def _synthesise(self, target: Sensor, source: Tensor, alive: Tensor, *, like: Tensor) -> Tensor:
         made = of_available(lambda bands: [self.generator[target](bands)], source, alive)
@@ -234,8 +241,8 @@ class GEMMNet(System):
     def _segment(self, rgir: Tensor, ndsm: Tensor) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]], list[Tensor]]:
         scales = (self.encoder[Sensor.RGIR](rgir), self.encoder[Sensor.NDSM](ndsm))
         fused = self.fusion(*scales)  # u_1..u_5
-        logits = self.head(self.decoder(fused))  # eq. 5
-        if self.config.stem_stride > 1:
+        logits = unpack(self.head(self.decoder(fused)), self.config.packing)  # eq. 5
+        if self.config.stem_stride > self.config.packing:
             logits = resize(logits, self.config.stem_stride)
         return logits, scales, fused
 

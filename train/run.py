@@ -124,13 +124,18 @@ class Run:
 
     @torch.no_grad()
     def picture(self, scene: Scene) -> np.ndarray:
-        """uint8 [2T, 4T, 3]: rgir, nDSM, both synthesised; below, truth and the three scenarios' maps."""
+        """uint8 [2T, 4T, 3]: rgir, nDSM, both synthesised; below, truth and the three scenarios' maps.
+
+        Black where the system synthesises nothing.
+        """
         model, tile, palette = self.trainer.average, next(tiles(scene)), self.source.labels.palette()
         rgir, ndsm = (bands[None].to(self.trainer.device) for bands in (tile.rgir, tile.ndsm))
         logits_no_ndsm, made_ndsm = model.forward_missing_ndsm(rgir)
         logits_no_rgir, made_rgir = model.forward_missing_rgir(ndsm)
 
-        def bands(normalised: Tensor) -> np.ndarray:
+        def bands(normalised: Tensor | None) -> np.ndarray:
+            if normalised is None:
+                return np.zeros((*tile.labels.shape, 3), np.uint8)
             shown = ((normalised[0].clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
             return np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)
 

@@ -102,10 +102,18 @@ class System(nn.Module, ABC):
         Raises:
             ValueError: the sides are no multiple of the stride.
         """
+        self.check_sides(raw)
+        return self.normalise[sensor](raw)
+
+    def check_sides(self, raw: Tensor) -> None:
+        """Let only images through whose sides are multiples of the stride.
+
+        Raises:
+            ValueError: they are not.
+        """
         stride = self.config.stride_px
         if raw.shape[-2] % stride or raw.shape[-1] % stride:
             raise ValueError(f"sides must be multiples of {stride} px, received {tuple(raw.shape[-2:])}")
-        return self.normalise[sensor](raw)
 
     def real(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
         """Both sensors' bands in network units, after checking the mask.

@@ -38,6 +38,15 @@ def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path,
     assert checkpoint.load(out / "nano-1" / "last.safetensors")[1].train.seed == 1
 
 
+@pytest.mark.parametrize("preset", ["mmformer", "shaspec", "edge"])
+def test_every_kind_of_system_trains_and_is_scored(preset, arguments, tmp_path):
+    assert benchmark.main([*arguments, "--presets", preset]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").read_text().splitlines()[1:]))
+    assert len(rows) == 3
+    made = [bool(row["synthesis_mae"]) for row in rows]
+    assert made == ([False, True, True] if preset == "edge" else [False] * 3)
+
+
 def test_an_unknown_preset_is_refused(arguments, capsys):
     assert benchmark.main([*arguments, "--presets", "nano,huge"]) == 2
     assert "'nano,huge'" in capsys.readouterr().err

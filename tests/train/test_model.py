@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.contract.bands import ndsm_spec, normalise, rgir_spec
 from engine.contract.sensors import Scenario
-from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer
+from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer, pack, unpack
 from train.config import PRESETS, ModelConfig
 from train.model import GEMMNet, count_macs
 from train.system import availability
@@ -16,10 +16,11 @@ from train.systems import build
 ALL_SCENARIOS = torch.tensor([availability(scenario) for scenario in Scenario])
 SMALL = {
     "nano": PRESETS["nano"].model,
+    "edge": PRESETS["edge"].model,
     **{
         name: replace(preset.model, token_width=32, token_heads=4, token_mlp=32, generator_widths=(8, 8, 16, 16))
         for name, preset in PRESETS.items()
-        if name != "nano"
+        if name not in ("nano", "edge")
     },
 }
 
@@ -29,7 +30,7 @@ def scene(n: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.rand(n, 1, side, side) * 20 - 1
 
 
-@pytest.fixture(scope="module", params=["nano", "paper", "ae", "mmformer", "shaspec"])
+@pytest.fixture(scope="module", params=["nano", "edge", "paper", "ae", "mmformer", "shaspec"])
 def model(request):
     torch.manual_seed(0)
     net = build(SMALL[request.param])
@@ -44,6 +45,34 @@ def test_normalise_agrees_with_the_contract(spec):
     raw = np.random.default_rng(0).uniform(-10, 300, (2, len(spec.bands), 8, 8)).astype(np.float32)
     found = Normalise(spec.bands)(torch.from_numpy(raw)).numpy()
     np.testing.assert_allclose(found, normalise(raw, spec.bands), atol=1e-6)
+
+
+def test_packed_bands_hold_each_pixel_once_and_normalise_as_the_image_does():
+    bands = rgir_spec().bands
+    uneven = [replace(band, offset=10.0 * i, scale=1.0 + i) for i, band in enumerate(bands)]
+    rgir = scene(2, 8)[0].float()
+    packed = pack(rgir, 4)
+    assert packed.shape == (2, 48, 2, 2)
+    assert sorted(packed[0, :, 1, 0].tolist()) == sorted(rgir[0, :, 4:8, 0:4].flatten().tolist())
+    torch.testing.assert_close(unpack(packed, 4), rgir)
+    torch.testing.assert_close(unpack(Normalise(uneven)(packed), 4), Normalise(uneven)(rgir))
+
+
+def test_preset_edge_keeps_to_what_int8_and_small_devices_like():
+    config = PRESETS["edge"].model
+    model = build(config)
+    widths = {c.out_channels for c in model.modules() if isinstance(c, nn.Conv2d)} - {
+        head.out_channels for head in model.modules() if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)
+    }
+    assert {width % 32 for width in (*widths, *config.encoder_widths, *config.generator_widths)} == {0}
+    assert not any(isinstance(m, nn.ConvTranspose2d | nn.InstanceNorm2d) for m in model.modules())
+    # nothing is convolved at full resolution
+    sides = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
+    model.eval().forward_full(*scene(1, 64))
+    assert max(sides) == 64 // config.stem_stride
 
 
 def test_export_paths_equal_the_masked_forward(model):
@@ -224,6 +253,7 @@ def test_nano_holds_only_layers_that_deploy_well():
     ("field", "value", "message"),
     [
         ("encoder_widths", (8, 16), "five scales"),
+        ("pixel_shuffle", True, "generator_decoder"),
         ("token_heads", 7, "multiple of token_heads"),
         ("generator_widths", (8, 8), "same length"),
         ("classes", 255, "1..254"),
