@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import logging
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,28 +53,39 @@ class Entry:
     results: tuple[Result, ...]
 
 
-def train_one(options: argparse.Namespace, preset: str, seed: int) -> Path | None:
-    """Train a preset, or go on with it, or find it done: its best checkpoint; None when interrupted.
+def train_one(
+    options: argparse.Namespace, name: str, seed: int, *, preset: str = "", model: Mapping[str, object] | None = None
+) -> Path | None:
+    """Train a model, or go on with it, or find it done: its best checkpoint; None when interrupted.
+
+    Args:
+        options: budget and folders.
+        name: of the run's folder, with the seed.
+        seed: of weights, samples and augmentation.
+        preset: what is trained; ``name`` unless given.
+        model: fields of the model that differ from the preset's.
 
     Raises:
         RuntimeError: training failed; the log says why.
     """
-    out = options.out / f"{preset}-{seed}"
-    arguments = ["--preset", preset, "--seed", str(seed), "--out", str(out), "--cache", str(options.cache)]
+    out = options.out / f"{name}-{seed}"
+    arguments = ["--preset", preset or name, "--seed", str(seed), "--out", str(out), "--cache", str(options.cache)]
     arguments += ["--synthetic", str(options.synthetic), "--steps", str(options.steps), "--batch", str(options.batch)]
     arguments += ["--crop", str(options.crop), "--validate-every", str(options.validate_every or options.steps)]
     arguments += ["--validation-scenes", str(options.validation_scenes), "--threads", str(options.threads)]
+    if model:
+        arguments += ["--model", json.dumps(dict(model))]
     last = out / "last.safetensors"
     if last.exists() and checkpoint.load(last)[1].step >= options.steps:
         return out / "best.safetensors"
     if (out / "resume.pt").exists():
         arguments.append("--resume")
-    log.info("%s, seed %d", preset, seed)
+    log.info("%s, seed %d", name, seed)
     code = run.main(arguments)
     if code == 130:
         return None
     if code != 0:
-        raise RuntimeError(f"training {preset} with seed {seed} ended with exit code {code}")
+        raise RuntimeError(f"training {name} with seed {seed} ended with exit code {code}")
     return out / "best.safetensors"
 
 

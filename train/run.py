@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
-from train.config import PRESETS, Preset
+from train.config import PRESETS, ModelConfig, Preset
 from train.data.dataset import CropDataset, band_statistics
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
@@ -219,6 +220,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m train.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano", help="model and training defaults (nano)")
+    parser.add_argument(
+        "--model", metavar="JSON", default="{}", help='what differs from the preset\'s model: \'{"token_depth": 2}\''
+    )
     parser.add_argument("--generator", choices=("ae", "cgan"), help="generator kind (the preset's)")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)
@@ -248,6 +252,7 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     """
     group = group or Group()
     preset = PRESETS[options.preset]
+    preset = replace(preset, model=changed(preset.model, options.model))
     overrides = {
         name: getattr(options, name)
         for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every", "amp")
@@ -312,6 +317,22 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
         command=command,
         group=group,
     )
+
+
+def changed(model: ModelConfig, text: str) -> ModelConfig:
+    """The model with the fields that a JSON object names.
+
+    Raises:
+        ValueError: that is no JSON object, or not of fields and values that a model can have.
+    """
+    try:
+        changes = msgspec.json.decode(text, type=dict[str, object])
+        unknown = sorted(set(changes) - set(vars(model)))
+        if unknown:
+            raise ValueError(f"no such field: {', '.join(unknown)}")
+        return msgspec.convert(msgspec.to_builtins(model) | changes, ModelConfig)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ValueError(f"--model takes a JSON object of fields of train.config.ModelConfig: {error}") from error
 
 
 def source_of(options: argparse.Namespace) -> Source:

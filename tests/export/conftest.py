@@ -43,7 +43,7 @@ def scores(mean_f1: float) -> Scores:
     return Scores(mean_f1=mean_f1, mean_iou=mean_f1 / 2, overall_accuracy=0.5, class_f1={})
 
 
-def random_model(seed: int) -> GEMMNet:
+def random_model(seed: int, **changes: object) -> GEMMNet:
     """The nano preset, thinner and shallower, with normalisation that is not that of an untrained layer."""
     torch.manual_seed(seed)
     small = replace(
@@ -56,7 +56,7 @@ def random_model(seed: int) -> GEMMNet:
         token_heads=2,
         token_mlp=64,
     )
-    model = GEMMNet(small)
+    model = GEMMNet(replace(small, **changes))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.4)

@@ -10,12 +10,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from engine.contract.sensors import Scenario, Sensor
 from export import surgery
-from tests.export.conftest import Exported
+from export.onnx_graphs import export_graph
+from tests.export.conftest import Exported, random_model
 
 Values = Mapping[str, NDArray[np.generic]]
 node = helper.make_node
@@ -387,3 +389,26 @@ def test_a_first_convolution_reads_bytes_less_their_offset_and_nothing_more(oper
     model, _ = operated[Scenario.MISSING_NDSM]
     before = [n.op_type for n in model.graph.node if n.name.startswith("rgir/")]
     assert before == ["Cast", "Sub"]
+
+
+def test_packed_pixels_reach_the_first_convolution_unscaled_and_stay_packed_inside() -> None:
+    packed = random_model(
+        0, pixel_shuffle=True, stem_stride=4, encoder_widths=(8, 16, 24), encoder_refinements=(0,) * 3
+    )
+    byte, metres = (
+        rng.integers(0, 256, (2, 3, 64, 64), np.uint8),
+        rng.uniform(-2, 30, (2, 1, 64, 64)).astype(np.float32),
+    )
+    for scenario, fed in ((Scenario.MISSING_NDSM, {"rgir": byte}), (Scenario.MISSING_RGIR, {"ndsm": metres})):
+        raw = export_graph(packed, scenario, 64)
+        graph, steps = surgery.operate(raw)
+        changed = {step.rewrite.name: step.removed for step in steps}
+        sensor = next(iter(fed))
+        assert any(name.startswith(f"{sensor}/Mul") for name in changed["fold_scale"])
+        assert bool(changed["drop_byte_clips"]) == (sensor == "rgir")
+        # the generator's answer is not unpacked and packed again: one unpacking, of the classes
+        assert ops(graph)["DepthToSpace"] == 1
+        with torch.no_grad():
+            logits, _ = getattr(packed, f"forward_{scenario}")(*(torch.from_numpy(value) for value in fed.values()))
+        *_, found = answer(graph, fed)
+        np.testing.assert_allclose(found, logits.softmax(dim=1).numpy(), atol=2e-4)

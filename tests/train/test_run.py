@@ -130,6 +130,20 @@ def test_a_crop_that_does_not_fit_the_model_is_refused(cache, tmp_path, capsys):
     assert "multiple of 32, received 40" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [('{"token_dpeth": 2}', "no such field: token_dpeth"), ('{"token_depth": "two"}', "Expected `int`"), ("{", "JSON")],
+)
+def test_a_model_that_cannot_be_is_refused(cache, tmp_path, capsys, changes, named):
+    assert run.main(options(cache, tmp_path / "new", "--model", changes)) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_fields_of_the_model_can_be_changed_by_hand():
+    model = run.changed(PRESETS["nano"].model, '{"token_depth": 2, "encoder_widths": [16, 24, 48, 96, 64]}')
+    assert model == replace(PRESETS["nano"].model, token_depth=2, encoder_widths=(16, 24, 48, 96, 64))
+
+
 def test_a_diverging_run_stops_with_what_to_do(cache, tmp_path, capsys):
     assert run.main(options(cache, tmp_path / "diverging", "--lr", "1e30")) == 1
     message = capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""Variants trained on the same scenes with the same budget, by the machinery of :mod:`train.benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.sweep.variants import Variant
+from engine.contract.errors import InterruptedRunError, UsageError
+from engine.contract.sensors import Scenario
+from train import benchmark, checkpoint
+from train.system import System
+from train.systems import build
+
+RANDOM_SEED = 0
+"""Of the weights of a variant that is timed without being trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One trained variant."""
+
+    variant: Variant
+    seed: int
+    checkpoint: Path
+
+
+Scores = Mapping[str, Mapping[Scenario, Sequence[float]]]
+"""mF1 in 0..1 of each seed, by variant and scenario."""
+
+
+def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]:
+    """Train each variant with each seed, or find it trained.
+
+    Raises:
+        InterruptedRunError: Ctrl-C; the same call goes on.
+        UsageError: a folder of ``options.runs`` holds a run with other settings.
+        RuntimeError: training failed; the log says why.
+    """
+    runs = []
+    for variant in variants:
+        for seed in map(int, options.seeds.split(",")):
+            path = benchmark.train_one(
+                _as_benchmark(options), variant.name, seed, preset=variant.base, model=variant.changes
+            )
+            if path is None:
+                raise InterruptedRunError(f"training of {variant.name} with seed {seed} was interrupted")
+            runs.append(Run(variant=variant, seed=seed, checkpoint=path))
+            _check_settings(runs[-1], options)
+    return runs
+
+
+def score(runs: Sequence[Run], options: argparse.Namespace) -> Scores:
+    """Score every run on the held-out scenes."""
+    found: dict[str, dict[Scenario, list[float]]] = {}
+    for run in tqdm(runs, desc="scoring", unit="run", disable=not runs):
+        entry = benchmark.measure(run.checkpoint, _as_benchmark(options), run.variant.name, run.seed)
+        mine = found.setdefault(run.variant.name, {scenario: [] for scenario in Scenario})
+        for result in entry.results:
+            mine[result.scenario].append(result.scores.mean_f1)
+    return found
+
+
+def model_of(variant: Variant, runs: Sequence[Run]) -> System:
+    """The variant's first trained model on the CPU in evaluation mode, or one with random weights."""
+    for run in runs:
+        if run.variant == variant:
+            return checkpoint.load(run.checkpoint)[0]
+    torch.manual_seed(RANDOM_SEED)
+    return build(variant.model).eval()
+
+
+def budget(options: argparse.Namespace) -> dict[str, object]:
+    """What every variant was trained and scored with: columns of the result."""
+    return {
+        "seeds": options.seeds,
+        "steps": options.steps,
+        "batch": options.batch,
+        "crop_px": options.crop,
+        "training_scenes": options.synthetic,
+        "test_scenes": options.test_scenes,
+    }
+
+
+def _as_benchmark(options: argparse.Namespace) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(options), "out": options.runs})
+
+
+def _check_settings(run: Run, options: argparse.Namespace) -> None:
+    info = checkpoint.load(run.checkpoint)[1]
+    asked = replace(
+        run.variant.preset.train,
+        steps=options.steps,
+        batch=options.batch,
+        crop_px=options.crop,
+        seed=run.seed,
+        validate_every=options.validate_every or options.steps,
+    )
+    differing = [
+        f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
+        for old, new in ((info.model, run.variant.model), (info.train, asked))
+        for name in vars(new)
+        if getattr(old, name) != getattr(new, name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{run.checkpoint.parent} was trained with other settings ({'; '.join(differing)}): "
+            "choose another --runs, or delete that folder"
+        )
