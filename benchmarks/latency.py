@@ -3,14 +3,28 @@
     python -m benchmarks.latency                                               the demo bundle, whatever runs here
     python -m benchmarks.latency --backends tensorrt --record                  and let the runtime choose by it
     python -m benchmarks.latency --backends openvino --precisions fp32,int8,auto --rounds 5
+    python -m benchmarks.latency --cold-starts 0 --max-batch 0                 steady state and switches only
 
-Latency is from handing a tile in host memory to the backend until its classes and confidence are in host memory again,
-one tile at a time: copies to and from a device are inside, as in trtexec before TensorRT 11.1. Throughput has every
-slot of the backend busy with the same tiles. Rounds alternate between all rows, so that a slow spell of the machine
-touches each; a figure is the median over rounds (p90 and p99: of each round's percentile). ``auto`` is what the runtime
-would take by itself: on processors with AMX or AVX512-BF16 the fp32 graph in bfloat16.
+Every backend takes one tile at a time (batch 1). Columns, by MLPerf inference's names (inference_rules.adoc of
+https://github.com/mlcommons/inference_policies; not its run lengths):
 
-``--record`` writes the median into the records of the TensorRT plans, which decide what `--precision auto` loads.
+- single_stream_*: latency from handing over a tile in host memory until its classes and confidence are in host memory,
+  the next tile only then. On a GPU both copies are inside, as in trtexec before TensorRT 11.1. jitter is p99 / p50.
+- offline_tiles_per_s: every slot of the backend busy with tiles that are all there.
+- switch_p50_ms: the first tile of the scenario after --switch-after tiles of another one, all engines resident;
+  switch_over_steady is its ratio to single_stream_p50_ms.
+- cold_*: a new process to its first result, stage by stage, all three scenarios opened; one figure for the three.
+  cold_start_cached_ms is with kernels that an earlier start kept (TensorRT-RTX only).
+- batch1_* and best_batch*: the library by itself with its default settings, on batches of 1, 2, 4 up to --max-batch.
+- h2d_ms, compute_ms, d2h_ms: trtexec's H2D latency, GPU compute time and D2H latency
+  (https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html), by CUDA events; TensorRT
+  only. Never executed on a GPU so far.
+
+Rounds alternate between all rows, so that a slow spell of the machine touches each; each begins with --burn-in tiles
+that do not count. A figure is the median over rounds (percentiles: of each round's). ``auto`` is what the runtime would
+take by itself: on processors with AMX or AVX512-BF16 the fp32 graph in bfloat16.
+
+--record writes the median into the records of the TensorRT plans, which decide what `--precision auto` loads.
 """
 
 from __future__ import annotations
@@ -19,9 +33,7 @@ import argparse
 import logging
 import statistics
 import sys
-import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,21 +41,24 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.agreement import BACKENDS, listed
+from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
+from benchmarks.cold_start import STAGES, cold_starts
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.device_times import PARTS, device_times, host_of
+from benchmarks.rates import first_after_switch, inputs_of, offline, single_stream
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Output
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision
 from engine.backends.plan_choice import BATCH
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BundleError, EngineError, UsageError
-from engine.contract.plan_cache import usable_plans
-from engine.contract.plans import Host
+from engine.contract.plan_cache import default_cache, usable_plans
 from engine.contract.sensors import Scenario
 
 RESULTS = Path(__file__).parent / "results" / "latency.csv"
-WANTED = (Output.CLASSES, Output.CONFIDENCE)
 PRECISIONS: tuple[ExecutionPrecision, ...] = ("fp32", "fp16", "int8", "auto")
+PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(kw_only=True)
@@ -56,6 +71,12 @@ class Row:
     info: BackendInfo
     latencies_ms: list[np.ndarray] = field(default_factory=list)
     tiles_per_s: list[float] = field(default_factory=list)
+    switches_ms: list[np.ndarray] = field(default_factory=list)
+    batches: dict[int, list[float]] = field(default_factory=dict)
+    """Tiles per second of the library by itself, by batch."""
+    device_ms: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    cold: list[tuple[dict[str, float], dict[str, float] | None]] = field(default_factory=list)
+    """Stages without and with kept kernels; shared by the scenarios of a backend and precision."""
 
     @property
     def median_ms(self) -> float:
@@ -67,21 +88,48 @@ class Row:
         return float(np.median([np.percentile(latencies, percent) for latencies in self.latencies_ms]))
 
     def as_dict(self) -> dict[str, object]:
-        """A line of the CSV."""
+        """A line of the CSV; what was not measured is empty."""
+        switch_ms = float(np.median(self.switches_ms))
+        rates = {batch: statistics.median(measured) for batch, measured in self.batches.items()}
+        best = max(rates, key=rates.__getitem__, default=None)
+        device_ms = {part: [float(np.median(times[part])) for times in self.device_ms] for part in PARTS}
         return {
             "backend": self.backend,
             "precision": self.precision,
             "graph": self.info.graph,
             "arithmetic": self.info.precision,
             "scenario": self.scenario.value,
-            **{f"latency_p{percent}_ms": round(self.percentile_ms(percent), 3) for percent in (50, 90, 99)},
-            "tiles_per_s": round(statistics.median(self.tiles_per_s), 2),
+            "batch": BATCH,
+            **{f"single_stream_p{cut}_ms": round(self.percentile_ms(cut), 3) for cut in PERCENTILES},
+            "jitter_p99_over_p50": round(self.percentile_ms(99) / self.median_ms, 3),
+            "offline_tiles_per_s": round(statistics.median(self.tiles_per_s), 2),
+            "switch_p50_ms": round(switch_ms, 3),
+            "switch_over_steady": round(switch_ms / self.median_ms, 3),
+            "switches": sum(map(len, self.switches_ms)),
+            **{f"{part}_ms": round(statistics.median(ms), 4) if ms else None for part, ms in device_ms.items()},
+            **self._cold_columns(),
+            "batch1_tiles_per_s": round(rates[1], 2) if rates else None,
+            "best_batch": best,
+            "best_batch_tiles_per_s": None if best is None else round(rates[best], 2),
             "tiles_per_round": len(self.latencies_ms[0]),
             "rounds": len(self.latencies_ms),
             "slots": self.info.slots,
             "threads": self.info.threads,
             "library": self.info.library,
             "device": self.info.device,
+        }
+
+    def _cold_columns(self) -> dict[str, object]:
+        first = [stages for stages, _ in self.cold]
+        kept = [sum(stages.values()) for _, stages in self.cold if stages is not None]
+        return {
+            "cold_start_ms": round(statistics.median(sum(stages.values()) for stages in first)) if first else None,
+            **{
+                f"cold_{stage}_ms": round(statistics.median(stages[stage] for stages in first)) if first else None
+                for stage in STAGES
+            },
+            "cold_start_cached_ms": round(statistics.median(kept)) if kept else None,
+            "cold_starts": len(first),
         }
 
 
@@ -94,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: nothing is written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -108,9 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", metavar="LIST", help="of fp32, fp16, int8, auto (default: all that run)")
     parser.add_argument("--tiles", type=int, default=30, metavar="N", help="tiles per round and row (default: 30)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: 3)")
+    parser.add_argument("--burn-in", type=int, default=5, metavar="N", help="tiles before each round (default: 5)")
+    parser.add_argument("--switch-after", type=int, default=5, metavar="N", help="see above (default: 5)")
+    parser.add_argument("--cold-starts", type=int, default=3, metavar="N", help="new processes (default: 3; 0: none)")
+    parser.add_argument("--max-batch", type=int, default=4, metavar="N", help="see above (default: 4; 0: none)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--record", action="store_true", help="write the medians into the TensorRT plans' records")
-    parser.add_argument("--csv", type=Path, default=RESULTS, help="result file")
+    parser.add_argument("--out", "--csv", type=Path, default=RESULTS, metavar="CSV", help="result file")
     return parser
 
 
@@ -120,18 +175,20 @@ def measure(options: argparse.Namespace) -> None:
     Raises:
         EngineError: nothing can be measured.
     """
-    if options.tiles < 1 or options.rounds < 1:
-        raise UsageError(f"--tiles and --rounds must be at least 1, received {options.tiles} and {options.rounds}")
+    for name in ("tiles", "rounds", "burn_in", "switch_after"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, received {getattr(options, name)}")
     bundle = Bundle.load(options.bundle)
     tiles = tiles_of(bundle, demo.SCENE, 3)
-    rows: dict[tuple[str, str], list[Row]] = {}
+    rows: dict[tuple[BackendName, ExecutionPrecision], list[Row]] = {}
     pairs = [
         (backend, precision)
         for backend in listed(options.backends, BACKENDS, "--backends")
         for precision in listed(options.precisions or ",".join(PRECISIONS), PRECISIONS, "--precisions")
     ]
-    for number in tqdm(range(options.rounds), unit="round", disable=options.rounds == 1):
-        for backend, precision in pairs if number == 0 else list(rows):
+    for number in range(options.rounds):
+        now = pairs if number == 0 else list(rows)
+        for backend, precision in tqdm(now, unit="engine", desc=f"round {number + 1}/{options.rounds}", leave=False):
             try:
                 with open_backend(
                     backend,
@@ -147,43 +204,83 @@ def measure(options: argparse.Namespace) -> None:
                         [Row(backend=backend, precision=precision, scenario=s, info=opened.info) for s in Scenario],
                     )
                     for row in mine:
-                        one_round(row, opened, tiles, options.tiles)
+                        one_round(row, opened, tiles, options)
+                for row in mine:
+                    batches(row, bundle, tiles, options)
+                    if backend == "tensorrt":
+                        tile = inputs_of(row.scenario, tiles)[0]
+                        row.device_ms.append(
+                            device_times(bundle, row.info, row.scenario, tile, plans=options.plans, count=options.tiles)
+                        )
             except (BackendError, BundleError) as error:
-                if number:
+                if number or (backend, precision) in rows:
                     raise
                 tqdm.write(f"{backend} {precision}: left out: {error}", file=sys.stderr)
     if not rows:
         raise BackendError("no backend could run; the reasons are above")
+    for mine in tqdm(list(rows.values()) * options.cold_starts, unit="start", desc="cold starts", leave=False):
+        cold(mine, options)
     measured = [row for mine in rows.values() for row in mine]
-    for row in measured:
-        print(
-            f"{row.backend:<12}{row.precision:<6}{row.scenario:<14}{row.median_ms:9.3f} ms   p99 "
-            f"{row.percentile_ms(99):9.3f} ms   {statistics.median(row.tiles_per_s):9.1f} tiles/s   {row.info}"
-        )
-    write_csv(options.csv, [{**row.as_dict(), **conditions()} for row in measured])
+    show(measured)
+    write_csv(options.out, [{**row.as_dict(), "burn_in_tiles": options.burn_in, **conditions()} for row in measured])
+    print(f"written: {options.out}")
     if options.record:
         record(bundle, options.plans, [row for row in measured if row.backend == "tensorrt"])
 
 
-def one_round(row: Row, backend: Backend, tiles: Sequence[Tile], count: int) -> None:
-    """Warm up, then ``count`` tiles one at a time, then ``count`` tiles with every slot busy."""
-    inputs = [{sensor: tile[sensor] for sensor in row.scenario.sensors} for tile in tiles]
-    for index in range(max(3, backend.info.slots)):
-        backend.infer(row.scenario, inputs[index % len(inputs)])
-    latencies = np.empty(count)
-    for index in range(count):
-        started = time.perf_counter()
-        backend.infer(row.scenario, inputs[index % len(inputs)])
-        latencies[index] = (time.perf_counter() - started) * 1e3
-    row.latencies_ms.append(latencies)
-    flying = deque(backend.submit(row.scenario, inputs[i % len(inputs)]) for i in range(backend.info.slots))
-    started = time.perf_counter()
-    for index in range(count):
-        flying.popleft().result()
-        flying.append(backend.submit(row.scenario, inputs[index % len(inputs)]))
-    row.tiles_per_s.append(count / (time.perf_counter() - started))
-    for last in flying:
-        last.result()
+def one_round(row: Row, backend: Backend, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
+    """Warm up, then tiles one at a time, then tiles with every slot busy, then switches to this scenario."""
+    inputs = inputs_of(row.scenario, tiles)
+    single_stream(backend, row.scenario, inputs, max(options.burn_in, backend.info.slots))
+    row.latencies_ms.append(single_stream(backend, row.scenario, inputs, options.tiles))
+    row.tiles_per_s.append(offline(backend, row.scenario, inputs, options.tiles))
+    row.switches_ms.append(first_after_switch(backend, row.scenario, tiles, after=options.switch_after))
+
+
+def batches(row: Row, bundle: Bundle, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
+    """The library by itself on batches of 1, 2, 4 and so on, where it can be had by itself."""
+    batch = 1
+    while batch <= options.max_batch:
+        path = bundle.graph(row.scenario, row.info.graph)
+        bare = open_bare(row.info, path, batch=batch, precision=row.precision, threads=options.threads)
+        if bare is None:
+            return
+        count = max(options.tiles // 3, batch)
+        rate = bare_tiles_per_s(bare, inputs_of(row.scenario, tiles), batch=batch, count=count)
+        row.batches.setdefault(batch, []).append(rate)
+        batch *= 2
+
+
+def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """One cold start of a backend and precision, noted in each of its rows."""
+    plans = options.plans or default_cache(Bundle.load(options.bundle))
+    request = {
+        "backend": rows[0].backend,
+        "precision": rows[0].precision,
+        "bundle": str(options.bundle.resolve()),
+        "threads": options.threads,
+        "plans": str(plans.resolve()),
+    }
+    found = cold_starts(request)
+    for row in rows:
+        row.cold.append(found)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A line for each row; milliseconds but for the rates."""
+    print(
+        f"{'backend':<12}{'asked':<6}{'scenario':<14}{'p50':>9}{'p90':>9}{'p95':>9}{'p99':>9}{'jitter':>8}"
+        f"{'switch':>9}{'tiles/s':>9}{'best batch':>16}{'cold start':>12}   what runs"
+    )
+    for row in rows:
+        line = row.as_dict()
+        best = f"{line['best_batch_tiles_per_s']:.1f} at {line['best_batch']}" if row.batches else ""
+        print(
+            f"{row.backend:<12}{row.precision:<6}{row.scenario:<14}"
+            + "".join(f"{row.percentile_ms(cut):9.2f}" for cut in PERCENTILES)
+            + f"{line['jitter_p99_over_p50']:8.2f}{line['switch_p50_ms']:9.2f}{line['offline_tiles_per_s']:9.1f}"
+            f"{best:>16}{line['cold_start_ms'] or '':>12}   {row.info}"
+        )
 
 
 def record(bundle: Bundle, plans: Path | None, rows: Sequence[Row]) -> None:
@@ -199,10 +296,7 @@ def record(bundle: Bundle, plans: Path | None, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.precision == "auto":
             continue
-        name, version = row.info.library.split()
-        host = Host(
-            library="tensorrt" if name == "tensorrt" else "tensorrt_rtx", library_version=version, device=device
-        )
+        host = host_of(row.info, device)
         plan = usable_plans(bundle, host, cache=plans, batch=BATCH)[row.scenario][row.info.graph]
         plan.with_latency(round(row.median_ms, 4), device)
         print(f"recorded {row.median_ms:.3f} ms with {plan.path.name}")

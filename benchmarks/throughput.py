@@ -1,59 +1,93 @@
 """End-to-end speed and memory of ``engine.run`` on large procedural GeoTIFFs, beside the bare backend.
 
-    python -m benchmarks.throughput                         4 and 64 Mpx, all three sensor settings
-    python -m benchmarks.throughput --mpx 2,200 --sensors rgir,ndsm
+    python -m benchmarks.throughput                                       4 and 64 Mpx, all three sensor settings
+    python -m benchmarks.throughput --mpx 4,64,400 --sensors rgir,ndsm    the long one: 3 GB of disk under --folder
+    python -m benchmarks.throughput --precision int8 --rounds 5
 
 Per size and setting, one process after the other, round by round:
 
-- the command as a user types it: ``end_to_end`` from opening the rasters to the published maps, ``stream`` without
-  start-up and publishing;
-- OpenVINO by itself as one would write it first (default settings, one tile after the other), on tiles of the same
-  raster held in memory, same graph, same outputs: ``bare_loop``;
-- our backend on the same tiles with all its slots kept busy, the most that could be reached if reading, composing and
-  writing took no processor: ``bare_saturated``.
+- the command as a user types it: end_to_end from opening the rasters to the published maps, stream without start-up
+  and publishing;
+- the inference library by itself as one would write it first (its default settings, one tile after the other) on the
+  tiles of the same raster held in memory, same graph, same outputs: bare_loop;
+- our backend on the same tiles with all its slots kept busy (MLPerf inference's *offline*), the most that could be
+  reached if reading, composing and writing took no processor: bare_saturated.
 
-Medians over rounds. Peak memory is the process's own maximum resident set.
+Figures are medians over rounds, ratios medians of each round's ratio. share_* divide the wall clock of the process into
+start-up (imports, checks, compiling; the end of the process too), stream and publishing. Within the stream the stages
+overlap: read_busy and write_busy are the part of it in which the reading and the composing-and-writing thread worked,
+stream_over_saturated is the backend's; latency_share_* say where a tile's own time went. Peak memory is the process's
+own maximum resident set.
+
+At the end, per setting, a line fitted by least squares through every round of every size: seconds of the whole process
+against megapixels, and the slope of peak memory. They stand in each row of the setting, empty where there is one size.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import openvino
 import rasterio
-from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from rasterio.windows import Window
+from tqdm import tqdm
 
+from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
+from benchmarks.conditions import ROOT, conditions, write_csv
+from benchmarks.flight import COMPLETE_PX, GSD_M
+from benchmarks.rates import inputs_of, offline, single_stream
+from benchmarks.tiles import tiles_of_run
 from engine import demo
 from engine.backends import open_backend
-from engine.backends.base import Output
 from engine.contract.bundle import Bundle
-from engine.contract.sensors import Scenario, Sensor, parse_sensors, scenario_for
+from engine.contract.errors import BackendError, EngineError, UsageError
+from engine.contract.sensors import Sensor, parse_sensors, scenario_for
+from engine.summary import TileTimes
+from engine.tile_log import NAME as TILE_LOG_NAME
+from engine.tile_log import STAGES, read_tile_log
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "throughput.csv"
+SETTINGS = ("rgir,ndsm", "rgir", "ndsm")
 BARE_TILES = 64
-VALID_PX = (680, 780)
-"""Rows and columns of the demo scene, from its upper left corner, in which no sensor has a gap."""
+BURN_IN_TILES = 8
+BLOCK_PX = 512
+GDAL_CACHE_MB = 64
+
+Raster = tuple[float, Mapping[Sensor, Path]]
+"""Megapixels, and where each sensor's file is."""
+Round = dict[str, float]
+"""What one round of one size and setting measured, by column."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the CSV."""
+    options = build_parser().parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="throughput-", dir=options.folder) as folder:
+            rows = measure(options, Path(folder))
+        write_csv(options.out, [{**row, **conditions("openvino")} for row in rows])
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: nothing is written", file=sys.stderr)
+        return 130
+    print(f"written: {options.out}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every option of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
         description=__doc__,
@@ -61,189 +95,239 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--mpx", default="4,64", help="raster sizes in megapixels (default: 4,64)")
     parser.add_argument("--sensors", action="append", help="sensor setting, repeatable (default: all three)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; medians are reported (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: 3)")
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
-    parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
-    options = parser.parse_args(arguments)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for mpx in (float(size) for size in options.mpx.split(",")):
-            paths = write_raster(Path(folder), mpx)
-            for setting in options.sensors or ["rgir,ndsm", "rgir", "ndsm"]:
-                rows.append(measure(Path(folder), paths, setting, mpx, options.bundle, options.rounds))
-                show(rows[-1])
-    options.csv.parent.mkdir(parents=True, exist_ok=True)
-    with options.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written: {options.csv}")
-    return 0
+    parser.add_argument("--backend", default="auto", help="as engine.run takes it (default: auto)")
+    parser.add_argument("--precision", default="auto", help="as engine.run takes it (default: auto)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="for rasters and maps (default: a temporary one)")
+    parser.add_argument("--out", "--csv", type=Path, default=RESULTS, metavar="CSV", help="result file")
+    return parser
 
 
-def write_raster(folder: Path, mpx: float) -> dict[Sensor, Path]:
-    """What both sensors saw of the demo scene, repeated over a square raster of that size, tiled and deflated.
+def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Every size and setting, round by round; the rows of the CSV without their conditions.
 
-    Every tile is valid in both sensors, so that each setting runs exactly one graph per tile, as the bare loop does.
+    Raises:
+        EngineError: an option makes no sense, or a process failed.
+    """
+    settings = options.sensors or list(SETTINGS)
+    for setting in settings:
+        parse_sensors(setting)  # says what is wrong before anything is written
+    sizes = _sizes(options.mpx, Bundle.load(options.bundle).manifest.tile_px)
+    if options.rounds < 1:
+        raise UsageError(f"--rounds must be at least 1, received {options.rounds}")
+    rows: list[dict[str, object]] = []
+    fits: dict[str, list[Round]] = {setting: [] for setting in settings}
+    with tqdm(total=len(sizes) * len(settings) * options.rounds, unit="round") as progress:
+        for size in sizes:
+            progress.set_description(f"writing {size:g} Mpx")
+            raster = write_raster(folder, size)
+            for setting in settings:
+                rounds, told = [], {}
+                for _ in range(options.rounds):
+                    progress.set_description(f"{size:g} Mpx {setting}")
+                    one, told = one_round(folder, raster, setting, options)
+                    rounds.append(one)
+                    progress.update()
+                rows.append(row_of(size, setting, rounds, told))
+                fits[setting] += rounds
+                progress.write(line_of(rows[-1]))
+            for path in raster[1].values():
+                path.unlink()
+    for setting, rounds in fits.items():
+        fitted = fit_of(rounds) if len(sizes) > 1 else dict.fromkeys(FIT_COLUMNS)
+        for row in rows:
+            if row["sensors"] == setting.replace(",", "+"):
+                row.update(fitted)
+        if len(sizes) > 1:
+            print(
+                f"{setting.replace(',', '+'):<10} seconds = {fitted['fit_s_per_mpx']:g} x Mpx + {fitted['fit_s']:g}, "
+                f"R2 {fitted['fit_r2']:g}; peak memory {fitted['fit_peak_rss_mib_per_mpx']:+g} MiB per Mpx"
+            )
+    return rows
+
+
+def write_raster(folder: Path, mpx: float) -> Raster:
+    """What both sensors saw of the demo scene, repeated over a square raster of about that size, tiled and deflated.
+
+    Every tile is valid in both sensors, so that each setting runs exactly one graph per tile, as the bare loop does. It
+    is written by strips of blocks, so that no more than one of them is in memory.
     """
     side = round((mpx * 1e6) ** 0.5)
-    paths = {}
-    for sensor, source in demo.SCENE.items():
-        paths[sensor] = folder / f"{sensor}_{mpx:g}.tif"
-        with rasterio.open(source) as scene:
-            pixels, profile = scene.read()[:, : VALID_PX[0], : VALID_PX[1]], scene.profile
-        profile = {"driver": "GTiff", "count": profile["count"], "dtype": profile["dtype"], "nodata": profile["nodata"]}
-        with rasterio.open(
-            paths[sensor],
-            "w",
-            **profile,
-            width=side,
-            height=side,
-            crs="EPSG:32632",
-            transform=from_origin(500000, 5400000, 0.2, 0.2),
-            tiled=True,
-            blockxsize=512,
-            blockysize=512,
-            compress="deflate",
-            bigtiff="if_safer",
-        ) as file:
-            for row in range(0, side, 512):
-                height = min(512, side - row)
-                rows = np.arange(row, row + height) % pixels.shape[1]
-                cols = np.arange(side) % pixels.shape[2]
-                file.write(pixels[:, rows][:, :, cols], window=Window(0, row, side, height))
-    return paths
+    paths = {sensor: folder / f"{sensor}_{mpx:g}.tif" for sensor in demo.SCENE}
+    cols = np.arange(side) % COMPLETE_PX[1]
+    for sensor, path in paths.items():
+        with rasterio.open(demo.SCENE[sensor]) as scene:
+            pixels = scene.read()[:, : COMPLETE_PX[0], : COMPLETE_PX[1]]
+            profile = {name: scene.profile[name] for name in ("count", "dtype", "nodata")}
+        with (
+            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB),
+            rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                **profile,
+                width=side,
+                height=side,
+                crs="EPSG:32632",
+                transform=from_origin(500000, 5400000, GSD_M, GSD_M),
+                tiled=True,
+                blockxsize=BLOCK_PX,
+                blockysize=BLOCK_PX,
+                compress="deflate",
+                zlevel=1,
+                num_threads="ALL_CPUS",
+                bigtiff="if_safer",
+            ) as file,
+        ):
+            for top in range(0, side, BLOCK_PX):
+                rows = np.arange(top, min(top + BLOCK_PX, side)) % COMPLETE_PX[0]
+                file.write(pixels[:, rows][:, :, cols], window=Window(0, top, side, len(rows)))
+    return side * side / 1e6, paths
 
 
-def measure(
-    folder: Path, paths: dict[Sensor, Path], setting: str, mpx: float, bundle: Path, rounds: int
-) -> dict[str, object]:
-    """One row of the table: alternating rounds of the command and of the bare loop."""
-    commands, bares = [], []
-    for _ in range(rounds):
-        bares.append(bare_tiles_per_s(bundle, setting, paths))
-        commands.append(run_command(folder, paths, setting, bundle))
-    loop, saturated = (statistics.median(rates) for rates in zip(*bares, strict=True))
-    stream = statistics.median(run["performance"]["tiles_per_s"] for run in commands)
+def one_round(folder: Path, raster: Raster, setting: str, options: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
+    """The bare backend in a process, then the command in one; what was measured, and the command's run.json."""
+    mpx, paths = raster
+    loop, saturated = bare_in_process(paths, setting, options)
+    told, times, wall_s = run_command(folder / "map", paths, setting, options)
+    performance = told["performance"]
+    stream_s, tiles_per_s = performance["stream_s"], performance["tiles_per_s"]
+    stages_s = {stage: float(times.stages_ms[stage].sum()) / 1e3 for stage in STAGES}
+    startup_s = wall_s - stream_s - performance["publish_s"]
     return {
-        "mpx": mpx,
+        "raster_mpx": mpx,
+        "end_to_end_mpx_per_s": performance["mpx_per_s"],
+        "stream_tiles_per_s": tiles_per_s,
+        "bare_loop_tiles_per_s": loop,
+        "bare_saturated_tiles_per_s": saturated,
+        "stream_over_loop": tiles_per_s / loop,
+        "stream_over_saturated": tiles_per_s / saturated,
+        "wall_s": wall_s,
+        "share_startup": startup_s / wall_s,
+        "share_stream": stream_s / wall_s,
+        "share_publish": performance["publish_s"] / wall_s,
+        "read_busy": stages_s["read"] / stream_s,
+        "write_busy": stages_s["write"] / stream_s,
+        **{f"latency_share_{stage}": spent / sum(stages_s.values()) for stage, spent in stages_s.items()},
+        "peak_rss_mib": performance["peak_rss_mib"],
+    }, told
+
+
+def run_command(
+    output: Path, paths: Mapping[Sensor, Path], setting: str, options: argparse.Namespace
+) -> tuple[dict[str, Any], TileTimes, float]:
+    """``engine.run`` in a process of its own: run.json, the times of its tiles, the wall clock of the whole process.
+
+    Raises:
+        BackendError: it failed, or ran other graphs than one per tile, which the bare backend is not compared with.
+    """
+    inputs = [word for sensor in parse_sensors(setting) for word in (f"--{sensor}", str(paths[sensor]))]
+    words = ["--bundle", str(options.bundle.resolve()), "--backend", options.backend, "--precision", options.precision]
+    command = [sys.executable, "-m", "engine.run", *inputs, *words, "--output", str(output), "--overwrite", "--quiet"]
+    started = time.perf_counter()
+    _run(command, f"engine.run on {setting}")
+    wall_s = time.perf_counter() - started
+    told = json.loads((output / "run.json").read_text())
+    scenario, tiles = scenario_for(parse_sensors(setting)), told["tiling"]["tiles"]
+    if told["result"]["inferences"].get(scenario) != tiles:
+        raise BackendError(
+            f"each of the {tiles} tiles must have run scenario {scenario} once, run.json counts "
+            f"{told['result']['inferences']}: a sensor was judged dead, pass a bundle whose health limits fit the demo"
+        )
+    return told, TileTimes(read_tile_log(output / TILE_LOG_NAME)), wall_s
+
+
+def bare_in_process(paths: Mapping[Sensor, Path], setting: str, options: argparse.Namespace) -> tuple[float, float]:
+    """(loop, saturated) tiles per second of the backend alone, measured in a process of its own."""
+    code = "import json, sys; from benchmarks.throughput import bare; print(json.dumps(bare(*sys.argv[1:])))"
+    files = (str(paths[sensor]) for sensor in Sensor)
+    words = [str(options.bundle.resolve()), options.backend, options.precision, setting, *files]
+    loop, saturated = json.loads(_run([sys.executable, "-c", code, *words], "the bare backend").splitlines()[-1])
+    return loop, saturated
+
+
+def bare(bundle_root: str, backend: Any, precision: Any, setting: str, *files: str) -> tuple[float, float]:
+    """Tiles per second on a run's own tiles held in memory, after burn-in: (library's plain loop, all slots busy).
+
+    Where a library cannot be had by itself the loop is that of our backend, one tile after the other.
+    """
+    bundle, scenario = Bundle.load(Path(bundle_root)), scenario_for(parse_sensors(setting))
+    assert scenario is not None, "parse_sensors gives at least one"
+    paths = dict(zip(Sensor, map(Path, files), strict=True))
+    tiles = tiles_of_run(bundle.manifest, {sensor: paths[sensor] for sensor in scenario.sensors}, BARE_TILES)
+    inputs = inputs_of(scenario, tiles)
+    with open_backend(backend, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as opened:
+        single_stream(opened, scenario, inputs, BURN_IN_TILES)
+        saturated = offline(opened, scenario, inputs, BARE_TILES)
+        plain = open_bare(opened.info, bundle.graph(scenario, opened.info.graph), batch=1, precision=precision)
+        if plain is None:
+            return 1e3 / float(np.mean(single_stream(opened, scenario, inputs, BARE_TILES))), saturated
+    bare_tiles_per_s(plain, inputs, batch=1, count=BURN_IN_TILES)
+    return bare_tiles_per_s(plain, inputs, batch=1, count=BARE_TILES), saturated
+
+
+def row_of(size: float, setting: str, rounds: Sequence[Round], told: Mapping[str, Any]) -> dict[str, object]:
+    """One line of the CSV."""
+    medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    backend = told["backend"]
+    return {
+        "mpx": size,
         "sensors": setting.replace(",", "+"),
-        "tiles": commands[0]["tiling"]["tiles"],
-        "end_to_end_mpx_per_s": round(statistics.median(run["performance"]["mpx_per_s"] for run in commands), 3),
-        "stream_tiles_per_s": round(stream, 2),
-        "bare_loop_tiles_per_s": round(loop, 2),
-        "bare_saturated_tiles_per_s": round(saturated, 2),
-        "stream_over_loop": round(stream / loop, 3),
-        "stream_over_saturated": round(stream / saturated, 3),
-        "publish_s": statistics.median(run["performance"]["publish_s"] for run in commands),
-        "wall_s": round(statistics.median(run["wall_s"] for run in commands), 2),
-        "peak_rss_mib": statistics.median(run["performance"]["peak_rss_mib"] for run in commands),
-        "rounds": rounds,
-        "backend": commands[0]["backend"]["library"],
-        "precision": commands[0]["backend"]["precision"],
-        "device": commands[0]["backend"]["device"],
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        "tiles": told["tiling"]["tiles"],
+        **{name: float(f"{value:.4g}") for name, value in medians.items() if name != "raster_mpx"},
+        "rounds": len(rounds),
+        "library": backend["library"],
+        "graph": backend["graph"],
+        "precision": backend["precision"],
+        "slots": backend["slots"],
+        "threads": backend["threads"],
+        "device": backend["device"],
     }
 
 
-def run_command(folder: Path, paths: dict[Sensor, Path], setting: str, bundle: Path) -> dict:
-    """``engine.run`` in a process of its own; what run.json says, and the wall clock of the whole process."""
-    output = folder / "map"
-    inputs = [word for sensor in parse_sensors(setting) for word in (f"--{sensor}", str(paths[sensor]))]
-    options = ["--bundle", str(bundle.resolve()), "--output", str(output), "--overwrite", "--quiet"]
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "engine.run", *inputs, *options], cwd=ROOT, check=True)
-    wall_s = time.perf_counter() - started
-    return {**json.loads((output / "run.json").read_text()), "wall_s": wall_s}
+FIT_COLUMNS = ("fit_s_per_mpx", "fit_s", "fit_r2", "fit_peak_rss_mib_per_mpx")
 
 
-def bare_tiles_per_s(bundle_root: Path, setting: str, paths: dict[Sensor, Path]) -> tuple[float, float]:
-    """(loop, saturated) tiles per second of the backend alone, measured in a process of its own."""
-    code = (
-        "import sys; from pathlib import Path; from benchmarks.throughput import bare; "
-        "print(*bare(Path(sys.argv[1]), sys.argv[2], [Path(p) for p in sys.argv[3:]]))"
+def fit_of(rounds: Sequence[Round]) -> dict[str, float]:
+    """Least squares over rounds of at least two sizes: seconds = fit_s_per_mpx x Mpx + fit_s, and how well it fits."""
+    mpx, wall_s, rss_mib = (
+        np.array([one[name] for one in rounds]) for name in ("raster_mpx", "wall_s", "peak_rss_mib")
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bundle_root.resolve()), setting, *(str(paths[sensor]) for sensor in Sensor)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    loop, saturated = (float(word) for word in done.stdout.split())
-    return loop, saturated
+    slope, intercept = np.polyfit(mpx, wall_s, 1)
+    unexplained = ((wall_s - slope * mpx - intercept) ** 2).sum() / ((wall_s - wall_s.mean()) ** 2).sum()
+    values = (slope, intercept, 1 - unexplained, np.polyfit(mpx, rss_mib, 1)[0])
+    return {name: float(f"{value:.5g}") for name, value in zip(FIT_COLUMNS, values, strict=True)}
 
 
-def bare(bundle_root: Path, setting: str, paths: Sequence[Path]) -> tuple[float, float]:
-    """Tiles per second on tiles held in memory, after a warm-up: (plain OpenVINO loop, our backend, all slots busy)."""
-    bundle = Bundle.load(bundle_root)
-    scenario = scenario_for(parse_sensors(setting))
-    assert scenario is not None
-    tiles = tiles_in_memory(dict(zip(Sensor, paths, strict=True)), scenario, bundle.manifest.tile_px)
-
-    model = openvino.Core().read_model(bundle.graph(scenario, "fp32"))
-    wanted = (Output.CLASSES, Output.CONFIDENCE)
-    pruned = openvino.Model([model.output(name.value) for name in wanted], model.get_parameters(), "bare")
-    pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
-    compiled = openvino.Core().compile_model(pruned, "CPU")
-
-    def plain(tile: dict[Sensor, NDArray[np.generic]]) -> None:
-        compiled({sensor.value: values[None] for sensor, values in tile.items()})
-
-    loop = _rate(tiles, lambda picked: [plain(tile) for tile in picked])
-    with open_backend("auto", bundle, scenarios=[scenario], wanted=wanted) as backend:
-
-        def fly(picked: list[dict[Sensor, NDArray[np.generic]]]) -> None:
-            flying = deque(backend.submit(scenario, tile) for tile in picked[: backend.info.slots])
-            for tile in picked[backend.info.slots :]:
-                flying.popleft().result()
-                flying.append(backend.submit(scenario, tile))
-            for last in flying:
-                last.result()
-
-        saturated = _rate(tiles, fly)
-    return loop, saturated
-
-
-def tiles_in_memory(
-    paths: dict[Sensor, Path], scenario: Scenario, tile_px: int
-) -> list[dict[Sensor, NDArray[np.generic]]]:
-    """The first tiles of the raster, as the scenario's graph reads them."""
-    tiles: list[dict[Sensor, NDArray[np.generic]]] = [{} for _ in range(BARE_TILES)]
-    for sensor in scenario.sensors:
-        with rasterio.open(paths[sensor]) as file:
-            columns = file.width // tile_px
-            for index in range(min(BARE_TILES, columns**2)):
-                row, col = divmod(index, columns)
-                tiles[index][sensor] = file.read(window=Window(col * tile_px, row * tile_px, tile_px, tile_px))
-    whole = [tile for tile in tiles if tile]
-    return [whole[index % len(whole)] for index in range(BARE_TILES)]
-
-
-def _rate(tiles: list[dict[Sensor, NDArray[np.generic]]], run: Callable[[list], object]) -> float:
-    run(tiles[:8])
-    started = time.perf_counter()
-    run(tiles)
-    return len(tiles) / (time.perf_counter() - started)
-
-
-def show(row: dict[str, object]) -> None:
-    """One line on the terminal."""
-    print(
-        f"{row['mpx']:>6g} Mpx  {row['sensors']:<10} {row['end_to_end_mpx_per_s']:>7} Mpx/s end to end   "
-        f"{row['stream_tiles_per_s']:>6} tiles/s streamed, {row['bare_loop_tiles_per_s']:>6} bare loop, "
-        f"{row['bare_saturated_tiles_per_s']:>6} bare saturated   peak {row['peak_rss_mib']:>6} MiB"
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row for the terminal."""
+    return (
+        f"{row['mpx']:>5g} Mpx  {row['sensors']:<10}{row['end_to_end_mpx_per_s']:>7} Mpx/s end to end   "
+        f"{row['stream_tiles_per_s']:>6} tiles/s: {row['stream_over_loop']:.3f} of the bare loop, "
+        f"{row['stream_over_saturated']:.3f} of the saturated backend   read {row['read_busy']:.0%}, "
+        f"write {row['write_busy']:.0%} busy   start-up {row['share_startup']:.0%}, publish "
+        f"{row['share_publish']:.0%}   peak {row['peak_rss_mib']} MiB"
     )
 
 
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def _sizes(text: str, tile_px: int) -> list[float]:
+    try:
+        sizes = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--mpx takes megapixels such as 4,64; received {text!r}") from error
+    if not all(tile_px**2 / 1e6 <= size < float("inf") for size in sizes):
+        raise UsageError(f"--mpx must be at least one tile of {tile_px} x {tile_px} px each; received {text!r}")
+    return sizes
+
+
+def _run(command: Sequence[str], what: str) -> str:
+    """Standard output of a process that must succeed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise BackendError(f"{what} ended with exit code {done.returncode}: {reason}")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""Tiles held in memory for benchmarks: the bundle's golden tile, then windows of a scene."""
+"""Tiles held in memory for benchmarks: the bundle's golden tile and windows of a scene, or those a run would read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
-from engine.contract.bundle import Bundle
+from engine.contract.bundle import Bundle, Manifest
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
+from engine.grid import TileGrid
 
 Tile = dict[Sensor, NDArray[np.generic]]
 """What both sensors saw: ``rgir`` uint8 [3, T, T], ``ndsm`` float32 [1, T, T] in metres, finite."""
@@ -35,6 +39,24 @@ def tiles_of(bundle: Bundle, scene: Mapping[Sensor, Path], count: int) -> list[T
             window = np.s_[:, row : row + side, col : col + side]
             tiles.append({sensor: np.ascontiguousarray(raster[window]) for sensor, raster in rasters.items()})
     return tiles[:count]
+
+
+def tiles_of_run(manifest: Manifest, rasters: Mapping[Sensor, Path], at_most: int) -> list[Tile]:
+    """The first tiles of a run over complete rasters, halo included, in its order.
+
+    Args:
+        manifest: of the bundle that the run uses; sets the tile and its halo.
+        rasters: without gaps and not smaller than a tile, on one grid.
+        at_most: how many, if there are so many.
+    """
+    with ExitStack() as stack:
+        files = {sensor: stack.enter_context(rasterio.open(path)) for sensor, path in rasters.items()}
+        first = next(iter(files.values()))
+        grid = TileGrid(height=first.height, width=first.width, tile_px=manifest.tile_px, halo_px=manifest.halo_px)
+        windows = [
+            Window(t.reads.col, t.reads.row, t.reads.width, t.reads.height) for t in islice(grid.tiles(), at_most)
+        ]
+        return [{sensor: file.read(window=window) for sensor, file in files.items()} for window in windows]
 
 
 def _read(path: Path) -> NDArray[np.generic]:

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -84,7 +85,6 @@ def performance(plan: Plan, times: TileTimes, *, first: int, streamed_s: float, 
     tiles = len(times) - first
     share = tiles / len(plan.mosaic.grid)
     megapixels = share * plan.rasters.grid.width * plan.rasters.grid.height / 1e6
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "tiles": tiles,
         "stream_s": round(streamed_s, 4),
@@ -95,8 +95,24 @@ def performance(plan: Plan, times: TileTimes, *, first: int, streamed_s: float, 
             stage: {f"p{q}": round(float(np.percentile(values[first:], q)), 3) for q in (50, 90, 99)} if tiles else {}
             for stage, values in times.stages_ms.items()
         },
-        "peak_rss_mib": round(peak_kib / (1024 if sys.platform != "darwin" else 2**20), 1),
+        "peak_rss_mib": round(peak_rss_mib(), 1),
     }
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process has had resident.
+
+    Linux' ``ru_maxrss`` begins with that of the process that started this one (setmax_mm_hiwater_rss in fs/exec.c),
+    so that a small command started by a large program would seem large; ``VmHWM`` is this process's own.
+    """
+    try:
+        _, found, rest = Path("/proc/self/status").read_text().partition("VmHWM:")
+    except OSError:
+        found, rest = "", ""
+    if found:
+        return int(rest.split()[0]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform != "darwin" else 2**20)
 
 
 def system() -> dict[str, Any]:

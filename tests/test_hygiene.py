@@ -15,7 +15,8 @@ COMMANDS = ["engine.run", "engine.doctor", "engine.report", "engine.acceptance"]
 COMMANDS += ["export.run", "export.build", "export.audit", "calib.run"]
 COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check"]
 COMMANDS += ["train.data.synthetic", "train.data.demo_scene"]
-COMMANDS += [f"benchmarks.{name}" for name in ("throughput", "latency", "agreement", "soak", "kill_resume")]
+MEASURING = ("throughput", "latency", "agreement", "soak", "kill_resume", "peers", "accuracy", "roofline", "sweep")
+COMMANDS += [f"benchmarks.{name}" for name in (*MEASURING, "readme")]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_static_checks_pass(tool: list[str]) -> None:
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_is_in_the_readme_and_has_help_with_an_example(module: str) -> None:
-    assert f"python -m {module}" in README
+    assert f"python -m {module}" in README + (ROOT / "benchmarks" / "README.md").read_text()
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )

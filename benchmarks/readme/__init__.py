@@ -1,0 +1,1 @@
+"""The tables of README.md, made from the files of ``benchmarks/results``."""

@@ -1,0 +1,75 @@
+"""A guard against a slower pipeline: ratios only, measured side by side, so that a slow machine is no failure."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from benchmarks.bare import WANTED
+from benchmarks.rates import inputs_of, offline, single_stream
+from benchmarks.throughput import write_raster
+from benchmarks.tiles import tiles_of_run
+from engine import demo
+from engine.backends import open_backend
+from engine.contract.bundle import Bundle
+from engine.contract.sensors import Scenario, Sensor
+from engine.segment import Request, segment
+from tests.engine.test_segment import Watcher
+
+LEAST_RATE = 0.6
+"""Of the bare backend's tiles a second with its two slots busy. Sound, the stream reaches 0.8 to 0.9 on two idle cores;
+one tile at a time leaves a slot idle and stays near 0.45."""
+MOST_WORK = 1.6
+"""Processor seconds of a tile, times those of the bare backend, which do not care who else uses the machine. Sound, the
+stream takes 1.1 to 1.2; each tile inferred twice takes more than 2."""
+ROUNDS = 4
+"""The best of them counts: what steals the processor during a stream and not before or after it does not come so often
+in a row, while a defect is there every time."""
+THREADS = 2
+"""However many cores there are, so that the bounds mean the same everywhere."""
+
+
+class Stopwatch(Watcher):
+    """Processor seconds of this process from the first tile's reading to the last one's writing."""
+
+    def started(self, plan, backend, *, first_tile) -> None:
+        super().started(plan, backend, first_tile=first_tile)
+        self.cpu_s = -time.process_time()
+
+    def publishing(self) -> None:
+        self.cpu_s += time.process_time()
+
+
+def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path) -> None:
+    bundle, scenario = Bundle.load(demo.BUNDLE), Scenario.MISSING_NDSM
+    rasters = {Sensor.RGIR: write_raster(tmp_path, 4)[1][Sensor.RGIR]}
+    tiles = tiles_of_run(bundle.manifest, rasters, 25)
+    options = {"precision": "fp32", "threads": THREADS}
+    request = Request(
+        rasters=rasters, bundle=demo.BUNDLE, output=tmp_path / "map", backend="openvino", overwrite=True, **options
+    )
+    rates: list[float] = []
+    work: list[float] = []
+    with open_backend("openvino", bundle, scenarios=[scenario], wanted=WANTED, **options) as backend:
+        inputs = inputs_of(scenario, tiles)
+
+        def bare() -> tuple[float, float]:
+            """Tiles a second, processor seconds a tile."""
+            cpu_s = -time.process_time()
+            rate = offline(backend, scenario, inputs, len(tiles))
+            return rate, (cpu_s + time.process_time()) / (len(tiles) + backend.info.slots)
+
+        single_stream(backend, scenario, inputs, 2)
+        while len(rates) < ROUNDS and not (rates and max(rates) >= LEAST_RATE and min(work) <= MOST_WORK):
+            before = bare()
+            threads, watch = set(threading.enumerate()), Stopwatch()
+            told = segment(request, watch)
+            left = {thread.name for thread in set(threading.enumerate()) - threads}
+            bare_rate, bare_cpu_s = ((one + other) / 2 for one, other in zip(before, bare(), strict=True))
+            assert told["result"]["inferences"][scenario] == told["tiling"]["tiles"] == len(tiles)
+            assert not left, "threads outlive the run"
+            rates.append(told["performance"]["tiles_per_s"] / bare_rate)
+            work.append(watch.cpu_s / len(tiles) / bare_cpu_s)
+    assert max(rates) >= LEAST_RATE, f"rounds: {rates} of the bare backend's tiles a second: a stage waits for another"
+    assert min(work) <= MOST_WORK, f"rounds: {work} times the bare backend's processor time: work is done twice"
