@@ -221,7 +221,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="nano", help="model and training defaults (nano)")
     parser.add_argument(
-        "--model", metavar="JSON", default="{}", help='what differs from the preset\'s model: \'{"token_depth": 2}\''
+        "--model", metavar="JSON", default="{}", help="what differs from the preset's model: '{\"token_depth\": 2}'"
     )
     parser.add_argument("--generator", choices=("ae", "cgan"), help="generator kind (the preset's)")
     data = parser.add_mutually_exclusive_group()
