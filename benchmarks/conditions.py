@@ -26,6 +26,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "torch": ("torch",),
     "monai": ("monai",),
+    "geoai": ("geoai-py",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
     "pycuda": ("pycuda",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -17,15 +18,14 @@ from engine.contract.sensors import Scenario, Sensor
 from engine.segment import Request, segment
 from tests.engine.test_segment import Watcher
 
-LEAST_RATE = 0.6
-"""Of the bare backend's tiles a second with its two slots busy. Sound, the stream reaches 0.8 to 0.9 on two idle cores;
-one tile at a time leaves a slot idle and stays near 0.45."""
+LEAST_RATE = 0.7
+"""Of the bare backend's tiles a second with its two slots busy. Sound, the stream reaches 0.8 to 0.9 on two idle cores,
+more where others compete for them; one tile at a time leaves a slot idle: 0.45 to 0.6."""
 MOST_WORK = 1.6
-"""Processor seconds of a tile, times those of the bare backend, which do not care who else uses the machine. Sound, the
+"""Processor seconds of a tile, times those of the bare backend, which hardly care who else uses the machine. Sound, the
 stream takes 1.1 to 1.2; each tile inferred twice takes more than 2."""
-ROUNDS = 4
-"""The best of them counts: what steals the processor during a stream and not before or after it does not come so often
-in a row, while a defect is there every time."""
+ROUNDS = (3, 7)
+"""The median counts: of the first three, or of up to seven where those do not convince."""
 THREADS = 2
 """However many cores there are, so that the bounds mean the same everywhere."""
 
@@ -61,7 +61,7 @@ def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path
             return rate, (cpu_s + time.process_time()) / (len(tiles) + backend.info.slots)
 
         single_stream(backend, scenario, inputs, 2)
-        while len(rates) < ROUNDS and not (rates and max(rates) >= LEAST_RATE and min(work) <= MOST_WORK):
+        while len(rates) < ROUNDS[0] or (len(rates) < ROUNDS[1] and not sound(rates, work)):
             before = bare()
             threads, watch = set(threading.enumerate()), Stopwatch()
             told = segment(request, watch)
@@ -71,5 +71,15 @@ def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path
             assert not left, "threads outlive the run"
             rates.append(told["performance"]["tiles_per_s"] / bare_rate)
             work.append(watch.cpu_s / len(tiles) / bare_cpu_s)
-    assert max(rates) >= LEAST_RATE, f"rounds: {rates} of the bare backend's tiles a second: a stage waits for another"
-    assert min(work) <= MOST_WORK, f"rounds: {work} times the bare backend's processor time: work is done twice"
+    assert sound(rates, work), (
+        f"of the bare backend's tiles a second the stream reached {rounded(rates)} (least median {LEAST_RATE}), taking "
+        f"{rounded(work)} times its processor time a tile (most {MOST_WORK}): a stage waits for another or works twice"
+    )
+
+
+def sound(rates: list[float], work: list[float]) -> bool:
+    return statistics.median(rates) >= LEAST_RATE and statistics.median(work) <= MOST_WORK
+
+
+def rounded(ratios: list[float]) -> str:
+    return ", ".join(f"{ratio:.2f}" for ratio in ratios)

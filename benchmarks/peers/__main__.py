@@ -1,0 +1,289 @@
+"""The engine against what one would use instead, side by side in one run: same tiles, same weights, same outputs.
+
+    python -m benchmarks.peers                                       preset nano with random weights, tiles and a raster
+    python -m benchmarks.peers --checkpoints demo=runs/nano/best.safetensors --bundles demo=engine/demo/bundle
+    python -m benchmarks.peers --groups raster --mpx 16 --rounds 5
+    python -m benchmarks.peers --presets paper,edge                  networks beside each other, and the first
+    python -m benchmarks.peers --checkpoints paper=P.safetensors edge=E.safetensors --bundles edge=bundles/edge
+
+One network: how long each library and tiler takes, and the ratio to the engine (above 1 the engine is faster). Several:
+how long each takes in PyTorch eager, OpenVINO and the engine, in fp32 and int8, the ratio to the first network in the
+same library, and how many times as fast as the first in PyTorch eager.
+
+The weights are those of a checkpoint, or the random ones that a preset starts training from: speed does not depend on
+them. Graphs are exported on the spot (a minute or more), unless --bundles names a bundle of the same checkpoint.
+Agreement is the share of pixels to which PyTorch eager in float32 gives the same class. int8 is the bundle's; of many
+networks, those exported here get it with every convolution quantised, as fast as int8 can be.
+
+Tiles. single_stream_ms: one tile after the other, host memory to host memory, median. offline_ms: per tile, as many at
+once as the library itself sees to. The names are MLPerf inference's, the run lengths are not
+(https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc). The engine is made for the second:
+one tile at a time leaves all but one of its streams idle, while PyTorch, ONNX Runtime and "OpenVINO infer" put all
+cores on each tile. fp32 is computed in float32, on processors with bfloat16 as well.
+
+Rasters. Seconds from the raster to its classes, everything loaded and compiled before. The others start from a raster
+in memory; engine.run and geoai read and write GeoTIFF, and engine.run also makes confidence, provenance, overviews and
+a journal: stricter on us. "cropped tiles" are the engine's, stitched by their cores in memory. MONAI and geoai blend
+probabilities of windows that overlap by twice the halo; other defaults are theirs.
+
+Rounds alternate between all rows and each begins with another one; figures are medians over rounds, ratios medians of
+the ratio in one round. What is not installed is left out with its pip command. Left out for good:
+terratorch.tasks.tiled_inference, because importing terratorch imports torchvision, whose PyPI build is linked to CUDA
+and does not load beside the CPU build of PyTorch (0.29.2: "operator torchvision::nms does not exist"), and terratorch
+1.2 needs torchgeo 0.9, which needs Python 3.12; torchgeo 0.8 itself has no tiled prediction. On a CUDA device rows for
+PyTorch fp16 eager, torch.compile max-autotune, CUDA graphs and TensorRT are added, which have never been executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.agreement import listed
+from benchmarks.conditions import conditions, write_csv
+from benchmarks.tiles import tiles_of
+from engine import demo
+from engine.contract.errors import BackendUnavailableError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    from benchmarks.peers.libraries import Opener
+    from benchmarks.peers.rounds import LeftOut, Row
+    from benchmarks.peers.subject import Subject
+
+RESULTS = Path(__file__).parent.parent / "results"
+DEFAULT_PRESET = "nano"
+GROUPS = ("tile", "raster")
+MODES = {"tile": ("single_stream_ms", "offline_ms"), "raster": ("raster_s",)}
+SCENE_TILES = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write the CSV."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        compare(options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ImportError as error:
+        print(
+            f"error: PyTorch and export are needed ({error}): pip install 'gemmnet-edge[export,train]'", file=sys.stderr
+        )
+        return BackendUnavailableError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every option of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", metavar="LIST", help=f"networks with random weights (default: {DEFAULT_PRESET})")
+    named = {"nargs": "+", "default": [], "action": "extend"}
+    parser.add_argument("--checkpoints", **named, metavar="NAME=FILE", help="networks with trained weights")
+    parser.add_argument("--bundles", **named, metavar="NAME=DIR", help="exported from the checkpoint of that name")
+    parser.add_argument("--groups", default=",".join(GROUPS), metavar="LIST", help="of one network (default: both)")
+    parser.add_argument("--mpx", type=float, default=4.0, metavar="N", help="size of the raster (default: 4)")
+    parser.add_argument("--tile", type=int, default=512, metavar="PX", help="side of what is exported here (512)")
+    parser.add_argument("--tiles", type=int, default=12, metavar="N", help="tiles per round and row (default: 12)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="result (results/peers.csv, of several peers_models.csv)"
+    )
+    return parser
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Do what the command line asks.
+
+    Raises:
+        EngineError: nothing can be compared.
+    """
+    if min(options.tiles, options.rounds) < 1:
+        raise UsageError(f"--tiles and --rounds must be at least 1, received {options.tiles} and {options.rounds}")
+    groups = listed(options.groups, GROUPS, "--groups")
+    presets = [name for name in (options.presets or "").split(",") if name]
+    checkpoints, bundles = _named(options.checkpoints, "--checkpoints"), _named(options.bundles, "--bundles")
+    if not presets and not checkpoints:
+        presets = [DEFAULT_PRESET]
+    twice = set(presets) & set(checkpoints)
+    if twice or set(bundles) - set(checkpoints):
+        raise UsageError(
+            "each network needs a name of its own, and each bundle that of its checkpoint; received presets "
+            f"{presets}, checkpoints {list(checkpoints)}, bundles {list(bundles)}"
+        )
+
+    # Here, so that --help and wrong options are answered without PyTorch.
+    from benchmarks.peers import subject as subjects
+
+    with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
+        folder = Path(scratch)
+        contest = [subjects.of_preset(preset, folder, options.tile) for preset in presets]
+        contest += [
+            subjects.of_checkpoint(name, path, bundles.get(name), folder, options.tile)
+            for name, path in checkpoints.items()
+        ]
+        rows, left_out = measure(
+            contest, groups, folder, options, exported_here=set(presets) | set(checkpoints) - set(bundles)
+        )
+    several = len(contest) > 1
+    out = options.out or RESULTS / ("peers_models.csv" if several else "peers.csv")
+    lines = lines_of_models(rows) if several else lines_of_peers(rows)
+    write_csv(out, [{**line, "rounds": options.rounds, **conditions()} for line in lines])
+    print(table(lines))
+    for peer, reason in left_out.items():
+        print(f"left out: {peer}: {reason}")
+
+
+def measure(
+    contest: Sequence[Subject],
+    groups: Sequence[str],
+    folder: Path,
+    options: argparse.Namespace,
+    *,
+    exported_here: set[str],
+) -> tuple[list[Row], LeftOut]:
+    """The rows, and who was left out with the reason.
+
+    Raises:
+        EngineError: the networks cannot be fed the same tiles.
+    """
+    from benchmarks.peers import libraries, rounds
+    from benchmarks.peers import subject as subjects
+    from benchmarks.peers.gpu import gpu_peers
+    from benchmarks.peers.tilers import Raster, tilers_of
+
+    left_out: LeftOut = {}
+    if len({subject.bundle.manifest.tile_px for subject in contest}) > 1:
+        raise UsageError("networks are compared on the same tiles: pass bundles of one tile size, or --tile as theirs")
+    peers: Mapping[tuple[str, str], Opener] = libraries.CPU_PEERS
+    if len(contest) > 1:
+        peers = {key: peers[key] for key in libraries.MODEL_PEERS}
+        groups = ["tile"]
+        contest = list(contest)
+        for place, subject in enumerate(contest):
+            if subject.name in exported_here:
+                try:
+                    contest[place] = subjects.with_int8(subject)
+                except EngineError as error:
+                    left_out[f"{subject.name}: int8"] = str(error)
+    else:
+        try:
+            peers = {**peers, **gpu_peers()}
+        except BackendUnavailableError as error:
+            left_out["CUDA"] = str(error)
+    rows: list[Row] = []
+    if "tile" in groups:
+        tiles = tiles_of(contest[0].bundle, demo.SCENE, SCENE_TILES)
+        rows += rounds.tile_group(contest, peers, tiles, rounds=options.rounds, count=options.tiles, left_out=left_out)
+    if "raster" in groups:
+        raster = Raster.write(folder, options.mpx)
+        rows += rounds.raster_group(
+            contest[0], tilers_of(peers), raster, folder, rounds=options.rounds, left_out=left_out
+        )
+    return rows, left_out
+
+
+def lines_of_peers(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Lines of the CSV: each row beside the engine's in the same scenario."""
+    from benchmarks.peers.libraries import ENGINE
+    from benchmarks.peers.rounds import ratio
+    from benchmarks.peers.tilers import RUN, cropped
+
+    lines = []
+    by_name = {(row.group, row.scenario, row.peer, row.precision): row for row in rows}
+    for row in rows:
+        line = _line(row)
+        for mode in MODES[row.group]:
+            ours = (
+                [("over_engine", ENGINE)]
+                if row.group == "tile"
+                else [("over_engine", cropped(ENGINE)), ("over_run", RUN[0])]
+            )
+            for column, engine in ours:
+                other = by_name.get((row.group, row.scenario, engine, "fp32"))
+                if other is not None:
+                    line[f"{mode.rpartition('_')[0]}_{column}"] = round(ratio(row, other, mode), 3)
+        lines.append(line)
+    return lines
+
+
+def lines_of_models(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Lines of the CSV: each network beside the first one."""
+    from benchmarks.peers.libraries import EAGER
+    from benchmarks.peers.rounds import ratio
+
+    first = rows[0].subject.name
+    by_name = {(row.subject.name, row.scenario, row.peer, row.precision): row for row in rows}
+    lines = []
+    for row in rows:
+        line = _line(row)
+        same = by_name.get((first, row.scenario, row.peer, row.precision))
+        eager = by_name[first, row.scenario, EAGER, "fp32"]
+        for mode in MODES["tile"]:
+            short = mode.rpartition("_")[0]
+            line[f"{short}_over_first"] = None if same is None else round(ratio(row, same, mode), 3)
+            line[f"{short}_speedup_over_first_eager"] = round(1 / ratio(row, eager, mode), 2)
+        lines.append(line)
+    return lines
+
+
+def _line(row: Row) -> dict[str, object]:
+    from benchmarks.peers.rounds import times_of
+
+    medians = {mode: float(f"{statistics.median(times_of(row, mode)):.5g}") for mode in MODES[row.group]}
+    return {
+        "group": row.group,
+        "network": row.subject.name,
+        "weights": row.subject.weights,
+        "scenario": row.scenario.value,
+        "peer": row.peer,
+        "precision": row.precision,
+        "library": row.library,
+        **medians,
+        "ready_s": None if row.ready_s is None else round(row.ready_s, 2),
+        "agreement": round(row.agreement, 6),
+    }
+
+
+def table(lines: Sequence[Mapping[str, object]]) -> str:
+    """Aligned text, a part for each group."""
+    parts = []
+    for group in GROUPS:
+        mine = [line for line in lines if line["group"] == group]
+        names = list(dict.fromkeys(name for line in mine for name in line))
+        names = [name for name in names if name not in ("group", "weights", "library")]
+        if group == "raster":
+            names = [name for name in names if name != "ready_s"]
+        cells = [names, *([_cell(line.get(name)) for name in names] for line in mine)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
+        if mine:
+            parts.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells))
+    return "\n\n".join(parts)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _named(words: Sequence[str], option: str) -> dict[str, Path]:
+    pairs = [word.partition("=") for word in words]
+    if not all(name and separator and path for name, separator, path in pairs):
+        raise UsageError(f"{option} takes NAME=PATH, as in {option} edge=runs/edge; received {' '.join(words)!r}")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise UsageError(f"{option} names a network twice: {' '.join(words)}")
+    return {name: Path(path) for name, _, path in pairs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

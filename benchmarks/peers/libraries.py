@@ -1,0 +1,232 @@
+"""One scenario's network in one library, ready to map tiles, called as its documentation calls it first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino.properties.hint as hints
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.bare import WANTED, open_onnxruntime, open_openvino
+from benchmarks.peers.subject import Subject
+from engine.backends import BackendName, open_backend
+from engine.backends.base import ExecutionPrecision, Inputs, Output
+from engine.contract.bundle import Precision
+from engine.contract.errors import BackendError, BackendUnavailableError
+from engine.contract.sensors import Scenario
+from export.scenarios import inputs_of
+
+Classes = NDArray[np.uint8]
+"""The most probable class, [T, T] of a tile or [H, W] of a raster."""
+Take = Callable[[int, Classes], None]
+"""Told the number of a tile and its classes, from any thread; they must be copied to be kept."""
+
+
+class Peer(ABC):
+    """A network ready in a library."""
+
+    library: str
+    """Name and version."""
+
+    @abstractmethod
+    def infer(self, inputs: Inputs) -> Classes:
+        """One tile, waited for."""
+
+    def infer_each(self, tiles: Iterable[Inputs], take: Take) -> None:
+        """Many tiles, as many at a time as the library does by itself: here, one after the other."""
+        for number, inputs in enumerate(tiles):
+            take(number, self.infer(inputs))
+
+    def close(self) -> None:
+        """Let go of threads and memory; a second call does nothing."""
+        return
+
+
+class TorchPeer(Peer):
+    """PyTorch in float32 on all cores."""
+
+    def __init__(self, module: nn.Module, scenario: Scenario) -> None:
+        self.library = f"torch {torch.__version__}"
+        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = module
+        self._sensors = inputs_of(scenario)
+
+    def infer(self, inputs: Inputs) -> Classes:
+        """See :meth:`Peer.infer`."""
+        with torch.inference_mode():
+            classes, _, _ = self._run(*(torch.from_numpy(inputs[sensor])[None] for sensor in self._sensors))
+        return classes[0].numpy()
+
+
+class CompiledTorchPeer(TorchPeer):
+    """``torch.compile`` with its default backend, which writes C++ and OpenMP for a CPU."""
+
+    def __init__(self, module: nn.Module, scenario: Scenario) -> None:
+        super().__init__(module, scenario)
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise BackendUnavailableError(
+                f"torch.compile compiles C++ with {compiler}, which is not there: apt install g++, or set CXX"
+            )
+        torch.compiler.reset()  # or a second network would count as a recompilation of the first
+        self._run = torch.compile(module, dynamic=False)
+
+
+class LibraryPeer(Peer):
+    """A graph of the bundle in a library's plain call, see :mod:`benchmarks.bare`: all cores on one tile."""
+
+    def __init__(self, library: str, infer: Callable[[Mapping[str, NDArray[np.generic]]], Any]) -> None:
+        self.library = library
+        self._infer = infer
+
+    def infer(self, inputs: Inputs) -> Classes:
+        """See :meth:`Peer.infer`."""
+        return self._infer({sensor.value: values[None] for sensor, values in inputs.items()})[0][0]
+
+
+class OpenVinoQueue(Peer):
+    """OpenVINO's ``AsyncInferQueue`` under the throughput hint.
+
+    https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/high-level-performance-hints.html
+    """
+
+    def __init__(self, subject: Subject, scenario: Scenario, precision: Precision) -> None:
+        self.library = _openvino_version()
+        core = openvino.Core()
+        model = core.read_model(subject.bundle.graph(scenario, precision))
+        pruned = openvino.Model([model.output(name.value) for name in WANTED], model.get_parameters(), "queue")
+        pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
+        config: dict[str, Any] = {hints.performance_mode: hints.PerformanceMode.THROUGHPUT}
+        if precision == "fp32":
+            config[hints.inference_precision] = openvino.Type.f32
+        self._queue = openvino.AsyncInferQueue(core.compile_model(pruned, "CPU", config))
+
+    def infer(self, inputs: Inputs) -> Classes:
+        """See :meth:`Peer.infer`."""
+        found: list[Classes] = []
+        self.infer_each([inputs], lambda _, classes: found.append(classes.copy()))
+        return found[0]
+
+    def infer_each(self, tiles: Iterable[Inputs], take: Take) -> None:
+        """As many tiles at a time as OpenVINO thinks best."""
+        self._queue.set_callback(lambda request, number: take(number, request.get_output_tensor(0).data[0]))
+        for number, inputs in enumerate(tiles):
+            self._queue.start_async({sensor.value: values[None] for sensor, values in inputs.items()}, number)
+        self._queue.wait_all()
+
+
+class EnginePeer(Peer):
+    """A backend of the engine, opened as a run opens it, golden tile included."""
+
+    def __init__(
+        self, subject: Subject, scenario: Scenario, precision: ExecutionPrecision, backend: BackendName = "openvino"
+    ) -> None:
+        self._scenario = scenario
+        self._backend = open_backend(backend, subject.bundle, scenarios=[scenario], wanted=WANTED, precision=precision)
+        self.library = self._backend.info.library
+
+    def infer(self, inputs: Inputs) -> Classes:
+        """See :meth:`Peer.infer`."""
+        return self._backend.infer(self._scenario, inputs)[Output.CLASSES]
+
+    def infer_each(self, tiles: Iterable[Inputs], take: Take) -> None:
+        """With all slots busy."""
+        flying: deque[Any] = deque()
+        taken = 0
+        for inputs in tiles:
+            if len(flying) == self._backend.info.slots:
+                take(taken, flying.popleft().result()[Output.CLASSES])
+                taken += 1
+            flying.append(self._backend.submit(self._scenario, inputs))
+        for answer in flying:
+            take(taken, answer.result()[Output.CLASSES])
+            taken += 1
+
+    def close(self) -> None:
+        """See :meth:`Peer.close`."""
+        self._backend.close()
+
+
+ENGINE = "engine"
+EAGER = "PyTorch eager"
+
+Opener = Callable[[Subject, Scenario], Peer]
+
+
+def _torch(subject: Subject, scenario: Scenario) -> Peer:
+    return TorchPeer(subject.modules[scenario], scenario)
+
+
+def _compiled(subject: Subject, scenario: Scenario) -> Peer:
+    return CompiledTorchPeer(subject.modules[scenario], scenario)
+
+
+def _onnxruntime(subject: Subject, scenario: Scenario) -> Peer:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(f"ONNX Runtime is not installed ({error}): pip install onnxruntime") from error
+    infer = open_onnxruntime(subject.bundle.graph(scenario, "fp32"), batch=1, precision="fp32", threads=None)
+    return LibraryPeer(f"onnxruntime {onnxruntime.__version__}", infer)
+
+
+def _openvino(precision: Precision) -> Opener:
+    def open_it(subject: Subject, scenario: Scenario) -> Peer:
+        path = subject.bundle.graph(scenario, precision)
+        return LibraryPeer(_openvino_version(), open_openvino(path, batch=1, precision=precision, threads=None))
+
+    return open_it
+
+
+def _queue(precision: Precision) -> Opener:
+    return lambda subject, scenario: OpenVinoQueue(subject, scenario, precision)
+
+
+def _engine(precision: ExecutionPrecision) -> Opener:
+    return lambda subject, scenario: EnginePeer(subject, scenario, precision)
+
+
+CPU_PEERS: Mapping[tuple[str, str], Opener] = {
+    (EAGER, "fp32"): _torch,
+    ("torch.compile", "fp32"): _compiled,
+    ("ONNX Runtime", "fp32"): _onnxruntime,
+    ("OpenVINO infer", "fp32"): _openvino("fp32"),
+    ("OpenVINO AsyncInferQueue", "fp32"): _queue("fp32"),
+    (ENGINE, "fp32"): _engine("fp32"),
+    ("OpenVINO infer", "int8"): _openvino("int8"),
+    (ENGINE, "int8"): _engine("int8"),
+}
+"""By name and precision."""
+
+MODEL_PEERS = (
+    (EAGER, "fp32"),
+    ("OpenVINO infer", "fp32"),
+    (ENGINE, "fp32"),
+    ("OpenVINO infer", "int8"),
+    (ENGINE, "int8"),
+)
+"""Those in which networks are compared with each other."""
+
+
+def open_peer(opener: Opener, subject: Subject, scenario: Scenario) -> Peer:
+    """Ready to map.
+
+    Raises:
+        EngineError: it cannot run here; the message says why and what to do.
+    """
+    try:
+        return opener(subject, scenario)
+    except RuntimeError as error:  # OpenVINO's and PyTorch's own errors
+        raise BackendError(f"the library refuses the network: {error}") from error
+
+
+def _openvino_version() -> str:
+    return f"openvino {openvino.__version__.split('-')[0]}"

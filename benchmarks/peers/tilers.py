@@ -1,0 +1,284 @@
+"""A whole raster through each library and tiler.
+
+*Cropped tiles* is the least one can do: the engine's own tiles (:mod:`engine.grid`), each keeping its core, in memory.
+MONAI and geoai bring their own grid and blend the probabilities of overlapping windows; their overlap is twice the
+engine's halo, everything else their default. Blending changes the map near seams, which the agreement shows.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.peers.libraries import Classes, Opener, Peer, open_peer
+from benchmarks.peers.subject import Subject
+from benchmarks.throughput import write_raster
+from engine.backends.base import BackendInfo, Inputs
+from engine.contract.bundle import NODATA_CLASS
+from engine.contract.errors import BackendUnavailableError
+from engine.contract.sensors import Scenario, Sensor
+from engine.grid import Tile, TileGrid
+from engine.request import Plan, Request
+from engine.segment import segment
+from engine.stream import TileReport
+from export.scenarios import inputs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """What both sensors saw, without gaps, on the disk and in memory."""
+
+    mpx: float
+    paths: Mapping[Sensor, Path]
+    pixels: Mapping[Sensor, NDArray[np.generic]]
+    """``rgir`` uint8 [3, H, W], ``ndsm`` float32 [1, H, W]."""
+
+    @classmethod
+    def write(cls, folder: Path, mpx: float) -> Raster:
+        """About so many megapixels of the demo scene, again and again; tiled and deflated on the disk."""
+        size, paths = write_raster(folder, mpx)
+        pixels = {}
+        for sensor, path in paths.items():
+            with rasterio.open(path) as file:
+                pixels[sensor] = file.read()
+        return cls(mpx=size, paths=paths, pixels=pixels)
+
+    def stacked(self, scenario: Scenario) -> NDArray[np.float32]:
+        """The bands of the scenario's sensors one after the other, float32 [B, H, W]: what one-input tilers take."""
+        return np.concatenate([self.pixels[sensor].astype(np.float32) for sensor in inputs_of(scenario)])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels[Sensor.NDSM].shape[1:]
+        return height, width
+
+
+class Tiler(ABC):
+    """A way to map a whole raster, ready."""
+
+    library: str
+
+    @abstractmethod
+    def map(self) -> Classes:
+        """Classes [H, W]."""
+
+    def timed(self) -> tuple[Classes, float]:
+        """The map, and the seconds from the raster to it."""
+        started = time.perf_counter()
+        classes = self.map()
+        return classes, time.perf_counter() - started
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
+        return
+
+
+class CroppedTiles(Tiler):
+    """A library on the engine's tiles, in memory."""
+
+    def __init__(self, peer: Peer, subject: Subject, scenario: Scenario, raster: Raster) -> None:
+        self.library = peer.library
+        self._peer, self._raster, self._sensors = peer, raster, inputs_of(scenario)
+        manifest = subject.bundle.manifest
+        height, width = raster.shape
+        self._tiles = tuple(
+            TileGrid(height=height, width=width, tile_px=manifest.tile_px, halo_px=manifest.halo_px).tiles()
+        )
+
+    def map(self) -> Classes:
+        """See :meth:`Tiler.map`."""
+        classes = np.empty(self._raster.shape, np.uint8)
+
+        def take(number: int, answer: Classes) -> None:
+            tile = self._tiles[number]
+            target = tile.target
+            rows, cols = slice(target.row, target.row + target.height), slice(target.col, target.col + target.width)
+            classes[rows, cols] = answer[target.within(tile.reads)]
+
+        self._peer.infer_each((self._cut(tile) for tile in self._tiles), take)
+        return classes
+
+    def _cut(self, tile: Tile) -> Inputs:
+        reads = tile.reads
+        at = np.s_[:, reads.row : reads.row + reads.height, reads.col : reads.col + reads.width]
+        return {sensor: np.ascontiguousarray(self._raster.pixels[sensor][at]) for sensor in self._sensors}
+
+    def close(self) -> None:
+        """See :meth:`Tiler.close`."""
+        self._peer.close()
+
+
+class OneInput(nn.Module):
+    """A scenario's module for tilers that pass one tensor: float32 [N, B, T, T] -> probabilities [N, C, T, T]."""
+
+    def __init__(self, module: nn.Module, scenario: Scenario) -> None:
+        super().__init__()
+        self.module = module
+        self.bands = [3 if sensor is Sensor.RGIR else 1 for sensor in inputs_of(scenario)]
+
+    def forward(self, stacked: Tensor) -> Tensor:
+        """Probabilities."""
+        return self.module(*stacked.split(self.bands, dim=1))[2]
+
+
+class MonaiWindows(Tiler):
+    """``monai.inferers.sliding_window_inference`` in PyTorch, raster in memory.
+
+    Its defaults but for the overlap: constant blending, one window at a time. It keeps the probabilities of the whole
+    raster. https://docs.monai.io/en/stable/inferers.html
+    """
+
+    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster) -> None:
+        try:
+            import monai
+            from monai.inferers import sliding_window_inference
+        except ImportError as error:
+            raise BackendUnavailableError(f"MONAI is not installed ({error}): pip install monai") from error
+        self.library = f"monai {monai.__version__}"
+        self._infer = sliding_window_inference
+        self._model = OneInput(subject.modules[scenario], scenario).eval()
+        self._pixels = torch.from_numpy(raster.stacked(scenario))[None]
+        manifest = subject.bundle.manifest
+        self._tile_px, self._overlap = manifest.tile_px, 2 * manifest.halo_px / manifest.tile_px
+
+    def map(self) -> Classes:
+        """See :meth:`Tiler.map`."""
+        with torch.inference_mode():
+            probabilities = self._infer(self._pixels, self._tile_px, 1, self._model, overlap=self._overlap)
+            return probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()
+
+
+class GeoaiTiles(Tiler):
+    """``geoai.inference.predict_geotiff`` in PyTorch, from disk to disk like ``engine.run``.
+
+    Its defaults but for tile and overlap: spline blending in float64, four tiles a batch. It keeps the sums of the
+    whole raster. https://github.com/opengeos/geoai
+    """
+
+    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> None:
+        try:
+            import geoai
+            from geoai.inference import predict_geotiff
+            from geoai.utils import get_device  # noqa: F401 (what predict_geotiff imports itself, once it is called)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"geoai is not installed ({error}): pip install --no-deps geoai-py && pip install leafmap geopandas "
+                "rioxarray, which leaves out torchvision that nothing here needs"
+            ) from error
+        self.library = f"geoai {geoai.__version__}"
+        self._predict = predict_geotiff
+        self._model = OneInput(subject.modules[scenario], scenario).eval()
+        self._manifest = subject.bundle.manifest
+        self._output = folder / f"geoai_{scenario}.tif"
+        self._input = folder / f"stacked_{scenario}.tif"
+        stacked = raster.stacked(scenario)
+        with rasterio.open(next(iter(raster.paths.values()))) as file:
+            profile = {**file.profile, "count": len(stacked), "dtype": "float32", "nodata": None}
+        with rasterio.open(self._input, "w", **profile) as file:
+            file.write(stacked)
+
+    def map(self) -> Classes:
+        """See :meth:`Tiler.map`."""
+        self._predict(
+            self._model,
+            str(self._input),
+            str(self._output),
+            tile_size=self._manifest.tile_px,
+            overlap=2 * self._manifest.halo_px,
+            num_classes=len(self._manifest.classes),
+            output_dtype="uint8",
+            output_nodata=float(NODATA_CLASS),
+            preprocess_fn=lambda pixels: pixels,
+            postprocess_fn=lambda probabilities: probabilities.argmax(axis=0).astype(np.uint8),
+            device="cpu",
+            verbose=False,
+        )
+        return _read(self._output)
+
+
+class EngineRun(Tiler):
+    """All of ``engine.run``, from disk to disk: reading, composing, confidence, provenance, overviews and journal.
+
+    Timed from the moment that the backend is warm, as the others are, to the published maps.
+    """
+
+    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> None:
+        self._request = Request(
+            bundle=subject.bundle.root,
+            output=folder / f"engine_{subject.name}_{scenario}",
+            rasters={sensor: raster.paths[sensor] for sensor in inputs_of(scenario)},
+            backend="openvino",
+            precision="fp32",
+            overwrite=True,
+        )
+        self.library = ""
+
+    def map(self) -> Classes:
+        """See :meth:`Tiler.map`."""
+        return self.timed()[0]
+
+    def timed(self) -> tuple[Classes, float]:
+        """See :meth:`Tiler.timed`."""
+        start = _Start()
+        told = segment(self._request, start)
+        seconds = time.perf_counter() - start.at
+        self.library = told["backend"]["library"]
+        return _read(self._request.output / "classes.tif"), seconds
+
+
+class _Start:
+    """Notes when a run begins to map; an :class:`engine.segment.Observer`."""
+
+    at = 0.0
+
+    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
+        """All checks passed, the backend is warm."""
+        self.at = time.perf_counter()
+
+    def tile_done(self, report: TileReport) -> None:
+        """Of no interest here."""
+
+    def publishing(self) -> None:
+        """Of no interest here."""
+
+
+TilerOpener = Callable[[Subject, Scenario, Raster, Path], Tiler]
+RUN = ("engine.run, disk to disk", "fp32")
+
+
+def cropped(name: str) -> str:
+    """What a library on cropped tiles is called."""
+    return f"{name}, cropped tiles"
+
+
+def tilers_of(peers: Mapping[tuple[str, str], Opener]) -> dict[tuple[str, str], TilerOpener]:
+    """Every peer on cropped tiles, in their order, and after them what maps rasters by itself."""
+    return {
+        **{(cropped(name), precision): _cropped_tiles(opener) for (name, precision), opener in peers.items()},
+        ("MONAI sliding window", "fp32"): lambda subject, scenario, raster, _: MonaiWindows(subject, scenario, raster),
+        ("geoai, disk to disk", "fp32"): GeoaiTiles,
+        RUN: EngineRun,
+    }
+
+
+def _cropped_tiles(opener: Opener) -> TilerOpener:
+    def open_it(subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> Tiler:
+        del folder  # nothing goes to the disk
+        return CroppedTiles(open_peer(opener, subject, scenario), subject, scenario, raster)
+
+    return open_it
+
+
+def _read(path: Path) -> Classes:
+    with rasterio.open(path) as file:
+        return file.read(1)

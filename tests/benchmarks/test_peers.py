@@ -1,0 +1,254 @@
+"""Peers compute the same network on the same pixels, and their times are compared round by round."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.peers import __main__ as command
+from benchmarks.peers import libraries, subject, tilers
+from benchmarks.peers.libraries import CPU_PEERS, EAGER, ENGINE, CompiledTorchPeer, open_peer
+from benchmarks.peers.rounds import Row, ratio
+from benchmarks.peers.subject import Subject
+from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, GeoaiTiles, MonaiWindows, Raster, cropped
+from engine.contract.bundle import Bundle
+from engine.contract.errors import BackendUnavailableError
+from engine.contract.sensors import Scenario, Sensor
+from export.scenarios import answer, inputs_of
+from tests.conftest import UNIT, kernels, make_scene, toy_map, toy_probabilities
+
+FP32 = {key: opener for key, opener in CPU_PEERS.items() if key[1] == "fp32" and key[0] != "torch.compile"}
+
+
+class ToyModule(nn.Module):
+    """The toy graph of tests/conftest.py in PyTorch."""
+
+    def __init__(self, scenario: Scenario, radius: int) -> None:
+        super().__init__()
+        weights = kernels(scenario, radius)
+        self.radius, self.sensors = radius, inputs_of(scenario)
+        self.kernels = nn.ParameterList(nn.Parameter(torch.from_numpy(weights[sensor])) for sensor in self.sensors)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return answer(
+            sum(
+                nn.functional.conv2d(values.float() * UNIT[sensor], kernel, padding=self.radius)
+                for sensor, values, kernel in zip(self.sensors, inputs, self.kernels, strict=True)
+            )
+        )
+
+
+def toy_subject(bundle: Bundle, radius: int, name: str = "toy") -> Subject:
+    modules = {scenario: ToyModule(scenario, radius).eval() for scenario in Scenario}
+    return Subject(name=name, weights="toy", modules=modules, bundle=bundle)
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def raster(write_scene) -> Raster:
+    pixels, valid = make_scene(150, 210, holes=False)
+    return Raster(mpx=0.0315, paths=write_scene((pixels, valid)), pixels=pixels)
+
+
+def whole_map(raster: Raster, scenario: Scenario, radius: int) -> NDArray[np.uint8]:
+    """The oracle, by numpy on the whole raster at once."""
+    pixels = {sensor: raster.pixels[sensor] for sensor in scenario.sensors}
+    return toy_map(pixels, {sensor: np.ones(raster.shape, bool) for sensor in pixels}, radius)[0]
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+@pytest.mark.parametrize("key", FP32, ids=lambda key: key[0])
+def test_every_library_gives_each_tile_the_classes_of_numpy(toy_bundle, key, scenario) -> None:
+    tiles = []
+    for seed in range(5):
+        pixels, _ = make_scene(64, 64, holes=False, seed=seed)
+        tiles.append({sensor: pixels[sensor] for sensor in scenario.sensors})
+    expected = [toy_probabilities(scenario, tile, 0).argmax(axis=0) for tile in tiles]
+    peer = open_peer(FP32[key], toy_subject(toy_bundle, 0), scenario)
+    found: dict[int, NDArray[np.uint8]] = {}
+    try:
+        assert (peer.infer(tiles[0]) == expected[0]).mean() > 0.999
+        peer.infer_each(tiles, lambda number, classes: found.__setitem__(number, classes.copy()))
+    finally:
+        peer.close()
+    assert sorted(found) == list(range(5))
+    for number, classes in found.items():
+        assert classes.dtype == np.uint8
+        assert (classes == expected[number]).mean() > 0.999
+
+
+@pytest.mark.parametrize("name", ["OpenVINO AsyncInferQueue", ENGINE])
+def test_cropped_tiles_make_the_map_of_the_whole_raster(wide_bundle, raster, name) -> None:
+    scenario, toy = Scenario.FULL, toy_subject(wide_bundle, 6)
+    tiler = CroppedTiles(open_peer(CPU_PEERS[name, "fp32"], toy, scenario), toy, scenario, raster)
+    classes, seconds = tiler.timed()
+    tiler.close()
+    assert seconds > 0
+    # beyond the raster the network sees zeros, as numpy does: the halo of 8 px covers its reach of 6
+    assert (classes == whole_map(raster, scenario, 6)).mean() > 0.999
+
+
+def test_the_run_from_disk_to_disk_makes_the_same_map(toy_bundle, raster, tmp_path) -> None:
+    scenario = Scenario.FULL
+    tiler = EngineRun(toy_subject(toy_bundle, 0), scenario, raster, tmp_path)
+    for _ in range(2):  # again over its own output
+        classes, seconds = tiler.timed()
+    assert seconds > 0
+    assert tiler.library.startswith("openvino")
+    assert (classes == whole_map(raster, scenario, 0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_monai_blends_windows_to_the_same_map(toy_bundle, raster, scenario) -> None:
+    pytest.importorskip("monai")
+    classes = MonaiWindows(toy_subject(toy_bundle, 0), scenario, raster).map()
+    assert (classes == whole_map(raster, scenario, 0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_geoai_blends_tiles_to_the_same_map(toy_bundle, raster, tmp_path, scenario) -> None:
+    pytest.importorskip("geoai")
+    classes = GeoaiTiles(toy_subject(toy_bundle, 0), scenario, raster, tmp_path).map()
+    assert (classes == whole_map(raster, scenario, 0)).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("module", "opens", "says"),
+    [
+        ("monai", lambda *all_of_it: MonaiWindows(*all_of_it[:3]), "pip install monai"),
+        ("geoai", GeoaiTiles, "pip install --no-deps geoai-py"),
+    ],
+)
+def test_a_tiler_that_is_not_installed_names_its_command(
+    toy_bundle, raster, tmp_path, monkeypatch, module, opens, says
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(BackendUnavailableError, match=says):
+        opens(toy_subject(toy_bundle, 0), Scenario.FULL, raster, tmp_path)
+
+
+def test_torch_compile_without_a_compiler_says_so(toy_bundle, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BackendUnavailableError, match="no-such-compiler, which is not there"):
+        CompiledTorchPeer(toy_subject(toy_bundle, 0).modules[Scenario.FULL], Scenario.FULL)
+
+
+def test_a_ratio_is_the_median_of_those_of_each_round(toy_bundle) -> None:
+    toy = toy_subject(toy_bundle, 0)
+
+    def row(*offline_ms: float) -> Row:
+        return Row(
+            group="tile",
+            subject=toy,
+            scenario=Scenario.FULL,
+            peer="",
+            precision="fp32",
+            library="",
+            agreement=1.0,
+            offline_ms=list(offline_ms),
+        )
+
+    # a slow spell in the second round touches both; the ratio of the medians would be 4 / 3
+    assert ratio(row(4.0, 40.0, 2.0), row(2.0, 20.0, 3.0), "offline_ms") == pytest.approx(2.0)
+
+
+def run(monkeypatch, out: Path, contest: dict[str, Subject], *options: str) -> list[dict[str, str]]:
+    monkeypatch.setattr(subject, "of_checkpoint", lambda name, *_: contest[name])
+    monkeypatch.setattr(libraries, "CPU_PEERS", {key: v for key, v in CPU_PEERS.items() if key[0] != "torch.compile"})
+    named = [f"{name}={name}.safetensors" for name in contest]
+    bundles = [f"{name}={toy.bundle.root}" for name, toy in contest.items()]
+    words = ["--checkpoints", *named, "--bundles", *bundles, "--tiles", "2", "--rounds", "1", "--mpx", "0.03"]
+    assert command.main([*words, "--out", str(out), *options]) == 0
+    return list(csv.DictReader(out.open()))
+
+
+def test_one_network_is_compared_with_the_engine_in_both_groups(toy_bundle, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "monai", None)
+    monkeypatch.setitem(sys.modules, "geoai", None)
+    rows = run(monkeypatch, tmp_path / "peers.csv", {"toy": toy_subject(toy_bundle, 0)})
+    names = [name for name, _ in FP32]
+    assert {(row["group"], row["scenario"], row["peer"]) for row in rows} == {
+        (group, scenario.value, peer)
+        for scenario in Scenario
+        for group, peers in (("tile", names), ("raster", [*map(cropped, names), RUN[0]]))
+        for peer in peers
+    }
+    for row in rows:
+        # the toy networks have no bias: where the height is 0, four classes tie and each library takes another one
+        assert float(row["agreement"]) > (0.97 if row["scenario"] == Scenario.MISSING_RGIR else 0.999)
+        measured = ("single_stream", "offline") if row["group"] == "tile" else ("raster",)
+        assert all(float(row[f"{mode}_over_engine"]) > 0 for mode in measured)
+        if row["peer"] in (ENGINE, cropped(ENGINE)):
+            assert {row[f"{mode}_over_engine"] for mode in measured} == {"1.0"}
+    assert {row["raster_over_run"] for row in rows if row["peer"] == RUN[0]} == {"1.0"}
+    told = capsys.readouterr().out
+    assert "left out: toy: MONAI sliding window, fp32: MONAI is not installed" in told
+    assert "left out: toy: geoai, disk to disk, fp32" in told
+    assert "left out: toy: engine, int8: the bundle" in told
+
+
+def test_networks_are_compared_with_the_first_one(toy_bundle, wide_bundle, tmp_path, monkeypatch) -> None:
+    contest = {"slow": toy_subject(wide_bundle, 6, "slow"), "fast": toy_subject(toy_bundle, 0, "fast")}
+    rows = run(monkeypatch, tmp_path / "models.csv", contest)
+    assert {(row["network"], row["peer"]) for row in rows} == {
+        (network, peer) for network in contest for peer in (EAGER, "OpenVINO infer", ENGINE)
+    }
+    for row in rows:
+        if row["network"] == "slow":
+            assert row["single_stream_over_first"] == row["offline_over_first"] == "1.0"
+        if row["network"] == "slow" and row["peer"] == EAGER:
+            assert row["offline_speedup_over_first_eager"] == "1.0"
+        assert float(row["single_stream_speedup_over_first_eager"]) > 0
+
+
+def test_another_network_under_the_same_name_shows_as_disagreement(
+    toy_bundle, wide_bundle, tmp_path, monkeypatch
+) -> None:
+    wrong = Subject(name="toy", weights="", modules=toy_subject(wide_bundle, 6).modules, bundle=toy_bundle)
+    rows = run(monkeypatch, tmp_path / "peers.csv", {"toy": wrong}, "--groups", "tile")
+    assert {row["group"] for row in rows} == {"tile"}
+    for row in rows:
+        same = float(row["agreement"])
+        assert same == 1.0 if row["peer"] == EAGER else same < 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--presets", "nano", "--tile", "100"), "--tile must be a multiple of 32 px for nano"),
+        (("--tiles", "0"), "must be at least 1"),
+        (("--groups", "row"), "--groups takes a list of tile, raster"),
+        (("--checkpoints", "best.safetensors"), "--checkpoints takes NAME=PATH"),
+        (("--checkpoints", "a=b", "a=c"), "names a network twice"),
+        (("--presets", "nano", "--bundles", "nano=engine/demo/bundle"), "each bundle that of its checkpoint"),
+        (("--presets", "nano", "--checkpoints", "nano=x"), "a name of its own"),
+        (("--presets", "mega"), "--presets takes a list of"),
+        (("--checkpoints", "a=nowhere.safetensors"), "--checkpoints takes files of `python -m train.run`"),
+    ],
+)
+def test_wrong_options_are_explained(tmp_path, capsys, options, says) -> None:
+    assert command.main([*options, "--out", str(tmp_path / "peers.csv")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "peers.csv").exists()
+
+
+def test_the_raster_in_memory_is_the_one_on_the_disk(tmp_path) -> None:
+    made = Raster.write(tmp_path, 0.03)
+    assert made.shape == (173, 173)
+    assert made.stacked(Scenario.FULL).shape == (4, 173, 173)
+    assert (made.stacked(Scenario.MISSING_RGIR)[0] == made.pixels[Sensor.NDSM][0]).all()
+    assert list(tilers.tilers_of(FP32))[-1] == RUN
