@@ -68,7 +68,8 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
         old = readme.read_text()
     except OSError as error:
         raise UsageError(f"--readme must name a page to rewrite, received {readme} ({error.strerror})") from error
-    new, differing = rewritten(old, results)
+    folder = "results" if readme.resolve().parent.name == "benchmarks" else "benchmarks/results"
+    new, differing = rewritten(old, results, folder)
     if check:
         for name in differing:
             print(f"{readme}: table {name} differs from {results}: run `python -m benchmarks.readme`", file=sys.stderr)
@@ -86,8 +87,8 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
     return 0
 
 
-def rewritten(text: str, results: Path) -> tuple[str, list[str]]:
-    """The page with every block as it should be, and the names of those that were not.
+def rewritten(text: str, results: Path, folder: str) -> tuple[str, list[str]]:
+    """The page with every block as it should be, linking results in ``folder``, and the names of those that were not.
 
     Raises:
         UsageError: see :func:`update`.
@@ -98,7 +99,7 @@ def rewritten(text: str, results: Path) -> tuple[str, list[str]]:
         end = text.find(f"\n{END}", start.end(), following.start() if following else len(text))
         if end < 0:
             raise UsageError(f"table {name} must end with a line {END} before the next one starts, received none")
-        body = f"\n{block(name, results)}"
+        body = f"\n{block(name, results, folder)}"
         if text[start.end() : end] != body:
             differing.append(name)
         parts += [text[at : start.end()], body]

@@ -24,8 +24,8 @@ class Block:
     """What the cells are, in a sentence or two."""
 
 
-def block(name: str, results: Path) -> str:
-    """The text of one block: table, meaning, conditions.
+def block(name: str, results: Path, folder: str) -> str:
+    """The text of one block: table, meaning, conditions; ``folder`` is that of the results as the page links it.
 
     Raises:
         UsageError: there is no such block, its result is not there, or an older version wrote it.
@@ -41,7 +41,7 @@ def block(name: str, results: Path) -> str:
             f"{results / made.file} must have {error} for table {name}, and an older version wrote it: "
             f"run `{made.command}` again"
         ) from error
-    return f"{table}\n\n{made.meaning}\n{result.conditions()}"
+    return f"{table}\n\n{made.meaning}\n{result.conditions(folder)}"
 
 
 BLOCKS = {

@@ -28,8 +28,12 @@ class Result:
     command: str
     """As it was typed, or as it would be by default where the file does not say."""
 
-    def conditions(self) -> str:
-        """One line: command, file, machine, versions, commit and date, as far as the file says."""
+    def conditions(self, folder: str) -> str:
+        """One line: command, file, machine, versions, commit and date, as far as the file says.
+
+        Args:
+            folder: of the results, as a link on the page names it.
+        """
         document = self.document
         machine = document.get("processor") or document.get("device") or document.get("cpu")
         cores, memory = document.get("cores"), document.get("memory_gib")
@@ -44,7 +48,7 @@ class Result:
             document.get("date") or str(document.get("created_utc", ""))[:10],
         ]
         facts = ", ".join(str(fact) for fact in told if fact)
-        return f"From `{self.command}` ([{self.file}](benchmarks/results/{self.file})){f': {facts}' if facts else ''}."
+        return f"From `{self.command}` ([{self.file}]({folder}/{self.file})){f': {facts}' if facts else ''}."
 
     def _libraries(self) -> str | None:
         """The inference libraries; versions of everything else stand in the file."""

@@ -21,7 +21,7 @@ Where the time goes is profiled apart, a tile at a time over all threads: OpenVI
 Runtime by its profile. ``roofline_layers.csv`` beside the result has every executed node with the layer it belongs to;
 one without a product of its own (a resize, a softmax, a reorder) is time that a perfect library would not spend.
 ``roofline.png`` shows the nodes with products under the roof. Rounds alternate between everything that is measured;
-figures are medians over rounds.
+figures are medians over rounds, peaks the best of them.
 
 CPU backends only: on a GPU trtexec and Nsight Compute have the counters that this command lacks.
 """

@@ -146,6 +146,7 @@ def test_every_result_of_the_repository_makes_a_short_table(tmp_path, name: str)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_a_page_of_the_repository_is_up_to_date(page, tmp_path, capsys) -> None:
-    copy = Path(shutil.copy(page, tmp_path / "README.md"))
+    (tmp_path / page.parent.name).mkdir()
+    copy = Path(shutil.copy(page, tmp_path / page.parent.name / "README.md"))
     assert "<!-- table: " in copy.read_text()
     assert main(["--readme", str(copy), "--check"]) == 0, capsys.readouterr().err
