@@ -73,6 +73,7 @@ def train_one(
     arguments += ["--synthetic", str(options.synthetic), "--steps", str(options.steps), "--batch", str(options.batch)]
     arguments += ["--crop", str(options.crop), "--validate-every", str(options.validate_every or options.steps)]
     arguments += ["--validation-scenes", str(options.validation_scenes), "--threads", str(options.threads)]
+    arguments += ["--workers", str(options.workers)]
     if model:
         arguments += ["--model", json.dumps(dict(model))]
     last = out / "last.safetensors"
@@ -174,6 +175,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation-scenes", type=int, default=16, help="for the choice of the best step (16)")
     parser.add_argument("--test-scenes", type=int, default=100, help="held-out scenes of the table (100)")
     parser.add_argument("--threads", type=int, default=2, help="ways to split a step on a CPU (2)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the table")
     return parser.parse_args(argv)

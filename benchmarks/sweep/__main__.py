@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     training.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of training and of OpenVINO (2)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare training samples (1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="CSV; .md and .png go beside it (benchmarks/results)")
     return parser
 

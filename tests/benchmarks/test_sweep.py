@@ -39,7 +39,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     for seed in (0, 1, FIRST_SEED["validation"], FIRST_SEED["test"]):
         toy_scene(folder / "cache", seed, side=64)
     words = "--variants tiny --steps 2 --batch 2 --crop 32 --synthetic 2 --validation-scenes 1 --test-scenes 1"
-    words += " --tile 64 --rounds 2 --repeats 1 --threads 1"
+    words += " --tile 64 --rounds 2 --repeats 1 --threads 1 --workers 0"
     arguments = [*words.split(), "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VARIANTS, "tiny", TINY)
@@ -145,6 +145,7 @@ def _timed(name: str, scenario: Scenario, *rounds_ms: float) -> Timed:
         request=None,
         class_agreement=1.0,
         threads=2,
+        workers=0,
         rounds_ms=list(rounds_ms),
     )
 

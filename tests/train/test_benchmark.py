@@ -13,7 +13,7 @@ def arguments(tmp_path):
     for seed in (0, 1, FIRST_SEED["validation"], FIRST_SEED["test"]):
         toy_scene(cache, seed, side=64)
     fixed = "--presets nano --steps 2 --batch 2 --crop 64 --synthetic 2 --validation-scenes 1 --test-scenes 1"
-    return [*fixed.split(), "--threads", "1", "--cache", str(cache), "--out", str(tmp_path / "out")]
+    return [*fixed.split(), "--threads", "1", "--workers", "0", "--cache", str(cache), "--out", str(tmp_path / "out")]
 
 
 def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path, capsys):
