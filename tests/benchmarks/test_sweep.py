@@ -145,7 +145,6 @@ def _timed(name: str, scenario: Scenario, *rounds_ms: float) -> Timed:
         request=None,
         class_agreement=1.0,
         threads=2,
-        workers=0,
         rounds_ms=list(rounds_ms),
     )
 
