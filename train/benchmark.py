@@ -29,7 +29,7 @@ from train import checkpoint, run
 from train.config import PRESETS
 from train.data.procedural import ProceduralSource
 from train.evaluate import Result, score
-from train.model import count_macs
+from train.model import gmac
 from train.predict import predictor
 from train.report import COLUMNS
 
@@ -97,19 +97,12 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     source = ProceduralSource(cache=options.cache, count=1, test_count=options.test_scenes)
     ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
     results = score(model, ways, source.split("test"), info.labels)
-    device = next(model.parameters()).device
-    rgir, ndsm = torch.zeros(1, 3, 512, 512, device=device), torch.zeros(1, 1, 512, 512, device=device)
-    calls = {
-        Scenario.FULL: lambda: model.forward_full(rgir, ndsm),
-        Scenario.MISSING_NDSM: lambda: model.forward_missing_ndsm(rgir),
-        Scenario.MISSING_RGIR: lambda: model.forward_missing_rgir(ndsm),
-    }
     return Entry(
         preset=preset,
         seed=seed,
         title=info.model.title,
         parameters=model.deployable_parameters(),
-        gmac={scenario: count_macs(model, call) / 1e9 for scenario, call in calls.items()},
+        gmac={scenario: gmac(model, scenario) for scenario in Scenario},
         results=tuple(results),
     )
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.contract.sensors import Sensor
+from engine.contract.sensors import Scenario, Sensor
 from train.blocks import Attention, ConvNormAct, Decoder, Stage, TokenMixer, pack, resize, unpack
 from train.config import ModelConfig
 from train.system import SENSORS, System, SystemOutput, of_available
@@ -307,3 +307,15 @@ def count_macs(module: nn.Module, call: Callable[[], object]) -> int:
         for handle in handles:
             handle.remove()
     return total
+
+
+def gmac(model: System, scenario: Scenario) -> float:
+    """Multiply-accumulates of one scenario's exported path at 512 x 512 px, in billions."""
+    device = next(model.parameters()).device
+    rgir, ndsm = (torch.zeros(1, len(spec.bands), 512, 512, device=device) for spec in model.config.sensor_specs)
+    calls = {
+        Scenario.FULL: lambda: model.forward_full(rgir, ndsm),
+        Scenario.MISSING_NDSM: lambda: model.forward_missing_ndsm(rgir),
+        Scenario.MISSING_RGIR: lambda: model.forward_missing_rgir(ndsm),
+    }
+    return count_macs(model, calls[scenario]) / 1e9

@@ -21,13 +21,12 @@ from export.golden import Tile, synthetic_tile
 from export.onnx_graphs import export_graph
 from export.scenarios import inputs_of, scenario_module
 from export.surgery import operate
-from train.model import count_macs
+from train.model import gmac
 from train.system import System
 
 TILE_SEED = 3_000_000
 """A procedural scene that no training draws; float32 arithmetic takes the same time on any."""
 WANTED = ("classes", "confidence")
-GMAC_TILE_PX = 512
 
 
 @dataclass(kw_only=True)
@@ -123,14 +122,3 @@ def prepare(variant: Variant, model: System, scenario: Scenario, tile: Tile, thr
         class_agreement=float((classes == expected[0].numpy()).mean()),
         threads=used,
     )
-
-
-def gmac(model: System, scenario: Scenario) -> float:
-    """Multiply-accumulates of one scenario at 512 x 512, in billions."""
-    rgir, ndsm = torch.zeros(1, 3, GMAC_TILE_PX, GMAC_TILE_PX), torch.zeros(1, 1, GMAC_TILE_PX, GMAC_TILE_PX)
-    calls = {
-        Scenario.FULL: lambda: model.forward_full(rgir, ndsm),
-        Scenario.MISSING_NDSM: lambda: model.forward_missing_ndsm(rgir),
-        Scenario.MISSING_RGIR: lambda: model.forward_missing_rgir(ndsm),
-    }
-    return count_macs(model, calls[scenario]) / 1e9
