@@ -27,7 +27,7 @@ def cold_start(request: Mapping[str, Any]) -> dict[str, float]:
     """Milliseconds of each of :data:`STAGES` in one new process.
 
     Args:
-        request: ``backend``, ``precision``, ``bundle``, ``threads`` and ``plans`` as
+        request: ``backend``, ``precision``, ``bundle``, ``threads``, ``hint`` and ``plans`` as
             :func:`engine.backends.open_backend` takes them, paths as text.
 
     Raises:
@@ -95,6 +95,7 @@ def _start(request: Mapping[str, Any]) -> list[float]:
             wanted=(backends.Output.CLASSES, backends.Output.CONFIDENCE),
             precision=request["precision"],
             threads=request["threads"],
+            hint=request["hint"],
             plans=None if request["plans"] is None else Path(request["plans"]),
         )
         stack.enter_context(opened)

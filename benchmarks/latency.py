@@ -5,8 +5,9 @@
     python -m benchmarks.latency --backends openvino --precisions fp32,int8,auto --rounds 5
     python -m benchmarks.latency --cold-starts 0 --max-batch 0                 steady state and switches only
 
-Every backend takes one tile at a time (batch 1). Columns, by MLPerf inference's names (inference_rules.adoc of
-https://github.com/mlcommons/inference_policies; not its run lengths):
+Every backend takes one tile at a time (batch 1). OpenVINO is measured under both of the runtime's hints: ``throughput``
+computes several tiles at a time, ``latency`` one on all cores (``engine.run --hint``). Columns, by MLPerf inference's
+names (inference_rules.adoc of https://github.com/mlcommons/inference_policies; not its run lengths):
 
 - single_stream_*: latency from handing over a tile in host memory until its classes and confidence are in host memory,
   the next tile only then. On a GPU both copies are inside, as in trtexec before TensorRT 11.1. jitter is p99 / p50.
@@ -49,7 +50,7 @@ from benchmarks.rates import first_after_switch, inputs_of, offline, single_stre
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, BackendInfo, ExecutionPrecision
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, PerformanceHint
 from engine.backends.plan_choice import BATCH
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BundleError, EngineError, UsageError
@@ -58,7 +59,9 @@ from engine.contract.sensors import Scenario
 
 RESULTS = Path(__file__).parent / "results" / "latency.csv"
 PRECISIONS: tuple[ExecutionPrecision, ...] = ("fp32", "fp16", "int8", "auto")
+HINTS: tuple[PerformanceHint, ...] = ("throughput", "latency")
 PERCENTILES = (50, 90, 95, 99)
+Choice = tuple[BackendName, ExecutionPrecision, PerformanceHint]
 
 
 @dataclass(kw_only=True)
@@ -67,6 +70,7 @@ class Row:
 
     backend: BackendName
     precision: ExecutionPrecision
+    hint: PerformanceHint
     scenario: Scenario
     info: BackendInfo
     latencies_ms: list[np.ndarray] = field(default_factory=list)
@@ -96,6 +100,7 @@ class Row:
         return {
             "backend": self.backend,
             "precision": self.precision,
+            "hint": self.hint,
             "graph": self.info.graph,
             "arithmetic": self.info.precision,
             "scenario": self.scenario.value,
@@ -180,15 +185,17 @@ def measure(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, received {getattr(options, name)}")
     bundle = Bundle.load(options.bundle)
     tiles = tiles_of(bundle, demo.SCENE, 3)
-    rows: dict[tuple[BackendName, ExecutionPrecision], list[Row]] = {}
-    pairs = [
-        (backend, precision)
+    rows: dict[Choice, list[Row]] = {}
+    choices: list[Choice] = [
+        (backend, precision, hint)
         for backend in listed(options.backends, BACKENDS, "--backends")
         for precision in listed(options.precisions or ",".join(PRECISIONS), PRECISIONS, "--precisions")
+        for hint in (HINTS if backend == "openvino" else HINTS[:1])
     ]
     for number in range(options.rounds):
-        now = pairs if number == 0 else list(rows)
-        for backend, precision in tqdm(now, unit="engine", desc=f"round {number + 1}/{options.rounds}", leave=False):
+        now = choices if number == 0 else list(rows)
+        for choice in tqdm(now, unit="engine", desc=f"round {number + 1}/{options.rounds}", leave=False):
+            backend, precision, hint = choice
             try:
                 with open_backend(
                     backend,
@@ -197,23 +204,28 @@ def measure(options: argparse.Namespace) -> None:
                     wanted=WANTED,
                     precision=precision,
                     threads=options.threads,
+                    hint=hint,
                     plans=options.plans,
                 ) as opened:
                     mine = rows.setdefault(
-                        (backend, precision),
-                        [Row(backend=backend, precision=precision, scenario=s, info=opened.info) for s in Scenario],
+                        choice,
+                        [
+                            Row(backend=backend, precision=precision, hint=hint, scenario=s, info=opened.info)
+                            for s in Scenario
+                        ],
                     )
                     for row in mine:
                         one_round(row, opened, tiles, options)
                 for row in mine:
-                    batches(row, bundle, tiles, options)
+                    if hint == HINTS[0]:  # the library by itself knows no hint of ours
+                        batches(row, bundle, tiles, options)
                     if backend == "tensorrt":
                         tile = inputs_of(row.scenario, tiles)[0]
                         row.device_ms.append(
                             device_times(bundle, row.info, row.scenario, tile, plans=options.plans, count=options.tiles)
                         )
             except (BackendError, BundleError) as error:
-                if number or (backend, precision) in rows:
+                if number or choice in rows:
                     raise
                 tqdm.write(f"{backend} {precision}: left out: {error}", file=sys.stderr)
     if not rows:
@@ -259,6 +271,7 @@ def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
         "precision": rows[0].precision,
         "bundle": str(options.bundle.resolve()),
         "threads": options.threads,
+        "hint": rows[0].hint,
         "plans": str(plans.resolve()),
     }
     found = cold_starts(request)
@@ -269,14 +282,14 @@ def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
 def show(rows: Sequence[Row]) -> None:
     """A line for each row; milliseconds but for the rates."""
     print(
-        f"{'backend':<12}{'asked':<6}{'scenario':<14}{'p50':>9}{'p90':>9}{'p95':>9}{'p99':>9}{'jitter':>8}"
+        f"{'backend':<12}{'asked':<6}{'hint':<12}{'scenario':<14}{'p50':>9}{'p90':>9}{'p95':>9}{'p99':>9}{'jitter':>8}"
         f"{'switch':>9}{'tiles/s':>9}{'best batch':>16}{'cold start':>12}   what runs"
     )
     for row in rows:
         line = row.as_dict()
         best = f"{line['best_batch_tiles_per_s']:.1f} at {line['best_batch']}" if row.batches else ""
         print(
-            f"{row.backend:<12}{row.precision:<6}{row.scenario:<14}"
+            f"{row.backend:<12}{row.precision:<6}{row.hint:<12}{row.scenario:<14}"
             + "".join(f"{row.percentile_ms(cut):9.2f}" for cut in PERCENTILES)
             + f"{line['jitter_p99_over_p50']:8.2f}{line['switch_p50_ms']:9.2f}{line['offline_tiles_per_s']:9.1f}"
             f"{best:>16}{line['cold_start_ms'] or '':>12}   {row.info}"

@@ -18,6 +18,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     same = ("bundle", "backend", "precision", "threads", "plans", "when_behind", "overwrite", "resume")
     return {
         **{name: getattr(options, name) for name in same},
+        # Tiles that come at a pace are mostly alone in flight.
+        "hint": options.hint or ("throughput" if options.rate is None else "latency"),
         "health": tuple(options.health),
         "watchdog_s": options.watchdog,
         "halo_px": options.halo,

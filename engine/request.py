@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.backends import BackendName
-from engine.backends.base import ExecutionPrecision, Output
+from engine.backends.base import ExecutionPrecision, Output, PerformanceHint
 from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.bundle import Bundle
 from engine.contract.errors import OutputError, UsageError
@@ -52,6 +52,7 @@ class Settings:
     backend: BackendName = "auto"
     precision: ExecutionPrecision = "auto"
     threads: int | None = None
+    hint: PerformanceHint = "throughput"
     watchdog_s: float = 30.0
     """A backend without an answer for so long counts as hung."""
     plans: Path | None = None
@@ -109,6 +110,7 @@ class Settings:
             wanted=wanted,
             precision=self.precision,
             threads=self.threads,
+            hint=self.hint,
             watchdog_s=self.watchdog_s,
             plans=self.plans,
         )

@@ -30,7 +30,7 @@ from typing import Any, get_args
 
 from engine import demo
 from engine.backends import BackendName
-from engine.backends.base import ExecutionPrecision
+from engine.backends.base import ExecutionPrecision, PerformanceHint
 from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, Quiet, Together, emit
 from engine.contract.errors import EngineError, TilesLostError, UsageError
@@ -132,6 +132,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: those under the bundle)")
     model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
+    model.add_argument(
+        "--hint",
+        choices=get_args(PerformanceHint),
+        help="OpenVINO takes several tiles at a time, or one on all cores (default: latency with --rate)",
+    )
     model.add_argument(
         "--watchdog",
         type=float,

@@ -8,22 +8,24 @@ from engine.contract.sensors import Scenario
 
 
 def latency(result: Result) -> str:
-    """A line per backend and precision."""
+    """A line per backend, precision and hint."""
     lines = []
-    for (backend, precision), mine in grouped(result.rows, "backend", "precision").items():
+    for (backend, precision, hint), mine in grouped(result.rows, "backend", "precision", "hint").items():
         jitter = max(number(row, "jitter_p99_over_p50") for row in mine.values())
         cold = mine[Scenario.FULL]["cold_start_ms"]
         lines.append(
             [
                 backend,
                 precision,
+                hint,
                 triple(mine, "single_stream_p50_ms", "{:.1f}"),
                 f"{jitter:.2f}",
                 triple(mine, "offline_tiles_per_s", "{:.1f}"),
                 f"{float(cold) / 1e3:.1f} s" if cold else "",
             ]
         )
-    return markdown(["backend", "precision", "p50, ms", "p99 / p50 at most", "tiles/s, offline", "cold start"], lines)
+    head = ["backend", "precision", "hint", "p50, ms", "p99 / p50 at most", "tiles/s, offline", "cold start"]
+    return markdown(head, lines)
 
 
 def throughput(result: Result) -> str:

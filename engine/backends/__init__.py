@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.backends.base import Backend, ExecutionPrecision, Output
+from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint
 from engine.backends.golden import check_golden_tile
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, IntegrityError
@@ -37,6 +37,7 @@ def open_backend(
     wanted: Iterable[Output],
     precision: ExecutionPrecision = "auto",
     threads: int | None = None,
+    hint: PerformanceHint = "throughput",
     plans: Path | None = None,
 ) -> Backend:
     """Prepare the graphs of ``scenarios`` and check each against the golden tile.
@@ -51,6 +52,7 @@ def open_backend(
         wanted: the outputs to compute.
         precision: of the graphs.
         threads: CPU threads; None is all cores.
+        hint: what OpenVINO is arranged for.
         plans: folder of TensorRT plans; None is the one under the bundle.
 
     Raises:
@@ -71,6 +73,8 @@ def open_backend(
             level = logging.INFO if isinstance(error, BackendUnavailableError) else logging.WARNING
             log.log(level, "OpenVINO runs, not TensorRT: %s", error)
             name = "openvino"
+    if name == "openvino":
+        common["hint"] = hint
     return _open(name, bundle, scenarios, wanted, **common)
 
 

@@ -41,6 +41,10 @@ that have these types written into them. ``auto`` is the backend's choice: on a 
 floating type (bfloat16 where it has AMX or AVX512-BF16), in TensorRT what
 :func:`engine.contract.plan_cache.choose` says."""
 
+PerformanceHint = Literal["throughput", "latency"]
+"""For which the CPU's cores are arranged, in OpenVINO's words: ``throughput`` computes several tiles at a time, each on
+a share of the cores; ``latency`` one at a time on all of them. Other backends have one arrangement."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackendInfo:

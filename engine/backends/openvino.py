@@ -12,16 +12,20 @@ import openvino as ov
 import openvino.properties as props
 import openvino.properties.hint as hints
 
-from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
+from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 
 DEVICE = "CPU"
+_MODES: dict[PerformanceHint, hints.PerformanceMode] = {
+    "throughput": hints.PerformanceMode.THROUGHPUT,
+    "latency": hints.PerformanceMode.LATENCY,
+}
 
 
 class OpenVinoBackend(Backend):
-    """One compiled model per scenario on OpenVINO's throughput streams, one thread waiting on each.
+    """One compiled model per scenario on OpenVINO's streams, as many as the hint gives, one thread waiting on each.
 
     Waiting threads rather than ``start_async`` callbacks: a callback is not called when inference fails, so the failure
     would be lost. Unwanted outputs are cut off before compiling, so that a map without blending never writes
@@ -36,10 +40,11 @@ class OpenVinoBackend(Backend):
         *,
         precision: ExecutionPrecision = "auto",
         threads: int | None = None,
+        hint: PerformanceHint = "throughput",
     ) -> None:
         graph: Precision = "fp32" if precision == "auto" else precision
         self._wanted = tuple(wanted)
-        config: dict[str, Any] = {hints.performance_mode: hints.PerformanceMode.THROUGHPUT}
+        config: dict[str, Any] = {hints.performance_mode: _MODES[hint]}
         if precision == "fp32":
             config[hints.inference_precision] = ov.Type.f32
         if threads is not None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, Outputs
+from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -315,6 +315,7 @@ def open_chain(
     wanted: Iterable[Output],
     precision: ExecutionPrecision = "auto",
     threads: int | None = None,
+    hint: PerformanceHint = "throughput",
     watchdog_s: float = 30.0,
     plans: Path | None = None,
 ) -> ResilientBackend:
@@ -326,7 +327,14 @@ def open_chain(
 
     def opener(each: BackendName) -> Callable[[], Backend]:
         return lambda: open_backend(
-            each, bundle, scenarios=scenarios, wanted=wanted, precision=precision, threads=threads, plans=plans
+            each,
+            bundle,
+            scenarios=scenarios,
+            wanted=wanted,
+            precision=precision,
+            threads=threads,
+            hint=hint,
+            plans=plans,
         )
 
     chain = CHAIN if name == "auto" else (name,)

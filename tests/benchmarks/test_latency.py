@@ -38,8 +38,9 @@ def test_a_row_per_backend_precision_and_scenario_with_its_conditions(toy_bundle
     options = ("--backends", "openvino,onnxruntime", "--precisions", "fp32", "--threads", "1", "--max-batch", "2")
     code, rows = run(toy_bundle, tmp_path, *options)
     assert code == 0
-    assert [(row["backend"], row["scenario"]) for row in rows] == [
-        (backend, scenario.value) for backend in ("openvino", "onnxruntime") for scenario in Scenario
+    arrangements = (("openvino", "throughput"), ("openvino", "latency"), ("onnxruntime", "throughput"))
+    assert [(row["backend"], row["hint"], row["scenario"]) for row in rows] == [
+        (*arrangement, scenario.value) for arrangement in arrangements for scenario in Scenario
     ]
     for row in rows:
         cuts = [float(row[f"single_stream_p{cut}_ms"]) for cut in (50, 90, 95, 99)]
@@ -49,11 +50,15 @@ def test_a_row_per_backend_precision_and_scenario_with_its_conditions(toy_bundle
         assert (row["threads"], row["rounds"], row["tiles_per_round"], row["batch"]) == ("1", "2", "4", "1")
         assert row["switches"] == "4", "from each of two scenarios, in each of two rounds"
         assert float(row["switch_over_steady"]) == pytest.approx(float(row["switch_p50_ms"]) / cuts[0], rel=0.05)
+        assert row["h2d_ms"] == row["cold_start_ms"] == "", "not measured"
+        assert "onnxruntime" in row["libraries"]
+        if row["hint"] == "latency":
+            assert row["slots"] == "1"
+            assert row["best_batch"] == "", "the library by itself is measured once"
+            continue
         rates = float(row["batch1_tiles_per_s"]), float(row["best_batch_tiles_per_s"])
         assert (row["best_batch"], rates[1] == rates[0]) in {("1", True), ("2", False)}
         assert rates[1] >= rates[0]
-        assert row["h2d_ms"] == row["cold_start_ms"] == "", "not measured"
-        assert "onnxruntime" in row["libraries"]
 
 
 def test_a_switch_is_timed_right_after_tiles_of_another_scenario(toy_bundle) -> None:
@@ -96,7 +101,13 @@ def as_list(answer) -> list[np.ndarray]:
 
 
 def test_a_cold_start_is_a_process_whose_stages_follow_each_other(toy_bundle) -> None:
-    request = {"backend": "onnxruntime", "precision": "fp32", "bundle": str(toy_bundle.root), "threads": 1}
+    request = {
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "bundle": str(toy_bundle.root),
+        "threads": 1,
+        "hint": "throughput",
+    }
     first, kept = cold_starts({**request, "plans": None})
     assert tuple(first) == STAGES
     assert min(first.values()) > 0
@@ -105,7 +116,13 @@ def test_a_cold_start_is_a_process_whose_stages_follow_each_other(toy_bundle) ->
 
 
 def test_a_cold_start_that_fails_says_why(toy_bundle) -> None:
-    request = {"backend": "onnxruntime", "precision": "int8", "bundle": str(toy_bundle.root), "threads": 1}
+    request = {
+        "backend": "onnxruntime",
+        "precision": "int8",
+        "bundle": str(toy_bundle.root),
+        "threads": 1,
+        "hint": "throughput",
+    }
     with pytest.raises(BackendError, match="no int8 graph"):
         cold_starts({**request, "plans": None})
 

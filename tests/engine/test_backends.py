@@ -16,6 +16,7 @@ from engine.backends.golden import TOLERANCES, tolerance_of
 from engine.contract.bundle import Bundle, FileRef, Precision, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
 from engine.contract.sensors import Scenario, Sensor
+from engine.run import build_parser, request_of
 from tests.conftest import toy_probabilities
 from tests.engine.precision_graphs import quantised_probabilities, with_precisions
 
@@ -54,6 +55,26 @@ def test_tiles_in_flight_do_not_mix(name, toy_bundle) -> None:
         for scenario, t, future in zip(scenarios, tiles, futures, strict=True):
             expected = toy_probabilities(scenario, t, radius=0).argmax(axis=0)
             assert (future.result()[Output.CLASSES] == expected).mean() > 0.9995
+
+
+def test_the_latency_hint_computes_one_tile_at_a_time_with_the_same_answer(toy_bundle) -> None:
+    answers = {}
+    for hint in ("throughput", "latency"):
+        with open_backend(
+            "openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="fp32", hint=hint
+        ) as backend:
+            answers[hint] = backend.infer(Scenario.FULL, tile())[Output.CLASSES]
+            if hint == "latency":
+                assert backend.info.slots == 1
+    assert (answers["latency"] == answers["throughput"]).mean() > 0.9995
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [((), "throughput"), (("--rate", "10"), "latency"), (("--rate", "10", "--hint", "throughput"), "throughput")],
+)
+def test_a_paced_flight_asks_for_latency(arguments, hint) -> None:
+    assert request_of(build_parser().parse_args(arguments)).hint == hint
 
 
 @pytest.mark.parametrize("name", BACKENDS)
