@@ -78,6 +78,7 @@ class Survey:
 
     `lean_x`, `lean_y`: horizontal displacement in metres per metre of height, because the image
     is no true orthophoto. The shares are the probability that the survey saw such an object.
+    `tree_swell_m`: how far raised ground reaches beyond a crown's visible edge.
     """
 
     lean_x: float
@@ -85,6 +86,7 @@ class Survey:
     car_share: float
     tree_share: float
     tree_penetration: float
+    tree_swell_m: float
 
 
 class Canvas:

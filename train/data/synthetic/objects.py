@@ -84,7 +84,12 @@ def tree(
         # Pulses that pass the crown return from branches or the ground.
         deep = rng.random(sensed.shape, dtype=np.float32) < survey.tree_penetration
         sensed = np.where(deep, sensed * rng.random(sensed.shape, dtype=np.float32), sensed)
-    canvas.raise_surface(window, crown, height, sensed_m=sensed)
+    canvas.raise_surface(window, crown, height, sensed_m=None)
+    if sensed is not None:
+        # Few points per square metre draw a crown too wide, most of all the gaps between the fronds of a palm.
+        reach_px = round(survey.tree_swell_m / canvas.gsd_m)
+        wide = ndimage.binary_dilation(crown, iterations=reach_px) if reach_px else crown
+        canvas.sense(window, wide, sensed)
 
 
 def forest(canvas: Canvas, palette: Palette, window: Window, mask: np.ndarray, spacing_m: float) -> None:

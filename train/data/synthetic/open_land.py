@@ -153,7 +153,7 @@ def field(site: Site, block: Block) -> None:
             if along
             else Block(u0=block.u0 + lo * du, u1=block.u0 + hi * du, v0=block.v0, v1=block.v1)
         ).inset(float(rng.uniform(0.2, 1.5)))
-        kind = str(rng.choice(("crop", "soil", "meadow"), p=(0.38, 0.30, 0.32)))
+        kind = str(rng.choice(("crop", "soil", "meadow"), p=(0.32, 0.42, 0.26)))
         material = {"crop": palette.crop, "soil": palette.soil, "meadow": palette.meadow}[kind]()
         sown = site.cover(part, material, LOW_VEGETATION)
         if sown is None:

@@ -89,4 +89,5 @@ def _survey(rng: np.random.Generator) -> Survey:
         car_share=float(rng.choice((0.0, 0.3, 0.7, 1.0), p=(0.2, 0.25, 0.25, 0.3))),
         tree_share=float(rng.choice((0.6, 0.9, 1.0), p=(0.1, 0.3, 0.6))),
         tree_penetration=float(rng.choice((0.0, 0.05, 0.15, 0.4), p=(0.45, 0.3, 0.18, 0.07))),
+        tree_swell_m=float(rng.choice((0.0, 0.3, 0.6, 1.0), p=(0.5, 0.2, 0.2, 0.1))),
     )

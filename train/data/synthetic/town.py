@@ -91,7 +91,7 @@ STYLES: dict[str, Style] = {
         kinds={"houses": 2.5, "farm": 1.5, "field": 1.2, "orchard": 0.7, "woods": 0.5, "park": 0.3},
     ),
     "fields": Style(
-        share=0.7, per_gsd=1.9, block_m=(90, 220), street_m=(2.5, 6), rural=True, traffic=0.15,
+        share=0.9, per_gsd=3.2, block_m=(90, 260), street_m=(2.5, 6), rural=True, traffic=0.15,
         kinds={"field": 7, "woods": 0.6, "farm": 0.5, "orchard": 0.4, "greenhouse": 0.15},
     ),
     "forest_edge": Style(
