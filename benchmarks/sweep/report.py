@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -19,13 +20,13 @@ from matplotlib import pyplot
 Row = dict[str, object]
 
 
-def rows(timed: Sequence[Timed], scores: Scores, budget: Mapping[str, object]) -> list[Row]:
+def rows(timed: Sequence[Timed], scores: Scores, budget: Mapping[str, Any]) -> list[Row]:
     """One row per variant and scenario; mF1 in 0..1, mean over seeds, empty where nothing was trained.
 
     Args:
         timed: all scenarios of the first variant, which is the reference of the ratios, then of the others.
         scores: mF1 of each seed.
-        budget: further columns.
+        budget: further columns; ``steps`` is for the variants that are not trained longer.
     """
     reference = {row.scenario: row for row in timed[: len(Scenario)]}
     points = {name: (_mean_latency_ms(timed, name), _mean_f1(by_scenario)) for name, by_scenario in scores.items()}
@@ -58,6 +59,7 @@ def rows(timed: Sequence[Timed], scores: Scores, budget: Mapping[str, object]) -
                 "pareto": variant.name in best if seeds else "",
                 "class_agreement": round(row.class_agreement, 6),
                 **budget,
+                **({"steps": budget["steps"] * variant.longer} if budget else {}),
                 "rounds": len(row.rounds_ms),
                 "threads": row.threads,
                 "precision": "fp32",
@@ -84,7 +86,9 @@ def markdown(found: Sequence[Row]) -> str:
     """A line per variant, scenarios side by side as full / without nDSM / without RGIR."""
     scored = found[0]["mean_f1"] != ""
     columns = ["variant", "encoder widths", "refinements", "stem", "token stride, px", "transformers", "parameters, M"]
-    columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"] + (["mF1, %", "on the front"] if scored else [])
+    columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"] + (
+        ["steps", "mF1, %", "on the front"] if scored else []
+    )
     lines = ["Full / missing nDSM / missing RGIR.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for at in range(0, len(found), len(Scenario)):
         mine = found[at : at + len(Scenario)]
@@ -102,7 +106,7 @@ def markdown(found: Sequence[Row]) -> str:
             _triple(mine, "latency_over_reference", "{:.2f}"),
         ]
         if scored:
-            cells += [_triple(mine, "mean_f1", "{:.1f}", scale=100), "yes" if first["pareto"] else ""]
+            cells += [first["steps"], _triple(mine, "mean_f1", "{:.1f}", scale=100), "yes" if first["pareto"] else ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

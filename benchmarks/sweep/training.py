@@ -46,7 +46,11 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
     for variant in variants:
         for seed in map(int, options.seeds.split(",")):
             path = benchmark.train_one(
-                _as_benchmark(options), variant.name, seed, preset=variant.base, model=variant.changes
+                _as_benchmark(options, longer=variant.longer),
+                variant.name,
+                seed,
+                preset=variant.base,
+                model=variant.changes,
             )
             if path is None:
                 raise InterruptedRunError(f"training of {variant.name} with seed {seed} was interrupted")
@@ -76,7 +80,7 @@ def model_of(variant: Variant, runs: Sequence[Run]) -> System:
 
 
 def budget(options: argparse.Namespace) -> dict[str, object]:
-    """What every variant was trained and scored with: columns of the result."""
+    """What a variant was trained and scored with, unless it is trained longer: columns of the result."""
     return {
         "seeds": options.seeds,
         "steps": options.steps,
@@ -87,19 +91,19 @@ def budget(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _as_benchmark(options: argparse.Namespace) -> argparse.Namespace:
-    return argparse.Namespace(**{**vars(options), "out": options.runs})
+def _as_benchmark(options: argparse.Namespace, *, longer: int = 1) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(options), "out": options.runs, "steps": options.steps * longer})
 
 
 def _check_settings(run: Run, options: argparse.Namespace) -> None:
     info = checkpoint.load(run.checkpoint)[1]
     asked = replace(
         run.variant.preset.train,
-        steps=options.steps,
+        steps=options.steps * run.variant.longer,
         batch=options.batch,
         crop_px=options.crop,
         seed=run.seed,
-        validate_every=options.validate_every or options.steps,
+        validate_every=options.validate_every or options.steps * run.variant.longer,
     )
     differing = [
         f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"

@@ -16,20 +16,25 @@ class Variant:
     """A preset and the fields of :class:`train.config.ModelConfig` that differ from it.
 
     Raises:
-        ValueError: the name cannot be a folder's, the preset is not known, or the model cannot be.
+        ValueError: the name cannot be a folder's, the preset is not known, the model cannot be, or it is trained for
+            less than the others.
         TypeError: the model has no such field.
     """
 
     name: str
     base: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    longer: int = 1
+    """Optimiser steps, as a multiple of the others': what a cheap model makes of an expensive one's time."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"a variant's name takes letters, digits, _ and -, received {self.name!r}")
         if self.base not in PRESETS:
             raise ValueError(f"variant {self.name}: base must be one of {', '.join(PRESETS)}, received {self.base!r}")
-        if self.name in PRESETS and (self.changes or self.name != self.base):
+        if self.longer < 1:
+            raise ValueError(f"variant {self.name}: longer must be at least 1, received {self.longer}")
+        if self.name in PRESETS and (self.changes or self.longer > 1 or self.name != self.base):
             raise ValueError(f"variant {self.name} has the name of a preset: choose another, or change nothing in it")
         replace(PRESETS[self.base].model, **self.changes)
 
@@ -101,6 +106,8 @@ VARIANTS: dict[str, Variant] = {
             "no-transformer": {"hyfex_attention": False, "hyfma_attention": False},
         },
     ),
+    # A step of the reference takes more than five of this one.
+    "edge-5x": Variant(name="edge-5x", base="edge", longer=5),
 }
 """The first one is the reference of the ratios."""
 

@@ -29,6 +29,7 @@ TINY = Variant(
         "hyfex_attention": False,
         "hyfma_attention": False,
     },
+    longer=2,
 )
 
 
@@ -53,6 +54,7 @@ def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
     assert [row["scenario"] for row in rows] == [scenario.value for scenario in Scenario]
     model, info = checkpoint.load(folder / "runs" / "tiny-0" / "best.safetensors")
     assert info.model == TINY.model
+    assert info.step == 4, "twice the --steps of the command line"
     for row in rows:
         assert (row["encoder_widths"], row["token_stride_px"], row["token_depth"]) == ("8-8-8", "8", "0")
         assert int(row["parameters"]) == model.deployable_parameters()
@@ -60,7 +62,7 @@ def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
         assert float(row["latency_ms"]) > 0
         assert float(row["latency_over_reference"]) == 1
         assert float(row["mean_f1_min"]) <= float(row["mean_f1"]) <= float(row["mean_f1_max"])
-        assert (row["seeds"], row["steps"], row["rounds"], row["threads"]) == ("0", "2", "2", "1")
+        assert (row["seeds"], row["steps"], row["rounds"], row["threads"]) == ("0", "4", "2", "1")
         assert row["commit"]
     gmac = {row["scenario"]: float(row["gmac"]) for row in rows}
     assert gmac["missing_ndsm"] > gmac["full"], "the generator is embedded where a sensor is missing"
@@ -96,9 +98,9 @@ def test_an_interrupted_training_writes_no_result(finished, tmp_path, monkeypatc
 
 
 def test_every_variant_takes_a_tile_of_512_px_and_no_two_are_the_same() -> None:
-    models = [variant.model for variant in VARIANTS.values()]
-    assert all(512 % model.stride_px == 0 for model in models)
-    assert len(set(models)) == len(models)
+    trained = [(variant.model, variant.longer) for variant in VARIANTS.values()]
+    assert all(512 % model.stride_px == 0 for model, _ in trained)
+    assert len(set(trained)) == len(trained)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,8 @@ def test_every_variant_takes_a_tile_of_512_px_and_no_two_are_the_same() -> None:
         ({"name": "x", "base": "huge"}, "base must be one of"),
         ({"name": "paper", "base": "nano"}, "has the name of a preset"),
         ({"name": "x", "base": "nano", "changes": {"token_heads": 7}}, "multiple of token_heads"),
+        ({"name": "x", "base": "nano", "longer": 0}, "longer must be at least 1, received 0"),
+        ({"name": "nano", "base": "nano", "longer": 2}, "has the name of a preset"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused(changes, named) -> None:
