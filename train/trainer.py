@@ -99,7 +99,7 @@ class Trainer:
         # A replica shares every parameter with the model and owns its batch statistics; the model's are kept.
         shared = {id(parameter): parameter for parameter in self.model.parameters()}
         self.replicas = [self.model, *(copy.deepcopy(self.model, dict(shared)) for _ in range(threads - 1))]
-        self.pool = ThreadPoolExecutor(threads)
+        self.map_parts = ThreadPoolExecutor(threads).map if threads > 1 else map
         self.done_steps = 0
         self.best_score = -1.0
 
@@ -119,7 +119,7 @@ class Trainer:
         parts = len(self.replicas)
         columns = {name: tensor.chunk(parts) for name, tensor in batch.items()}
         chunks = [{name: column[i] for name, column in columns.items()} for i in range(len(columns["labels"]))]
-        results = list(self.pool.map(self._gradients, self.replicas, chunks))
+        results = list(self.map_parts(self._gradients, self.replicas, chunks))
         shares = [len(chunk["labels"]) / len(batch["labels"]) for chunk in chunks]
 
         logged = {

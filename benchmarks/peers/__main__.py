@@ -17,9 +17,9 @@ networks, those exported here get it with every convolution quantised, as fast a
 
 Tiles. single_stream_ms: one tile after the other, host memory to host memory, median. offline_ms: per tile, as many at
 once as the library itself sees to. The names are MLPerf inference's, the run lengths are not
-(https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc). The engine is made for the second:
-one tile at a time leaves all but one of its streams idle, while PyTorch, ONNX Runtime and "OpenVINO infer" put all
-cores on each tile. fp32 is computed in float32, on processors with bfloat16 as well.
+(https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc). The engine arranges OpenVINO for
+either (``engine.run --hint``); PyTorch, ONNX Runtime and "OpenVINO infer" put all cores on each tile. fp32 is computed
+in float32, on processors with bfloat16 as well.
 
 Rasters. Seconds from the raster to its classes, everything loaded and compiled before. The others start from a raster
 in memory; engine.run and geoai read and write GeoTIFF, and engine.run also makes confidence, provenance, overviews and

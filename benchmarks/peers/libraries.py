@@ -7,6 +7,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.bare import WANTED, open_onnxruntime, open_openvino
 from benchmarks.peers.subject import Subject
 from engine.backends import BackendName, open_backend
-from engine.backends.base import ExecutionPrecision, Inputs, Output
+from engine.backends.base import ExecutionPrecision, Inputs, Output, PerformanceHint
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
@@ -124,37 +125,51 @@ class OpenVinoQueue(Peer):
 
 
 class EnginePeer(Peer):
-    """A backend of the engine, opened as a run opens it, golden tile included."""
+    """A backend of the engine, opened as a run opens it, golden tile included: for lone tiles as a paced flight does
+    (``--hint latency``), for many as a run over rasters does.
+    """
 
     def __init__(
         self, subject: Subject, scenario: Scenario, precision: ExecutionPrecision, backend: BackendName = "openvino"
     ) -> None:
         self._scenario = scenario
-        self._backend = open_backend(backend, subject.bundle, scenarios=[scenario], wanted=WANTED, precision=precision)
-        self.library = self._backend.info.library
+        arrangements = HINTS if backend == "openvino" else HINTS[-1:]
+        with ExitStack() as opened:
+            found = [
+                opened.enter_context(
+                    open_backend(
+                        backend, subject.bundle, scenarios=[scenario], wanted=WANTED, precision=precision, hint=hint
+                    )
+                )
+                for hint in arrangements
+            ]
+            self._lone, self._many = found[0], found[-1]
+            self._open = opened.pop_all()
+        self.library = self._many.info.library
 
     def infer(self, inputs: Inputs) -> Classes:
         """See :meth:`Peer.infer`."""
-        return self._backend.infer(self._scenario, inputs)[Output.CLASSES]
+        return self._lone.infer(self._scenario, inputs)[Output.CLASSES]
 
     def infer_each(self, tiles: Iterable[Inputs], take: Take) -> None:
-        """With all slots busy."""
+        """With all slots busy and a tile waiting for each."""
         flying: deque[Any] = deque()
         taken = 0
         for inputs in tiles:
-            if len(flying) == self._backend.info.slots:
+            if len(flying) == 2 * self._many.info.slots:
                 take(taken, flying.popleft().result()[Output.CLASSES])
                 taken += 1
-            flying.append(self._backend.submit(self._scenario, inputs))
+            flying.append(self._many.submit(self._scenario, inputs))
         for answer in flying:
             take(taken, answer.result()[Output.CLASSES])
             taken += 1
 
     def close(self) -> None:
         """See :meth:`Peer.close`."""
-        self._backend.close()
+        self._open.close()
 
 
+HINTS: tuple[PerformanceHint, PerformanceHint] = ("latency", "throughput")
 ENGINE = "engine"
 EAGER = "PyTorch eager"
 
