@@ -1,7 +1,7 @@
 """How well a bundle maps held-out scenes, per backend, precision and scenario, and what each costs against float32.
 
     python -m benchmarks.accuracy                                                           the demo bundle, 24 scenes
-    python -m benchmarks.accuracy --checkpoint runs/nano/best.safetensors --synthetic 100   drop against PyTorch
+    python -m benchmarks.accuracy --checkpoint runs/demo/best.safetensors --synthetic 100   drop against PyTorch
     python -m benchmarks.accuracy --bundle B --data vaihingen:/data/Vaihingen --backends openvino
 
 Every graph maps the same windows of whole scenes, in raw sensor units and with the bundle's tile and halo, as in

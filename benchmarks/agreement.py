@@ -1,7 +1,7 @@
 """How far backends and precisions agree: every graph of a bundle in every backend, against one reference.
 
     python -m benchmarks.agreement                                                       the demo bundle
-    python -m benchmarks.agreement --bundle B --checkpoint runs/nano/best.safetensors    against PyTorch
+    python -m benchmarks.agreement --bundle B --checkpoint runs/demo/best.safetensors    against PyTorch
     python -m benchmarks.agreement --backends tensorrt,onnxruntime --csv out.csv         on a GPU
 
 The reference is PyTorch in float32 when a checkpoint is given, else the fp32 graph in ONNX Runtime. Tiles: the bundle's

@@ -1,9 +1,9 @@
 """Add INT8 graphs to a bundle that cost no more accuracy than allowed, with a report that shows it.
 
 Examples:
-    python -m calib.run --bundle bundles/nano --data runs/cache
-    python -m calib.run --bundle bundles/nano --data runs/cache --budget 0.2 --overwrite
-    python -m train.data.synthetic --out scenes --count 40; python -m calib.run --bundle bundles/nano --data scenes
+    python -m calib.run --bundle bundles/mine --data runs/cache
+    python -m calib.run --bundle bundles/mine --data runs/cache --budget 0.2 --overwrite
+    python -m train.data.synthetic --out scenes --count 40; python -m calib.run --bundle bundles/mine --data scenes
 
 --data is a folder of labelled scenes, each a folder with rgir, ndsm and labels as .npy (the training cache) or .tif.
 Ranges are measured on some, layers chosen on others, and the published scores come from a third part: scenes named

@@ -1,10 +1,10 @@
 """Export a checkpoint as a bundle: three ONNX graphs in fp32 and fp16 that share weights, checked against PyTorch.
 
 Example:
-    python -m train.run --preset nano --out runs/nano
-    python -m train.evaluate runs/nano/best.safetensors
-    python -m export.run runs/nano/best.safetensors --bundle bundles/nano
-    python -m export.run runs/nano/best.safetensors --bundle bundles/fp32 --precision fp32 --explain
+    python -m train.run --preset edge --out runs/mine
+    python -m train.evaluate runs/mine/best.safetensors
+    python -m export.run runs/mine/best.safetensors --bundle bundles/mine
+    python -m export.run runs/mine/best.safetensors --bundle bundles/fp32 --precision fp32 --explain
 
 Nothing appears under --bundle unless every graph gives PyTorch's answer in ONNX Runtime and in OpenVINO.
 Exit codes are those of engine.contract.errors: 2 options, 3 golden scene, 4 output folder, 5 a graph differs.

@@ -1,6 +1,6 @@
 """Score a checkpoint on scenes it has never seen, with both sensors and with either.
 
-    python -m train.evaluate runs/nano/best.safetensors --synthetic 100
+    python -m train.evaluate runs/demo/best.safetensors --synthetic 100
     python -m train.evaluate runs/v/best.safetensors --data vaihingen:/data/Vaihingen
     python -m train.evaluate runs/mine/best.safetensors --data folder:/data/scenes --part validation
 

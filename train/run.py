@@ -1,4 +1,4 @@
-"""Train GEMMNet: ``python -m train.run --preset nano --synthetic 400 --out runs/nano``.
+"""Train GEMMNet: ``python -m train.run --preset edge --synthetic 400 --out runs/edge``.
 
 Writes into ``--out``: ``best.safetensors`` (highest mean of the three scenarios' mF1 on held-out scenes) and
 ``last.safetensors``, each with a .json beside it (:mod:`train.checkpoint`), ``resume.pt`` for ``--resume``, and
@@ -219,7 +219,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m train.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="nano", help="model and training defaults (nano)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="edge", help="model and training defaults (edge)")
     parser.add_argument(
         "--model", metavar="JSON", default="{}", help="what differs from the preset's model: '{\"token_depth\": 2}'"
     )

@@ -1,7 +1,7 @@
 """The engine against what one would use instead, side by side in one run: same tiles, same weights, same outputs.
 
-    python -m benchmarks.peers                                       preset nano with random weights, tiles and a raster
-    python -m benchmarks.peers --checkpoints demo=runs/nano/best.safetensors --bundles demo=engine/demo/bundle
+    python -m benchmarks.peers                                       preset edge with random weights, tiles and a raster
+    python -m benchmarks.peers --checkpoints demo=runs/demo/best.safetensors --bundles demo=engine/demo/bundle
     python -m benchmarks.peers --groups raster --mpx 16 --rounds 5
     python -m benchmarks.peers --presets paper,edge                  networks beside each other, and the first
     python -m benchmarks.peers --checkpoints paper=P.safetensors edge=E.safetensors --bundles edge=bundles/edge
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from benchmarks.peers.subject import Subject
 
 RESULTS = Path(__file__).parent.parent / "results"
-DEFAULT_PRESET = "nano"
+DEFAULT_PRESET = "edge"
 GROUPS = ("tile", "raster")
 MODES = {"tile": ("single_stream_ms", "offline_ms"), "raster": ("raster_s",)}
 SCENE_TILES = 3

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from engine.contract.sensors import Sensor
 
 BUNDLE = Path(__file__).parent / "bundle"
-"""Preset ``nano``, trained on procedural scenes only."""
+"""Preset ``edge``, trained on procedural scenes only."""
 
 SCENE: Mapping[Sensor, Path] = MappingProxyType(
     {sensor: Path(__file__).parent / "scene" / f"{sensor}.tif" for sensor in Sensor}

@@ -291,7 +291,7 @@ def test_help_needs_neither_torch_nor_onnx() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "python -m export.run runs/nano/best.safetensors --bundle" in done.stdout
+    assert "python -m export.run runs/mine/best.safetensors --bundle" in done.stdout
 
 
 def test_a_missing_library_names_its_extra(tmp_path: Path) -> None:
