@@ -106,6 +106,8 @@ def load(path: Path) -> tuple[System, CheckpointInfo]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         info = msgspec.json.decode(metadata["info"], type=CheckpointInfo)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist: pass the best.safetensors of `python -m train.run`") from error
     except (safetensors.SafetensorError, KeyError, msgspec.MsgspecError) as error:
         raise ValueError(f"{path} is no checkpoint of `python -m train.run` ({error})") from error
     if info.format != FORMAT:

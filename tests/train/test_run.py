@@ -372,3 +372,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_missing_checkpoint_is_named_with_the_command_that_makes_one(tmp_path, capsys):
+    missing = tmp_path / "gone.safetensors"
+    assert evaluate.main([str(missing)]) == 2
+    assert f"{missing} does not exist: pass the best.safetensors of `python -m train.run`" in capsys.readouterr().err
