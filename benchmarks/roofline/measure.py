@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from benchmarks.accuracy import precisions_of
 from benchmarks.agreement import listed
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.rates import inputs_of, offline
 from benchmarks.roofline import plot
 from benchmarks.roofline.graph import GraphWork, count_work, deployed
 from benchmarks.roofline.machine import Machine, Peaks
@@ -46,8 +45,8 @@ class Subject:
 
     def measure(self, tiles: Sequence[Tile], count: int) -> None:
         """One round: tiles with every slot busy, then tiles one at a time with the profiler on."""
-        inputs = [{sensor: tile[sensor] for sensor in self.scenario.sensors} for tile in tiles]
-        self.tile_ms.append(offline_ms(self.backend, self.scenario, inputs, count))
+        inputs = inputs_of(self.scenario, tiles)
+        self.tile_ms.append(1e3 / offline(self.backend, self.scenario, inputs, count))
         feed: Feed = {sensor.value: values[None] for sensor, values in inputs[0].items()}
         self.profile.run(feed, count)
 
@@ -114,21 +113,6 @@ def prepare(
                 yield Subject(
                     backend=backend, precision=precision, scenario=scenario, work=works[scenario], profile=profile
                 )
-
-
-def offline_ms(backend: Backend, scenario: Scenario, inputs: Sequence[Tile], count: int) -> float:
-    """Milliseconds per tile with every slot busy, after one warm tile per slot."""
-    slots = backend.info.slots
-    flying = deque(backend.submit(scenario, inputs[index % len(inputs)]) for index in range(slots))
-    flying[-1].result()
-    started = time.perf_counter()
-    for index in range(count):
-        flying.popleft().result()
-        flying.append(backend.submit(scenario, inputs[index % len(inputs)]))
-    elapsed = time.perf_counter() - started
-    for last in flying:
-        last.result()
-    return 1e3 * elapsed / count
 
 
 def subject_key(subject: Subject) -> tuple[str, Precision, Scenario]:
