@@ -139,7 +139,8 @@ def plot(found: Sequence[Row], path: Path) -> None:
     first = found[0]
     axes.set_xlabel(f"latency, ms per tile (OpenVINO, float32, {first['threads']} threads; log scale)")
     axes.set_ylabel("mF1, % (procedural scenes)")
-    axes.set_title(f"Mean of the three scenarios after {first['steps']} steps of {first['batch']} crops", fontsize=10)
+    steps = " or ".join(map(str, sorted({int(str(row["steps"])) for row in found})))
+    axes.set_title(f"Mean of the three scenarios after {steps} steps of {first['batch']} crops", fontsize=10)
     axes.grid(alpha=0.3)
     axes.margins(x=0.12, y=0.1)
     axes.legend(loc="lower right")
