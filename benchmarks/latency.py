@@ -46,7 +46,7 @@ from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
 from benchmarks.cold_start import STAGES, cold_starts
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.device_times import PARTS, device_times, host_of
-from benchmarks.rates import first_after_switch, inputs_of, offline, single_stream
+from benchmarks.rates import first_after_switch, hints_of, inputs_of, offline, single_stream
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
@@ -59,7 +59,6 @@ from engine.contract.sensors import Scenario
 
 RESULTS = Path(__file__).parent / "results" / "latency.csv"
 PRECISIONS: tuple[ExecutionPrecision, ...] = ("fp32", "fp16", "int8", "auto")
-HINTS: tuple[PerformanceHint, ...] = ("throughput", "latency")
 PERCENTILES = (50, 90, 95, 99)
 Choice = tuple[BackendName, ExecutionPrecision, PerformanceHint]
 
@@ -190,7 +189,7 @@ def measure(options: argparse.Namespace) -> None:
         (backend, precision, hint)
         for backend in listed(options.backends, BACKENDS, "--backends")
         for precision in listed(options.precisions or ",".join(PRECISIONS), PRECISIONS, "--precisions")
-        for hint in (HINTS if backend == "openvino" else HINTS[:1])
+        for hint in hints_of(backend)
     ]
     for number in range(options.rounds):
         now = choices if number == 0 else list(rows)
@@ -217,7 +216,7 @@ def measure(options: argparse.Namespace) -> None:
                     for row in mine:
                         one_round(row, opened, tiles, options)
                 for row in mine:
-                    if hint == HINTS[0]:  # the library by itself knows no hint of ours
+                    if hint == hints_of(backend)[0]:  # the library by itself knows no hint of ours
                         batches(row, bundle, tiles, options)
                     if backend == "tensorrt":
                         tile = inputs_of(row.scenario, tiles)[0]

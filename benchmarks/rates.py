@@ -18,8 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tiles import Tile
-from engine.backends.base import Backend, Inputs
+from engine.backends import BackendName
+from engine.backends.base import Backend, Inputs, PerformanceHint
 from engine.contract.sensors import Scenario
+
+
+def hints_of(backend: BackendName) -> tuple[PerformanceHint, ...]:
+    """The arrangements that a backend has: the one for many tiles first, the one for lone tiles last."""
+    return ("throughput", "latency") if backend == "openvino" else ("throughput",)
 
 
 def inputs_of(scenario: Scenario, tiles: Sequence[Tile]) -> list[Inputs]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks.bare import WANTED, open_onnxruntime, open_openvino
 from benchmarks.peers.subject import Subject
+from benchmarks.rates import hints_of
 from engine.backends import BackendName, open_backend
-from engine.backends.base import ExecutionPrecision, Inputs, Output, PerformanceHint
+from engine.backends.base import ExecutionPrecision, Inputs, Output
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
@@ -133,7 +134,6 @@ class EnginePeer(Peer):
         self, subject: Subject, scenario: Scenario, precision: ExecutionPrecision, backend: BackendName = "openvino"
     ) -> None:
         self._scenario = scenario
-        arrangements = HINTS if backend == "openvino" else HINTS[-1:]
         with ExitStack() as opened:
             found = [
                 opened.enter_context(
@@ -141,9 +141,9 @@ class EnginePeer(Peer):
                         backend, subject.bundle, scenarios=[scenario], wanted=WANTED, precision=precision, hint=hint
                     )
                 )
-                for hint in arrangements
+                for hint in hints_of(backend)
             ]
-            self._lone, self._many = found[0], found[-1]
+            self._many, self._lone = found[0], found[-1]
             self._open = opened.pop_all()
         self.library = self._many.info.library
 
@@ -169,7 +169,6 @@ class EnginePeer(Peer):
         self._open.close()
 
 
-HINTS: tuple[PerformanceHint, PerformanceHint] = ("latency", "throughput")
 ENGINE = "engine"
 EAGER = "PyTorch eager"
 

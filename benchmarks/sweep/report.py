@@ -86,9 +86,8 @@ def markdown(found: Sequence[Row]) -> str:
     """A line per variant, scenarios side by side as full / without nDSM / without RGIR."""
     scored = found[0]["mean_f1"] != ""
     columns = ["variant", "encoder widths", "refinements", "stem", "token stride, px", "transformers", "parameters, M"]
-    columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"] + (
-        ["steps", "mF1, %", "on the front"] if scored else []
-    )
+    columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"]
+    columns += ["steps", "mF1, %", "on the front"] if scored else []
     lines = ["Full / missing nDSM / missing RGIR.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for at in range(0, len(found), len(Scenario)):
         mine = found[at : at + len(Scenario)]

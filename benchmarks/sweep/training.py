@@ -97,13 +97,14 @@ def _as_benchmark(options: argparse.Namespace, *, longer: int = 1) -> argparse.N
 
 def _check_settings(run: Run, options: argparse.Namespace) -> None:
     info = checkpoint.load(run.checkpoint)[1]
+    options = _as_benchmark(options, longer=run.variant.longer)
     asked = replace(
         run.variant.preset.train,
-        steps=options.steps * run.variant.longer,
+        steps=options.steps,
         batch=options.batch,
         crop_px=options.crop,
         seed=run.seed,
-        validate_every=options.validate_every or options.steps * run.variant.longer,
+        validate_every=options.validate_every or options.steps,
     )
     differing = [
         f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
