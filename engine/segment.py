@@ -27,6 +27,7 @@ from engine.contract.sensors import Sensor
 from engine.doctor.host import own_version
 from engine.health.faults import Injector, detection
 from engine.health.monitor import Monitor, Verdict
+from engine.interrupt import first_signal
 from engine.journal import Entry, Journal, Statistics
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
@@ -102,14 +103,17 @@ def segment(
             observer.tile_done(report)
 
         try:
-            stream(
-                source,
-                backend=backend,
-                sink=sink,
-                report=seen,
-                drop_oldest=request.when_behind == "drop-oldest",
-                scenario=entry.statistics.scenario,
-            )
+            with first_signal(source.stop) as received:
+                stream(
+                    source,
+                    backend=backend,
+                    sink=sink,
+                    report=seen,
+                    drop_oldest=request.when_behind == "drop-oldest",
+                    scenario=entry.statistics.scenario,
+                )
+            if received:
+                raise KeyboardInterrupt  # only now: every tile that was read is written
             streamed_s = time.perf_counter() - clock
             sink.checkpoint()
             backend.close()  # publishing needs memory of its own

@@ -9,15 +9,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -32,6 +29,7 @@ from engine.contract.sensors import Provenance, Sensor
 from engine.doctor.host import own_version
 from engine.health.faults import Injector, detection
 from engine.health.monitor import Monitor, Verdict
+from engine.interrupt import first_signal
 from engine.journal import Entry, Journal, Statistics
 from engine.live import frame_log
 from engine.live.frame_log import FrameLog, FrameRecord, read_frame_log
@@ -97,7 +95,7 @@ def fly(
             observer.tile_done(report)
 
         try:
-            with _signals(source) as received:
+            with first_signal(source.finish) as received:  # the frame under way is finished
                 stream(source, backend=backend, sink=sink, report=seen, scenario=entry.statistics.scenario)
         except KeyboardInterrupt as error:
             raise InterruptedRunError(
@@ -114,7 +112,7 @@ def fly(
             "tiling": {**described["tiling"], "tiles": len(times)},
             "backend": msgspec.to_builtins(opened),
             "backend_events": msgspec.to_builtins(backend.events),
-            "ended": "idle" if source.idle else ", ".join(signal.Signals(number).name for number in received),
+            "ended": "idle" if source.idle else ", ".join(number.name for number in received),
             "frames": _frames(request),
             "arrivals": msgspec.to_builtins(source.folder.arrivals),
             "result": _result(plan, sink.statistics),
@@ -243,33 +241,6 @@ def _open_source(
         idle_exit_s=request.idle_exit_s,
         waits=waits,
     )
-
-
-@contextmanager
-def _signals(source: LiveSource) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM finishes the frame under way, a second does what it did before; yields them."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python hears signals in its main thread only
-        yield received
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number in numbers:
-            signal.signal(number, before[number] or signal.SIG_DFL)
-
-    def finish(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-        source.finish()
-
-    for number in numbers:
-        signal.signal(number, finish)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 def _frames(request: LiveRequest) -> dict[str, Any]:
