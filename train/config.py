@@ -67,8 +67,11 @@ class ModelConfig:
     """Stride of the encoder's first stage; each later stage halves the resolution."""
     pixel_shuffle: bool = False
     """Go between image and first scale by moving pixels into channels and back (space to depth) instead of strided
-    convolution and resizing. No layer runs at full resolution, and what a generator makes enters the other sensor's
+    convolution and resizing. Nothing else runs at full resolution, and what a generator makes enters the other sensor's
     encoder as it is. System ``gemmnet``."""
+    smoothing_kernel: Literal[1, 3, 5] = 1
+    """Side of a depth-wise convolution of the full-resolution logits; 1 for none. Behind ``pixel_shuffle`` each place
+    decides on its own block of pixels, and this is where neighbouring blocks meet. System ``gemmnet``."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"
@@ -249,10 +252,12 @@ _NANO = Preset(
 _EDGE = Preset(
     model=replace(
         _NANO.model,
-        # The same parts, arranged for tensor cores and 8 bits: all channels multiples of 32, nothing convolved finer
-        # than a quarter of the resolution, and what a generator makes stays packed on its way to the encoder.
+        # The same parts, arranged for tensor cores and 8 bits: all channels multiples of 32, nothing but the last
+        # smoothing finer than a quarter of the resolution, and what a generator makes stays packed on its way to the
+        # encoder.
         stem_stride=4,
         pixel_shuffle=True,
+        smoothing_kernel=5,
         encoder_widths=(32, 64, 96, 128),
         encoder_refinements=(0, 1, 1, 0),
         generator_widths=(32, 64, 96, 128),

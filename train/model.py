@@ -179,6 +179,7 @@ class GEMMNet(System):
         self.fusion = HyFMA(config)
         self.decoder = Decoder(config, config.encoder_widths, kind=config.decoder)
         self.head = nn.Conv2d(self.decoder.c_out, config.classes * config.packing**2, 1)
+        self.smooth = smoothing(config.classes, config.smoothing_kernel)
         # Training only from here on.
         self.scale_heads = nn.ModuleList(nn.Conv2d(c, config.classes, 1) for c in config.encoder_widths[:-1])
         shared = config.unimodal == "decoder"
@@ -244,7 +245,18 @@ class GEMMNet(System):
         logits = unpack(self.head(self.decoder(fused)), self.config.packing)  # eq. 5
         if self.config.stem_stride > self.config.packing:
             logits = resize(logits, self.config.stem_stride)
-        return logits, scales, fused
+        return self.smooth(logits), scales, fused
+
+
+def smoothing(channels: int, kernel: int) -> nn.Module:
+    """Depth-wise convolution that starts as its window's mean, none for kernel 1: [N, channels, H, W] -> same."""
+    if kernel == 1:
+        return nn.Identity()
+    smooth = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+    nn.init.constant_(smooth.weight, 1 / kernel**2)
+    assert smooth.bias is not None
+    nn.init.zeros_(smooth.bias)
+    return smooth
 
 
 class PatchDiscriminator(nn.Module):

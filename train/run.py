@@ -33,7 +33,7 @@ from tqdm import tqdm
 from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
-from train.config import PRESETS, ModelConfig, Preset
+from train.config import PRESETS, ModelConfig, Preset, TrainConfig
 from train.data.dataset import CropDataset, band_statistics
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
@@ -230,7 +230,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights a new run starts from (random)")
+    parser.add_argument("--init", type=Path, help="checkpoint to take weights from, where they fit (random)")
     parser.add_argument("--steps", type=int, help="optimiser steps (the preset's)")
     parser.add_argument("--batch", type=int, help="samples per step (the preset's)")
     parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")
@@ -242,6 +242,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="ways to split a step (CPU cores)")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
     return parser.parse_args(argv)
+
+
+def _differing(old: ModelConfig | TrainConfig, new: ModelConfig | TrainConfig) -> list[str]:
+    """What two configurations of one kind differ in, for a message."""
+    return [
+        f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
+        for name in vars(old)
+        if getattr(old, name) != getattr(new, name)
+    ]
 
 
 def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> Run:
@@ -273,19 +282,15 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     if options.resume:
         known = checkpoint.load(options.out / "last.safetensors")[1]
         if (known.model, known.train) != (preset.model, preset.train):
-            differing = [
-                f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
-                for old, new in ((known.model, preset.model), (known.train, preset.train))
-                for name in vars(old)
-                if getattr(old, name) != getattr(new, name)
-            ]
+            differing = [*_differing(known.model, preset.model), *_differing(known.train, preset.train)]
             raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(differing)}")
 
     initial = None
     if options.init and not options.resume:
-        initial, info = checkpoint.load(options.init)
-        if info.model != preset.model:
-            raise ValueError(f"--init needs a checkpoint of the same model; {options.init} holds {info.model}")
+        model, info = checkpoint.load(options.init)
+        initial = model.state_dict()
+        for difference in _differing(info.model, preset.model):
+            log.info("--init: another model than that of %s; %s", options.init, difference)
 
     if not group.leads:
         group.wait()  # the first process prepares scenes for all
@@ -303,7 +308,9 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
     trainer = Trainer(preset, device, threads=threads, group=group)
     if initial is not None:
-        trainer.start_from(initial.state_dict())
+        left = trainer.start_from(initial)
+        if left and group.leads:
+            log.info("%s has no weights for %s: they start at random", options.init, ", ".join(left))
     if options.resume:
         trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
     return Run(

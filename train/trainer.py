@@ -173,10 +173,28 @@ class Trainer:
             judge_gradients = torch.autograd.grad(judge_loss, list(self.judges.parameters()), allow_unused=True)
         return Gradients(model=gradients, judges=judge_gradients, logged=logged)
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take weights and batch statistics of another run; the optimisers start anew."""
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Take weights and batch statistics of another run; the optimisers start anew.
+
+        A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares.
+
+        Returns:
+            The modules that keep a random tensor.
+
+        Raises:
+            ValueError: fewer than half of the model's numbers would come from ``weights``.
+        """
+        own = self.average.state_dict()
+        fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        taken, total = (sum(value.numel() for value in part.values()) for part in (fits, own))
+        if 2 * taken < total:
+            raise ValueError(
+                f"--init needs a checkpoint of much the same model: {taken} of {total} numbers fit; pass the preset "
+                "and --model options that it was trained with"
+            )
         for model in (*self.replicas, self.average):
-            model.load_state_dict(weights)
+            model.load_state_dict(fits, strict=False)
+        return sorted({name.rpartition(".")[0] for name in own.keys() - fits.keys()})
 
     def state(self) -> dict[str, object]:
         """Everything a resumed run needs to go on exactly."""

@@ -393,7 +393,12 @@ def test_a_first_convolution_reads_bytes_less_their_offset_and_nothing_more(oper
 
 def test_packed_pixels_reach_the_first_convolution_unscaled_and_stay_packed_inside() -> None:
     packed = random_model(
-        0, pixel_shuffle=True, stem_stride=4, encoder_widths=(8, 16, 24), encoder_refinements=(0,) * 3
+        0,
+        pixel_shuffle=True,
+        smoothing_kernel=5,
+        stem_stride=4,
+        encoder_widths=(8, 16, 24),
+        encoder_refinements=(0,) * 3,
     )
     byte, metres = (
         rng.integers(0, 256, (2, 3, 64, 64), np.uint8),

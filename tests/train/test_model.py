@@ -9,7 +9,7 @@ from engine.contract.bands import ndsm_spec, normalise, rgir_spec
 from engine.contract.sensors import Scenario
 from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer, pack, unpack
 from train.config import PRESETS, ModelConfig
-from train.model import GEMMNet, count_macs
+from train.model import GEMMNet, count_macs, smoothing
 from train.system import availability
 from train.systems import build
 
@@ -61,18 +61,29 @@ def test_packed_bands_hold_each_pixel_once_and_normalise_as_the_image_does():
 def test_preset_edge_keeps_to_what_int8_and_small_devices_like():
     config = PRESETS["edge"].model
     model = build(config)
-    widths = {c.out_channels for c in model.modules() if isinstance(c, nn.Conv2d)} - {
+    widths = {c.out_channels for c in model.modules() if isinstance(c, nn.Conv2d) and c is not model.smooth} - {
         head.out_channels for head in model.modules() if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1)
     }
     assert {width % 32 for width in (*widths, *config.encoder_widths, *config.generator_widths)} == {0}
     assert not any(isinstance(m, nn.ConvTranspose2d | nn.InstanceNorm2d) for m in model.modules())
-    # nothing is convolved at full resolution
+    # nothing but the logits is convolved at full resolution
     sides = []
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer is not model.smooth:
             layer.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
     model.eval().forward_full(*scene(1, 64))
     assert max(sides) == 64 // config.stem_stride
+
+
+def test_the_smoothing_starts_as_a_mean_of_each_class_alone_and_reaches_across_blocks():
+    smooth = smoothing(2, 5)
+    logits = torch.zeros(1, 2, 16, 16)
+    logits[0, 0, 4:8, 4:8] = 25.0  # one block of four
+    smoothed = smooth(logits)
+    torch.testing.assert_close(smoothed[0, 0, 6, 6], torch.tensor(16.0))
+    torch.testing.assert_close(smoothed[0, 0, 5, 8:11], torch.tensor([8.0, 4.0, 0.0]))
+    assert not smoothed[0, 1].any()
+    assert smoothing(2, 1)(logits) is logits
 
 
 def test_export_paths_equal_the_masked_forward(model):

@@ -119,10 +119,24 @@ def test_a_new_run_starts_from_the_weights_of_another(cache, finished, tmp_path)
     assert prepared.trainer.done_steps == 0
 
 
-def test_starting_from_another_model_is_refused(cache, finished, tmp_path, capsys):
-    arguments = options(cache, tmp_path, "--init", str(finished / "best.safetensors"), "--generator", "cgan")
+def test_a_model_that_differs_in_parts_takes_the_weights_that_fit(cache, finished, tmp_path, caplog):
+    initial, _ = checkpoint.load(finished / "best.safetensors")
+    arguments = options(cache, tmp_path, "--init", str(finished / "best.safetensors"), "--model", '{"token_mlp": 32}')
+    with caplog.at_level("INFO"):
+        prepared = run.prepare(run.parse(arguments), "")
+    told = "\n".join(caplog.messages)
+    assert "token_mlp: was 256, now 32" in told
+    assert "fusion.mixer.layers.0.mlp.0" in told
+    assert "head" not in told
+    found, given = prepared.trainer.average.state_dict(), initial.state_dict()
+    torch.testing.assert_close(found["head.weight"], given["head.weight"], atol=0, rtol=0)
+    assert found["fusion.mixer.layers.0.mlp.0.weight"].shape[0] == 32
+
+
+def test_starting_from_quite_another_model_is_refused(cache, finished, tmp_path, capsys):
+    arguments = options(cache, tmp_path, "--init", str(finished / "best.safetensors"), "--preset", "shaspec")
     assert run.main(arguments) == 2
-    assert "same model" in capsys.readouterr().err
+    assert "much the same model" in capsys.readouterr().err
 
 
 def test_a_crop_that_does_not_fit_the_model_is_refused(cache, tmp_path, capsys):
