@@ -19,14 +19,15 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario
 from train import checkpoint, run
-from train.config import PRESETS
+from train.config import PRESETS, differences
 from train.data.procedural import ProceduralSource
 from train.evaluate import Result, score
 from train.model import gmac
@@ -67,18 +68,36 @@ def train_one(
 
     Raises:
         RuntimeError: training failed; the log says why.
+        UsageError: the folder holds a run with other settings.
     """
     out = options.out / f"{name}-{seed}"
+    validate_every = options.validate_every or options.steps
     arguments = ["--preset", preset or name, "--seed", str(seed), "--out", str(out), "--cache", str(options.cache)]
     arguments += ["--synthetic", str(options.synthetic), "--steps", str(options.steps), "--batch", str(options.batch)]
-    arguments += ["--crop", str(options.crop), "--validate-every", str(options.validate_every or options.steps)]
+    arguments += ["--crop", str(options.crop), "--validate-every", str(validate_every)]
     arguments += ["--validation-scenes", str(options.validation_scenes), "--threads", str(options.threads)]
     arguments += ["--workers", str(options.workers)]
     if model:
         arguments += ["--model", json.dumps(dict(model))]
     last = out / "last.safetensors"
-    if last.exists() and checkpoint.load(last)[1].step >= options.steps:
-        return out / "best.safetensors"
+    if last.exists():
+        base, info = PRESETS[preset or name], checkpoint.load(last)[1]
+        asked = replace(
+            base.train,
+            steps=options.steps,
+            batch=options.batch,
+            crop_px=options.crop,
+            seed=seed,
+            validate_every=validate_every,
+        )
+        differing = [*differences(info.model, replace(base.model, **(model or {}))), *differences(info.train, asked)]
+        if differing:
+            raise UsageError(
+                f"{out} was trained with other settings ({'; '.join(differing)}): choose another folder for the runs, "
+                "or delete that one"
+            )
+        if info.step >= options.steps:
+            return out / "best.safetensors"
     if (out / "resume.pt").exists():
         arguments.append("--resume")
     log.info("%s, seed %d", name, seed)
@@ -190,9 +209,9 @@ def main(argv: list[str] | None = None) -> int:
         for seed in map(int, options.seeds.split(",")):
             try:
                 path = train_one(options, preset, seed)
-            except RuntimeError as error:
+            except (UsageError, RuntimeError) as error:
                 print(f"error: {error}", file=sys.stderr)
-                return 1
+                return error.exit_code if isinstance(error, UsageError) else 1
             if path is None:
                 print(f"stopped; go on with: {command}", file=sys.stderr)
                 return 130

@@ -186,6 +186,15 @@ class TrainConfig:
             raise ValueError(f"rare_share must lie in [0, 1], received {self.rare_share}")
 
 
+def differences(old: ModelConfig | TrainConfig, new: ModelConfig | TrainConfig) -> list[str]:
+    """What two configurations of one kind differ in, in words."""
+    return [
+        f"{name}: was {getattr(old, name)}, now {value}"
+        for name, value in vars(new).items()
+        if value != getattr(old, name)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """A named pair of model and training configuration."""

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
-from train.config import PRESETS, ModelConfig, Preset, TrainConfig
+from train.config import PRESETS, ModelConfig, Preset, differences
 from train.data.dataset import CropDataset, band_statistics
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
@@ -244,15 +244,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _differing(old: ModelConfig | TrainConfig, new: ModelConfig | TrainConfig) -> list[str]:
-    """What two configurations of one kind differ in, for a message."""
-    return [
-        f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
-        for name in vars(old)
-        if getattr(old, name) != getattr(new, name)
-    ]
-
-
 def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> Run:
     """Fill the scene cache and build the run that the options ask for.
 
@@ -282,14 +273,14 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     if options.resume:
         known = checkpoint.load(options.out / "last.safetensors")[1]
         if (known.model, known.train) != (preset.model, preset.train):
-            differing = [*_differing(known.model, preset.model), *_differing(known.train, preset.train)]
+            differing = [*differences(known.model, preset.model), *differences(known.train, preset.train)]
             raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(differing)}")
 
     initial = None
     if options.init and not options.resume:
         model, info = checkpoint.load(options.init)
         initial = model.state_dict()
-        for difference in _differing(info.model, preset.model):
+        for difference in differences(info.model, preset.model):
             log.info("--init: another model than that of %s; %s", options.init, difference)
 
     if not group.leads:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.sweep.variants import Variant
-from engine.contract.errors import InterruptedRunError, UsageError
+from engine.contract.errors import InterruptedRunError
 from engine.contract.sensors import Scenario
 from train import benchmark, checkpoint
 from train.system import System
@@ -55,7 +55,6 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
             if path is None:
                 raise InterruptedRunError(f"training of {variant.name} with seed {seed} was interrupted")
             runs.append(Run(variant=variant, seed=seed, checkpoint=path))
-            _check_settings(runs[-1], options)
     return runs
 
 
@@ -93,27 +92,3 @@ def budget(options: argparse.Namespace) -> dict[str, object]:
 
 def _as_benchmark(options: argparse.Namespace, *, longer: int = 1) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(options), "out": options.runs, "steps": options.steps * longer})
-
-
-def _check_settings(run: Run, options: argparse.Namespace) -> None:
-    info = checkpoint.load(run.checkpoint)[1]
-    options = _as_benchmark(options, longer=run.variant.longer)
-    asked = replace(
-        run.variant.preset.train,
-        steps=options.steps,
-        batch=options.batch,
-        crop_px=options.crop,
-        seed=run.seed,
-        validate_every=options.validate_every or options.steps,
-    )
-    differing = [
-        f"{name}: was {getattr(old, name)}, now {getattr(new, name)}"
-        for old, new in ((info.model, run.variant.model), (info.train, asked))
-        for name in vars(new)
-        if getattr(old, name) != getattr(new, name)
-    ]
-    if differing:
-        raise UsageError(
-            f"{run.checkpoint.parent} was trained with other settings ({'; '.join(differing)}): "
-            "choose another --runs, or delete that folder"
-        )

@@ -36,6 +36,8 @@ def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path,
     assert benchmark.main(arguments) == 0
     assert (out / "nano-0" / "last.safetensors").stat().st_mtime_ns == made
     assert checkpoint.load(out / "nano-1" / "last.safetensors")[1].train.seed == 1
+    assert benchmark.main([*arguments, "--batch", "4"]) == 2
+    assert "batch: was 2, now 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["mmformer", "shaspec", "edge"])
