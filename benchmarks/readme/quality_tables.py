@@ -108,12 +108,12 @@ def sweep(result: Result) -> str:
                 triple(mine, "gmac", "{:.1f}"),
                 triple(mine, "latency_ms", "{:.0f}"),
                 triple(mine, "latency_over_reference", "{:.2f}"),
-                first["steps"],
+                f"{first['steps']} steps of {first['batch']} x {first['crop']}² px",
                 triple(mine, "mean_f1", "{:.1f}", scale=100),
             ]
         )
     head = ["variant", "encoder widths", "stem, tokens", "parameters, M", "GMAC", "latency, ms"]
-    return markdown([*head, f"of {result.document['reference']}", "training steps", "mF1, %"], lines)
+    return markdown([*head, f"of {result.document['reference']}", "trained on", "mF1, %"], lines)
 
 
 def table1(result: Result) -> str:

@@ -26,7 +26,7 @@ def rows(timed: Sequence[Timed], scores: Scores, budget: Mapping[str, Any]) -> l
     Args:
         timed: all scenarios of the first variant, which is the reference of the ratios, then of the others.
         scores: mF1 of each seed.
-        budget: further columns; ``steps`` is for the variants that are not trained longer.
+        budget: further columns; a variant's own come first.
     """
     reference = {row.scenario: row for row in timed[: len(Scenario)]}
     points = {name: (_mean_latency_ms(timed, name), _mean_f1(by_scenario)) for name, by_scenario in scores.items()}
@@ -59,7 +59,7 @@ def rows(timed: Sequence[Timed], scores: Scores, budget: Mapping[str, Any]) -> l
                 "pareto": variant.name in best if seeds else "",
                 "class_agreement": round(row.class_agreement, 6),
                 **budget,
-                **({"steps": budget["steps"] * variant.longer} if budget else {}),
+                **(variant.budget if budget else {}),
                 "rounds": len(row.rounds_ms),
                 "threads": row.threads,
                 "precision": "fp32",
@@ -87,7 +87,7 @@ def markdown(found: Sequence[Row]) -> str:
     scored = found[0]["mean_f1"] != ""
     columns = ["variant", "encoder widths", "refinements", "stem", "token stride, px", "transformers", "parameters, M"]
     columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"]
-    columns += ["steps", "mF1, %", "on the front"] if scored else []
+    columns += ["trained on", "mF1, %", "on the front"] if scored else []
     lines = ["Full / missing nDSM / missing RGIR.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for at in range(0, len(found), len(Scenario)):
         mine = found[at : at + len(Scenario)]
@@ -105,7 +105,11 @@ def markdown(found: Sequence[Row]) -> str:
             _triple(mine, "latency_over_reference", "{:.2f}"),
         ]
         if scored:
-            cells += [first["steps"], _triple(mine, "mean_f1", "{:.1f}", scale=100), "yes" if first["pareto"] else ""]
+            cells += [
+                _trained_on(first),
+                _triple(mine, "mean_f1", "{:.1f}", scale=100),
+                "yes" if first["pareto"] else "",
+            ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
@@ -135,11 +139,10 @@ def plot(found: Sequence[Row], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="minor", labelsize=7)
-    first = found[0]
-    axes.set_xlabel(f"latency, ms per tile (OpenVINO, float32, {first['threads']} threads; log scale)")
+    axes.set_xlabel(f"latency, ms per tile (OpenVINO, float32, {found[0]['threads']} threads; log scale)")
     axes.set_ylabel("mF1, % (procedural scenes)")
-    steps = " or ".join(map(str, sorted({int(str(row["steps"])) for row in found})))
-    axes.set_title(f"Mean of the three scenarios after {steps} steps of {first['batch']} crops", fontsize=10)
+    budgets = " or ".join(dict.fromkeys(map(_trained_on, found)))
+    axes.set_title(f"Mean of the three scenarios after {budgets}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.margins(x=0.12, y=0.1)
     axes.legend(loc="lower right")
@@ -150,6 +153,10 @@ def plot(found: Sequence[Row], path: Path) -> None:
 
 def _triple(mine: Sequence[Row], column: str, form: str, *, scale: float = 1) -> str:
     return " / ".join(form.format(scale * float(row[column])) for row in mine)
+
+
+def _trained_on(row: Row) -> str:
+    return f"{row['steps']} steps of {row['batch']} crops of {row['crop']} px"
 
 
 def _mean_latency_ms(timed: Sequence[Timed], name: str) -> float:

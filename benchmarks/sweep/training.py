@@ -46,7 +46,7 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
     for variant in variants:
         for seed in map(int, options.seeds.split(",")):
             path = benchmark.train_one(
-                _as_benchmark(options, longer=variant.longer),
+                _as_benchmark(options, variant.budget),
                 variant.name,
                 seed,
                 preset=variant.base,
@@ -79,16 +79,16 @@ def model_of(variant: Variant, runs: Sequence[Run]) -> System:
 
 
 def budget(options: argparse.Namespace) -> dict[str, object]:
-    """What a variant was trained and scored with, unless it is trained longer: columns of the result."""
+    """What a variant without a budget of its own was trained and scored with: columns of the result."""
     return {
         "seeds": options.seeds,
         "steps": options.steps,
         "batch": options.batch,
-        "crop_px": options.crop,
+        "crop": options.crop,
         "training_scenes": options.synthetic,
         "test_scenes": options.test_scenes,
     }
 
 
-def _as_benchmark(options: argparse.Namespace, *, longer: int = 1) -> argparse.Namespace:
-    return argparse.Namespace(**{**vars(options), "out": options.runs, "steps": options.steps * longer})
+def _as_benchmark(options: argparse.Namespace, own: Mapping[str, int] | None = None) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(options), "out": options.runs, **(own or {})})

@@ -10,31 +10,35 @@ from typing import Any
 from engine.contract.errors import UsageError
 from train.config import PRESETS, ModelConfig, Preset
 
+BUDGET = ("steps", "batch", "crop")
+"""The options of the command that a variant may have its own of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A preset and the fields of :class:`train.config.ModelConfig` that differ from it.
 
     Raises:
-        ValueError: the name cannot be a folder's, the preset is not known, the model cannot be, or it is trained for
-            less than the others.
+        ValueError: the name cannot be a folder's, or the preset is not known, or model or budget cannot be.
         TypeError: the model has no such field.
     """
 
     name: str
     base: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    longer: int = 1
-    """Optimiser steps, as a multiple of the others': what a cheap model makes of an expensive one's time."""
+    budget: Mapping[str, int] = field(default_factory=dict)
+    """Of steps, batch and crop, those that are not the command's: what a cheap model makes of an expensive one's time."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"a variant's name takes letters, digits, _ and -, received {self.name!r}")
         if self.base not in PRESETS:
             raise ValueError(f"variant {self.name}: base must be one of {', '.join(PRESETS)}, received {self.base!r}")
-        if self.longer < 1:
-            raise ValueError(f"variant {self.name}: longer must be at least 1, received {self.longer}")
-        if self.name in PRESETS and (self.changes or self.longer > 1 or self.name != self.base):
+        if not set(self.budget) <= set(BUDGET) or any(value < 1 for value in self.budget.values()):
+            raise ValueError(
+                f"variant {self.name}: budget takes {', '.join(BUDGET)}, each at least 1, received {dict(self.budget)}"
+            )
+        if self.name in PRESETS and (self.changes or self.budget or self.name != self.base):
             raise ValueError(f"variant {self.name} has the name of a preset: choose another, or change nothing in it")
         replace(PRESETS[self.base].model, **self.changes)
 
@@ -106,8 +110,8 @@ VARIANTS: dict[str, Variant] = {
             "no-transformer": {"hyfex_attention": False, "hyfma_attention": False},
         },
     ),
-    # A step of the reference takes more than five of this one.
-    "edge-5x": Variant(name="edge-5x", base="edge", longer=5),
+    # What takes no longer than 300 steps of the reference with 4 crops of 192 px.
+    "edge-same-time": Variant(name="edge-same-time", base="edge", budget={"steps": 900, "batch": 8, "crop": 256}),
 }
 """The first one is the reference of the ratios."""
 

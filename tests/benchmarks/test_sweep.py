@@ -29,7 +29,7 @@ TINY = Variant(
         "hyfex_attention": False,
         "hyfma_attention": False,
     },
-    longer=2,
+    budget={"steps": 4},
 )
 
 
@@ -54,7 +54,7 @@ def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
     assert [row["scenario"] for row in rows] == [scenario.value for scenario in Scenario]
     model, info = checkpoint.load(folder / "runs" / "tiny-0" / "best.safetensors")
     assert info.model == TINY.model
-    assert info.step == 4, "twice the --steps of the command line"
+    assert info.step == 4, "the variant's own --steps"
     for row in rows:
         assert (row["encoder_widths"], row["token_stride_px"], row["token_depth"]) == ("8-8-8", "8", "0")
         assert int(row["parameters"]) == model.deployable_parameters()
@@ -98,7 +98,7 @@ def test_an_interrupted_training_writes_no_result(finished, tmp_path, monkeypatc
 
 
 def test_every_variant_takes_a_tile_of_512_px_and_no_two_are_the_same() -> None:
-    trained = [(variant.model, variant.longer) for variant in VARIANTS.values()]
+    trained = [(variant.model, tuple(variant.budget.items())) for variant in VARIANTS.values()]
     assert all(512 % model.stride_px == 0 for model, _ in trained)
     assert len(set(trained)) == len(trained)
 
@@ -110,8 +110,9 @@ def test_every_variant_takes_a_tile_of_512_px_and_no_two_are_the_same() -> None:
         ({"name": "x", "base": "huge"}, "base must be one of"),
         ({"name": "paper", "base": "nano"}, "has the name of a preset"),
         ({"name": "x", "base": "nano", "changes": {"token_heads": 7}}, "multiple of token_heads"),
-        ({"name": "x", "base": "nano", "longer": 0}, "longer must be at least 1, received 0"),
-        ({"name": "nano", "base": "nano", "longer": 2}, "has the name of a preset"),
+        ({"name": "x", "base": "nano", "budget": {"steps": 0}}, "each at least 1, received {'steps': 0}"),
+        ({"name": "x", "base": "nano", "budget": {"lr": 1}}, "budget takes steps, batch, crop"),
+        ({"name": "nano", "base": "nano", "budget": {"steps": 2}}, "has the name of a preset"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused(changes, named) -> None:
@@ -168,7 +169,7 @@ def test_scores_are_means_over_seeds_and_the_front_is_of_means_over_scenarios() 
     timed = [_timed(name, scenario, ms) for name, ms in (("a", 10.0), ("b", 20.0)) for scenario in Scenario]
     by_scenario = dict(zip(Scenario, ([0.5, 0.7], [0.3, 0.5], [0.2, 0.2]), strict=True))
     scores = {"a": by_scenario, "b": {**by_scenario, Scenario.FULL: [0.5, 0.6]}}
-    rows = report.rows(timed, scores, {"steps": 7})
+    rows = report.rows(timed, scores, {"steps": 7, "batch": 2, "crop": 64})
     assert [row["mean_f1"] for row in rows[:3]] == [0.6, 0.4, 0.2]
     assert (rows[0]["mean_f1_min"], rows[0]["mean_f1_max"], rows[0]["steps"]) == (0.5, 0.7, 7)
     assert [row["pareto"] for row in rows] == [True] * 3 + [False] * 3
