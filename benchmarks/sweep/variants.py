@@ -27,7 +27,7 @@ class Variant:
     base: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, int] = field(default_factory=dict)
-    """Of steps, batch and crop, those that are not the command's: what a cheap model makes of an expensive one's time."""
+    """Those of :data:`BUDGET` that are not the command's: what a cheap model makes of an expensive one's time."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
