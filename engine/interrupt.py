@@ -41,12 +41,13 @@ def first_signal(finish: Callable[[], None]) -> Iterator[list[signal.Signals]]:
             finish()
 
     answering = threading.Thread(target=answer, name="signals")
-    answering.start()
-    for number in numbers:
-        signal.signal(number, hear)
     try:
+        for number in numbers:
+            signal.signal(number, hear)
+        answering.start()  # from here to its end no signal raises, so that it is always joined
         yield received
     finally:
-        restore()
         asked.put(False)
-        answering.join()
+        if answering.is_alive():
+            answering.join()
+        restore()
