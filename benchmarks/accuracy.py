@@ -18,7 +18,6 @@ A backend or precision that is not there is left out with its reason. Exit code 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,12 +31,13 @@ from tqdm import tqdm
 
 from benchmarks.agreement import BACKENDS, Reference, listed, reference_of
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.exit_code import exit_code_of
 from benchmarks.tiles import Tile
 from engine import demo
 from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, Output
 from engine.contract.bundle import Bundle, Precision
-from engine.contract.errors import BackendError, BundleError, EngineError, InputError, UsageError
+from engine.contract.errors import BackendError, BundleError, InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
 
 if TYPE_CHECKING:
@@ -74,15 +74,18 @@ class Tally:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score, print, write the CSV."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
+
+    def work() -> None:
         rows = score(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        show(rows)
+        write_csv(options.out, rows)
+        print(f"written to {options.out}")
+
+    return exit_code_of(work)
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print a line per row, and what they are of."""
     for row in rows:
         drop = "" if row["backend"] == REFERENCE else f"{row['drop_mf1_points']:+8.2f} {row['drop_miou_points']:+8.2f}"
         print(
@@ -91,9 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     about = rows[0]
     print(f"{about['scenes']} scenes ({about['data']}); drop: points of mF1 and of mIoU below {about['reference']}")
-    write_csv(options.out, rows)
-    print(f"written to {options.out}")
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

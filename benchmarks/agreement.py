@@ -15,7 +15,6 @@ beyond the same tolerance (engine/backends/golden.py) on another tile, ends the 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.exit_code import exit_code_of
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
 from engine.backends.base import BackendInfo, Output
 from engine.backends.golden import tolerance_of
 from engine.contract.bundle import Bundle, Precision
-from engine.contract.errors import BackendError, BackendUnavailableError, BundleError, EngineError, UsageError
+from engine.contract.errors import BackendError, BackendUnavailableError, BundleError, UsageError
 from engine.contract.sensors import Scenario
 
 RESULTS = Path(__file__).parent / "results" / "agreement.csv"
@@ -69,12 +69,7 @@ class Agreement:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write the CSV and the table."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        return compare(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return exit_code_of(lambda: compare(options))
 
 
 def build_parser() -> argparse.ArgumentParser:

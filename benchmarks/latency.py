@@ -31,7 +31,6 @@ take by itself: on processors with AMX or AVX512-BF16 the fp32 graph in bfloat16
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +45,7 @@ from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
 from benchmarks.cold_start import STAGES, cold_starts
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.device_times import PARTS, device_times, host_of
+from benchmarks.exit_code import exit_code_of
 from benchmarks.rates import first_after_switch, hints_of, inputs_of, offline, single_stream
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
@@ -53,7 +53,7 @@ from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, PerformanceHint
 from engine.backends.plan_choice import BATCH
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError, BundleError, EngineError, UsageError
+from engine.contract.errors import BackendError, BundleError, UsageError
 from engine.contract.plan_cache import default_cache, usable_plans
 from engine.contract.sensors import Scenario
 
@@ -140,16 +140,7 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        measure(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped: nothing is written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(lambda: measure(options))
 
 
 def build_parser() -> argparse.ArgumentParser:

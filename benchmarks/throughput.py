@@ -44,13 +44,14 @@ from tqdm import tqdm
 
 from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
 from benchmarks.conditions import ROOT, conditions, write_csv
+from benchmarks.exit_code import exit_code_of
 from benchmarks.flight import COMPLETE_PX, GSD_M
 from benchmarks.rates import inputs_of, offline, single_stream
 from benchmarks.tiles import tiles_of_run
 from engine import demo
 from engine.backends import open_backend
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError, EngineError, UsageError
+from engine.contract.errors import BackendError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors, scenario_for
 from engine.summary import TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
@@ -72,18 +73,14 @@ Round = dict[str, float]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     options = build_parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         with tempfile.TemporaryDirectory(prefix="throughput-", dir=options.folder) as folder:
             rows = measure(options, Path(folder))
         write_csv(options.out, [{**row, **conditions("openvino")} for row in rows])
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped: nothing is written", file=sys.stderr)
-        return 130
-    print(f"written: {options.out}")
-    return 0
+        print(f"written: {options.out}")
+
+    return exit_code_of(work)
 
 
 def build_parser() -> argparse.ArgumentParser:

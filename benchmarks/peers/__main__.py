@@ -37,7 +37,6 @@ PyTorch fp16 eager, torch.compile max-autotune, CUDA graphs and TensorRT are add
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.agreement import listed
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.exit_code import exit_code_of
 from benchmarks.tiles import tiles_of
 from engine import demo
 from engine.contract.errors import BackendUnavailableError, EngineError, UsageError
@@ -66,21 +66,16 @@ SCENE_TILES = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        compare(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ImportError as error:
-        print(
-            f"error: PyTorch and export are needed ({error}): pip install 'gemmnet-edge[export,train]'", file=sys.stderr
-        )
-        return BackendUnavailableError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    def work() -> None:
+        try:
+            compare(options)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"PyTorch and export are needed ({error}): pip install 'gemmnet-edge[export,train]'"
+            ) from error
+
+    return exit_code_of(work)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,13 +29,13 @@ CPU backends only: on a GPU trtexec and Nsight Compute have the counters that th
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.exit_code import exit_code_of
 from engine import demo
-from engine.contract.errors import EngineError, UsageError
+from engine.contract.errors import UsageError
 
 RESULTS = Path(__file__).parent.parent / "results" / "roofline.csv"
 
@@ -43,8 +43,8 @@ RESULTS = Path(__file__).parent.parent / "results" / "roofline.csv"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write both CSVs and the plot."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
+
+    def work() -> None:
         if min(options.rounds, options.tiles, options.top) < 1:
             raise UsageError(
                 f"--rounds, --tiles and --top must be at least 1, received {options.rounds}, {options.tiles} and "
@@ -58,13 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "pip install 'gemmnet-edge[export,train]'"
             ) from error
         measure(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code_of(work)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
 from export.scenarios import inputs_of
 from tests.engine.precision_graphs import with_precisions
+from train import run
 from train.config import PRESETS
 from train.model import count_macs
 from train.predict import predictor
@@ -89,8 +90,9 @@ def test_an_operator_that_cannot_be_counted_is_refused() -> None:
 @pytest.mark.parametrize("scenario", Scenario)
 def test_the_demo_graphs_have_the_products_of_their_network(scenario) -> None:
     bundle = Bundle.load(demo.BUNDLE)
-    preset = re.search(r"--preset (\S+)", bundle.manifest.training.command)
-    model = build(PRESETS[preset[1]].model).eval()
+    command = shlex.split(bundle.manifest.training.command)
+    assert command[:3] == ["python", "-m", "train.run"]
+    model = build(PRESETS[run.parse(command[3:]).preset].model).eval()
     side = bundle.manifest.tile_px
     rgir, ndsm = torch.zeros(1, 3, side, side), torch.zeros(1, 1, side, side)
     macs = count_macs(model, lambda: predictor(model, scenario)(rgir, ndsm))
