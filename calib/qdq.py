@@ -38,7 +38,7 @@ class Layer:
 
 def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
     """Every convolution and matrix product of a graph, in its order."""
-    graph = _with_shapes(model)
+    graph = with_shapes(model)
     return tuple(
         Layer(name=node.name, op=node.op, macs=_macs(node), int8=all(_pair(tensor) for tensor in node.inputs[:2]))
         for node in graph.nodes
@@ -50,40 +50,6 @@ def int8_share(model: onnx.ModelProto) -> float:
     """Share of a graph's multiply-accumulates that are INT8."""
     layers = layers_of(model)
     return sum(layer.macs for layer in layers if layer.int8) / max(1, sum(layer.macs for layer in layers))
-
-
-def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn each convolution of a concatenation into a sum of convolutions, which is the same function.
-
-    OpenVINO 2026.4.1 rounds a concatenation of signed INT8 tensors to three values, whether the pair stands before it
-    or behind. Without the concatenation its INT8 graph is right, and no tensor is copied.
-    """
-    graph = _with_shapes(model)
-    for node in [node for node in graph.nodes if node.op == QUANTISED]:
-        concat = _producer(node.inputs[0])
-        if concat is None or concat.op != "Concat" or concat.attrs["axis"] != 1 or node.attrs.get("group", 1) != 1:
-            continue
-        weight, *bias = node.inputs[1:]
-        ends = np.cumsum([part.shape[1] for part in concat.inputs])
-        slices = np.split(weight.values, ends[:-1], axis=1)
-        total = node.outputs[0]
-        summed: gs.Tensor | None = None
-        for k, (part, values) in enumerate(zip(concat.inputs, slices, strict=True)):
-            piece = gs.Variable(f"{total.name}.{k}", dtype=total.dtype, shape=total.shape)
-            inputs = [part, gs.Constant(f"{weight.name}.{k}", np.ascontiguousarray(values)), *([] if k else bias)]
-            graph.nodes.append(
-                gs.Node(QUANTISED, f"{node.name}.{k}", attrs=dict(node.attrs), inputs=inputs, outputs=[piece])
-            )
-            if summed is None:
-                summed = piece
-                continue
-            last = k == len(slices) - 1
-            out = total if last else gs.Variable(f"{total.name}.to{k}", dtype=total.dtype, shape=total.shape)
-            if last:
-                node.outputs.clear()
-            graph.nodes.append(gs.Node("Add", f"{node.name}/Add_{k}", inputs=[summed, piece], outputs=[out]))
-            summed = out
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
 
 
 def ranged_tensors(placed: onnx.ModelProto) -> tuple[str, ...]:
@@ -162,21 +128,22 @@ def narrow_weights(graph: gs.Graph) -> None:
         quantize.outputs.clear()
 
 
-def _with_shapes(model: onnx.ModelProto) -> gs.Graph:
+def with_shapes(model: onnx.ModelProto) -> gs.Graph:
     """A copy of a graph for one tile's shapes; the batch axis keeps its name."""
     return gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
 
-def _producer(tensor: gs.Tensor) -> gs.Node | None:
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that makes a tensor, if one does."""
     return tensor.inputs[0] if tensor.inputs else None
 
 
 def _pair(tensor: gs.Tensor) -> tuple[gs.Node, gs.Node] | tuple[()]:
     """(Q, DQ) that a tensor comes out of, or nothing. INT8 weights have no Q: then it is (DQ, DQ)."""
-    dequantize = _producer(tensor)
+    dequantize = producer(tensor)
     if dequantize is None or dequantize.op != "DequantizeLinear":
         return ()
-    quantize = _producer(dequantize.inputs[0])
+    quantize = producer(dequantize.inputs[0])
     return (quantize or dequantize, dequantize)
 
 

@@ -14,10 +14,10 @@ from calib.qdq import (
     int8_share,
     layers_of,
     ranged_tensors,
-    split_concatenations,
 )
 from calib.quantize import TOOL, place
 from calib.ranges import METHODS, Magnitudes, Method, collect, threshold
+from calib.rewrites import prepare
 from calib.runtimes import versions
 from calib.samples import CalibrationList
 from calib.scenes import Tile
@@ -57,7 +57,7 @@ def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: Store) 
     def scorer(tiles: Sequence[Tile]) -> Scorer:
         return Scorer(scenario=scenario, reference=available["fp32"], tiles=tiles, classes=len(classes), store=store)
 
-    candidates = _measure(split_concatenations(available[floating]), scenario, settings.calibration, store)
+    candidates = _measure(prepare(available[floating]), scenario, settings.calibration, store)
     on_search, on_few = scorer(settings.search), scorer(settings.search[: settings.sensitivity_tiles])
     methods = tuple(
         _method_score(method, on_search.score(candidates.build(method)), foreground) for method in settings.methods

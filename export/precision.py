@@ -20,9 +20,9 @@ from engine.contract.sensors import Sensor
 
 FP32_OPERATORS = ("InstanceNormalization", "LayerNormalization", "Softmax")
 """They sum over whole maps, tokens or rows, which eleven bits do not hold."""
-FP32_LAYERS = (f"{Sensor.NDSM}/", "head/(?!Resize)")
-"""Patterns of node names. Heights are squared under a root and a logarithm before they are small; and the map's own
-softmax, its largest probability and the confidence are what the tolerances of a bundle are about."""
+FP32_LAYERS = (f"{Sensor.NDSM}/", "head/(?!Resize|DepthToSpace)", "smooth/")
+"""Patterns of node names. Heights are squared under roots before they are small; and the map's own softmax, its largest
+probability and the confidence are what the tolerances of a bundle are about."""
 
 
 def to_fp16(model: onnx.ModelProto, inputs: Mapping[str, NDArray[np.generic]]) -> onnx.ModelProto:

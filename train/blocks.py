@@ -39,14 +39,28 @@ class Normalise(nn.Module):
             for constant in (self.clip_min, self.clip_max, self.offset, self.scale)
         )
         x = torch.minimum(torch.maximum(raw.float(), clip_min), clip_max)
-        if self.asinh:  # spelled out: OpenVINO has no fast kernel for Asinh
-            x = torch.log(x + torch.sqrt(x * x + 1))
+        if self.asinh:
+            x = arsinh(x)
         return (x - offset) * scale
 
     def inverse(self, normalised: Tensor) -> Tensor:
         """Network units back to raw ones, clipped to what the bands can hold: float32, same shape."""
         x = normalised / self.scale + self.offset
         return torch.minimum(torch.maximum(torch.sinh(x) if self.asinh else x, self.clip_min), self.clip_max)
+
+
+def arsinh(x: Tensor) -> Tensor:
+    """Inverse hyperbolic sine of -2..60 by roots and products alone, within 2e-5 in float32.
+
+    It is the logarithm of ``y = x + sqrt(x^2 + 1)`` and 16 times that of ``r = y^(1/16)``. So near 1, ``ln r`` is
+    ``2 artanh((r - 1) / (r + 1))``, of whose series three terms are enough. OpenVINO has vector kernels for all of
+    this and none for ``Asinh`` or ``Log``, which took 0.8 of 45 ms a tile on two cores.
+    """
+    y = x + torch.sqrt(x * x + 1)
+    r = y.sqrt().sqrt().sqrt().sqrt()
+    z = (r - 1) / (r + 1)
+    square = z * z
+    return z * (32 + square * (32 / 3 + square * (32 / 5)))
 
 
 def resize(x: Tensor, factor: int) -> Tensor:

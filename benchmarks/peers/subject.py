@@ -104,7 +104,7 @@ def with_int8(subject: Subject) -> Subject:
         import numpy as np
         import onnx
 
-        from calib import publish, qdq, quantize, ranges
+        from calib import publish, qdq, quantize, ranges, rewrites
     except ImportError as error:
         raise BackendUnavailableError(
             f"int8 graphs need Model Optimizer ({error}): pip install 'gemmnet-edge[calib]', or pass --bundles "
@@ -112,7 +112,7 @@ def with_int8(subject: Subject) -> Subject:
         ) from error
     graphs = {}
     for scenario in Scenario:
-        floating = qdq.split_concatenations(onnx.load(subject.bundle.graph(scenario, "fp32")))
+        floating = rewrites.prepare(onnx.load(subject.bundle.graph(scenario, "fp32")))
         with np.load(subject.bundle.golden_path) as golden:
             tile = {sensor.value: golden[sensor.value][None] for sensor in scenario.sensors}
         placed = quantize.place(floating, tile)

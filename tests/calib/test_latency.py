@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from calib.latency import measure
-from calib.qdq import finish, split_concatenations
+from calib.qdq import finish
 from calib.ranges import collect, threshold
+from calib.rewrites import split_concatenations
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import network, rasters, with_pairs
 

@@ -16,9 +16,9 @@ from calib.qdq import (
     int8_share,
     layers_of,
     ranged_tensors,
-    split_concatenations,
 )
 from calib.ranges import collect, threshold
+from calib.rewrites import split_concatenations
 from calib.runtimes import openvino_infer
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import TILE_PX, network, rasters, run, with_pairs
@@ -52,43 +52,6 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in model.graph.node for name in node.output}
-
-
-# --- concatenations
-
-
-@pytest.mark.parametrize("parts", [2, 3])
-def test_a_split_concatenation_is_the_same_function(parts: int) -> None:
-    rng = np.random.default_rng(parts)
-    widths = (4, 6, 2)[:parts]
-    sources = [f"x{k}" for k in range(parts)]
-    weight = rng.normal(size=(5, sum(widths), 3, 3)).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Concat", sources, ["joint"], axis=1),
-            helper.make_node("Conv", ["joint", "w", "b"], ["y"], name="conv", pads=[1, 1, 1, 1], strides=[2, 2]),
-        ],
-        "concat",
-        [helper.make_tensor_value_info(name, 1, ["n", c, 8, 8]) for name, c in zip(sources, widths, strict=True)],
-        [helper.make_tensor_value_info("y", 1, ["n", 5, 4, 4])],
-        [
-            numpy_helper.from_array(weight, "w"),
-            numpy_helper.from_array(rng.normal(size=5).astype(np.float32), "b"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
-    split = split_concatenations(model)
-    onnx.checker.check_model(split, full_check=True)
-    assert Counter(node.op_type for node in split.graph.node) == {"Conv": parts, "Add": parts - 1}
-    inputs = {name: rng.normal(size=(2, c, 8, 8)).astype(np.float32) for name, c in zip(sources, widths, strict=True)}
-    np.testing.assert_allclose(run(split, inputs, "y")[0], run(model, inputs, "y")[0], atol=1e-5)
-
-
-def test_a_network_without_concatenation_keeps_its_layers() -> None:
-    model = network(Scenario.MISSING_NDSM)
-    assert [layer.name for layer in layers_of(split_concatenations(model))] == [
-        layer.name for layer in layers_of(model)
-    ]
 
 
 # --- what is INT8

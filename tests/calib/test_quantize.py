@@ -9,9 +9,10 @@ from onnx import numpy_helper
 
 pytest.importorskip("modelopt.onnx.quantization", reason="the extra calib is not installed")
 
-from calib.qdq import finish, int8_share, layers_of, ranged_tensors, split_concatenations
+from calib.qdq import finish, int8_share, layers_of, ranged_tensors
 from calib.quantize import place
 from calib.ranges import collect, threshold
+from calib.rewrites import split_concatenations
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import network, rasters, run

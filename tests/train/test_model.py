@@ -44,7 +44,7 @@ def model(request):
 def test_normalise_agrees_with_the_contract(spec):
     raw = np.random.default_rng(0).uniform(-10, 300, (2, len(spec.bands), 8, 8)).astype(np.float32)
     found = Normalise(spec.bands)(torch.from_numpy(raw)).numpy()
-    np.testing.assert_allclose(found, normalise(raw, spec.bands), atol=1e-6)
+    np.testing.assert_allclose(found, normalise(raw, spec.bands), atol=5e-6)
 
 
 def test_packed_bands_hold_each_pixel_once_and_normalise_as_the_image_does():
