@@ -8,7 +8,7 @@
 
 One network: how long each library and tiler takes, and the ratio to the engine (above 1 the engine is faster). Several:
 how long each takes in PyTorch eager, OpenVINO and the engine, in fp32 and int8, the ratio to the first network in the
-same library, and how many times as fast as the first in PyTorch eager.
+same library, and how many times as fast as the first in PyTorch eager as it comes.
 
 The weights are those of a checkpoint, or the random ones that a preset starts training from: speed does not depend on
 them. Graphs are exported on the spot (a minute or more), unless --bundles names a bundle of the same checkpoint.
@@ -19,7 +19,9 @@ Tiles. single_stream_ms: one tile after the other, host memory to host memory, m
 once as the library itself sees to. The names are MLPerf inference's, the run lengths are not
 (https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc). The engine arranges OpenVINO for
 either (``engine.run --hint``); PyTorch, ONNX Runtime and "OpenVINO infer" put all cores on each tile. fp32 is computed
-in float32, on processors with bfloat16 as well.
+in float32, on processors with bfloat16 as well. PyTorch runs in a process of its own, as its times depend on the state
+of the heap; "memory kept" is PyTorch whose C library was told never to return memory (MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=1099511627776), which saves it making pages anew for each tile.
 
 Rasters. Seconds from the raster to its classes, everything loaded and compiled before. The others start from a raster
 in memory; engine.run and geoai read and write GeoTIFF, and engine.run also makes confidence, provenance, overviews and

@@ -13,7 +13,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from benchmarks.peers.libraries import Classes, EnginePeer, Opener, Peer
+from benchmarks.peers.libraries import EnginePeer, Opener
+from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
 from engine.backends.base import Inputs
 from engine.contract.errors import BackendUnavailableError

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -13,11 +10,11 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino.properties.hint as hints
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from benchmarks.bare import WANTED, open_onnxruntime, open_openvino
+from benchmarks.peers.peer import Classes, Peer, Take
+from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.subject import Subject
 from benchmarks.rates import hints_of
 from engine.backends import BackendName, open_backend
@@ -25,61 +22,6 @@ from engine.backends.base import ExecutionPrecision, Inputs, Output
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
-from export.scenarios import inputs_of
-
-Classes = NDArray[np.uint8]
-"""The most probable class, [T, T] of a tile or [H, W] of a raster."""
-Take = Callable[[int, Classes], None]
-"""Told the number of a tile and its classes, from any thread; they must be copied to be kept."""
-
-
-class Peer(ABC):
-    """A network ready in a library."""
-
-    library: str
-    """Name and version."""
-
-    @abstractmethod
-    def infer(self, inputs: Inputs) -> Classes:
-        """One tile, waited for."""
-
-    def infer_each(self, tiles: Iterable[Inputs], take: Take) -> None:
-        """Many tiles, as many at a time as the library does by itself: here, one after the other."""
-        for number, inputs in enumerate(tiles):
-            take(number, self.infer(inputs))
-
-    def close(self) -> None:
-        """Let go of threads and memory; a second call does nothing."""
-        return
-
-
-class TorchPeer(Peer):
-    """PyTorch in float32 on all cores."""
-
-    def __init__(self, module: nn.Module, scenario: Scenario) -> None:
-        self.library = f"torch {torch.__version__}"
-        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = module
-        self._sensors = inputs_of(scenario)
-
-    def infer(self, inputs: Inputs) -> Classes:
-        """See :meth:`Peer.infer`."""
-        with torch.inference_mode():
-            classes, _, _ = self._run(*(torch.from_numpy(inputs[sensor])[None] for sensor in self._sensors))
-        return classes[0].numpy()
-
-
-class CompiledTorchPeer(TorchPeer):
-    """``torch.compile`` with its default backend, which writes C++ and OpenMP for a CPU."""
-
-    def __init__(self, module: nn.Module, scenario: Scenario) -> None:
-        super().__init__(module, scenario)
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            raise BackendUnavailableError(
-                f"torch.compile compiles C++ with {compiler}, which is not there: apt install g++, or set CXX"
-            )
-        torch.compiler.reset()  # or a second network would count as a recompilation of the first
-        self._run = torch.compile(module, dynamic=False)
 
 
 class LibraryPeer(Peer):
@@ -171,16 +113,15 @@ class EnginePeer(Peer):
 
 ENGINE = "engine"
 EAGER = "PyTorch eager"
+EAGER_KEEPING = "PyTorch eager, memory kept"
 
 Opener = Callable[[Subject, Scenario], Peer]
 
 
-def _torch(subject: Subject, scenario: Scenario) -> Peer:
-    return TorchPeer(subject.modules[scenario], scenario)
-
-
-def _compiled(subject: Subject, scenario: Scenario) -> Peer:
-    return CompiledTorchPeer(subject.modules[scenario], scenario)
+def _torch(kind: type[TorchPeer], environment: Mapping[str, str] | None = None) -> Opener:
+    return lambda subject, scenario: OwnProcess(
+        kind, subject.modules[scenario], scenario, subject.bundle.manifest.tile_px, environment
+    )
 
 
 def _onnxruntime(subject: Subject, scenario: Scenario) -> Peer:
@@ -209,8 +150,9 @@ def _engine(precision: ExecutionPrecision) -> Opener:
 
 
 CPU_PEERS: Mapping[tuple[str, str], Opener] = {
-    (EAGER, "fp32"): _torch,
-    ("torch.compile", "fp32"): _compiled,
+    (EAGER, "fp32"): _torch(TorchPeer),
+    (EAGER_KEEPING, "fp32"): _torch(TorchPeer, KEEP_MEMORY),
+    ("torch.compile", "fp32"): _torch(CompiledTorchPeer),
     ("ONNX Runtime", "fp32"): _onnxruntime,
     ("OpenVINO infer", "fp32"): _openvino("fp32"),
     ("OpenVINO AsyncInferQueue", "fp32"): _queue("fp32"),
@@ -222,6 +164,7 @@ CPU_PEERS: Mapping[tuple[str, str], Opener] = {
 
 MODEL_PEERS = (
     (EAGER, "fp32"),
+    (EAGER_KEEPING, "fp32"),
     ("OpenVINO infer", "fp32"),
     (ENGINE, "fp32"),
     ("OpenVINO infer", "int8"),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.peers.libraries import Classes, Opener, Peer, TorchPeer, open_peer
+from benchmarks.peers.libraries import Opener, open_peer
+from benchmarks.peers.peer import Classes, Peer
+from benchmarks.peers.pytorch import TorchPeer
 from benchmarks.peers.subject import Subject
 from benchmarks.peers.tilers import Raster, Tiler, TilerOpener
 from benchmarks.rates import inputs_of

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.peers.libraries import Classes, Opener, Peer, open_peer
+from benchmarks.peers.libraries import Opener, open_peer
+from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
 from benchmarks.throughput import write_raster
 from engine.backends.base import BackendInfo, Inputs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,17 +16,22 @@ from torch import Tensor, nn
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import libraries, subject, tilers
-from benchmarks.peers.libraries import CPU_PEERS, EAGER, ENGINE, CompiledTorchPeer, open_peer
+from benchmarks.peers.libraries import CPU_PEERS, EAGER, EAGER_KEEPING, ENGINE, open_peer
+from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.rounds import Row, ratio
 from benchmarks.peers.subject import Subject
 from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, GeoaiTiles, MonaiWindows, Raster, cropped
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendUnavailableError
+from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
 from export.scenarios import answer, inputs_of
 from tests.conftest import UNIT, kernels, make_scene, toy_map, toy_probabilities
 
-FP32 = {key: opener for key, opener in CPU_PEERS.items() if key[1] == "fp32" and key[0] != "torch.compile"}
+FP32 = {
+    key: opener
+    for key, opener in CPU_PEERS.items()
+    if key[1] == "fp32" and key[0] not in ("torch.compile", EAGER_KEEPING)
+}
 
 
 class ToyModule(nn.Module):
@@ -141,10 +148,45 @@ def test_a_tiler_that_is_not_installed_names_its_command(
         opens(toy_subject(toy_bundle, 0), Scenario.FULL, raster, tmp_path)
 
 
-def test_torch_compile_without_a_compiler_says_so(toy_bundle, monkeypatch) -> None:
+class Environment(TorchPeer):
+    """Every class is 1 where the C library was told to keep memory."""
+
+    def infer(self, inputs):
+        told = all(os.environ.get(name) == value for name, value in KEEP_MEMORY.items())
+        return np.full(next(iter(inputs.values())).shape[1:], told, np.uint8)
+
+
+class Dying(TorchPeer):
+    """PyTorch that is killed on its first tile."""
+
+    def infer(self, inputs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def own_process(kind: type[TorchPeer], bundle: Bundle, environment: dict[str, str] | None = None) -> OwnProcess:
+    module = toy_subject(bundle, 0).modules[Scenario.FULL]
+    return OwnProcess(kind, module, Scenario.FULL, bundle.manifest.tile_px, environment)
+
+
+@pytest.mark.parametrize("environment", [KEEP_MEMORY, {}])
+def test_memory_is_kept_in_the_process_that_was_told_so_and_here_nothing_changes(toy_bundle, environment) -> None:
+    before = dict(os.environ)
+    peer = own_process(Environment, toy_bundle, environment)
+    pixels, _ = make_scene(64, 64, holes=False)
+    found = peer.infer(pixels)
+    peer.close()
+    assert (found == bool(environment)).all()
+    assert dict(os.environ) == before
+
+
+def test_a_process_that_dies_or_cannot_begin_is_an_error_of_its_library(toy_bundle, monkeypatch) -> None:
+    peer = own_process(Dying, toy_bundle)
+    with pytest.raises(BackendError, match="exit code -9"):
+        peer.infer(make_scene(64, 64, holes=False)[0])
+    peer.close()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailableError, match="no-such-compiler, which is not there"):
-        CompiledTorchPeer(toy_subject(toy_bundle, 0).modules[Scenario.FULL], Scenario.FULL)
+        own_process(CompiledTorchPeer, toy_bundle)
 
 
 def test_a_ratio_is_the_median_of_those_of_each_round(toy_bundle) -> None:
@@ -168,7 +210,11 @@ def test_a_ratio_is_the_median_of_those_of_each_round(toy_bundle) -> None:
 
 def run(monkeypatch, out: Path, contest: dict[str, Subject], *options: str) -> list[dict[str, str]]:
     monkeypatch.setattr(subject, "of_checkpoint", lambda name, *_: contest[name])
-    monkeypatch.setattr(libraries, "CPU_PEERS", {key: v for key, v in CPU_PEERS.items() if key[0] != "torch.compile"})
+    # A process for each network, scenario and group would take minutes to import PyTorch.
+    here = {(EAGER, "fp32"): lambda toy, scenario: TorchPeer(toy.modules[scenario], scenario)}
+    others = {key: v for key, v in CPU_PEERS.items() if "torch" not in key[0].lower()}
+    monkeypatch.setattr(libraries, "CPU_PEERS", here | others)
+    monkeypatch.setattr(libraries, "MODEL_PEERS", [key for key in libraries.MODEL_PEERS if key[0] != EAGER_KEEPING])
     named = [f"{name}={name}.safetensors" for name in contest]
     bundles = [f"{name}={toy.bundle.root}" for name, toy in contest.items()]
     words = ["--checkpoints", *named, "--bundles", *bundles, "--tiles", "2", "--rounds", "1", "--mpx", "0.03"]
