@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from engine.contract.errors import OutputError, ResumeError
+from engine.contract.errors import ResumeError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import Window
 from engine.health.monitor import Fault, State, Verdict
@@ -70,7 +69,7 @@ class TileLog:
 
     def __init__(self, path: Path, *, keep: int | None = None) -> None:
         self._path = path
-        with _writing(path):
+        with writing(path):
             if keep is not None:
                 _cut(path, keep)
             self._file = path.open("w" if keep is None else "a", encoding="utf-8", newline="")
@@ -84,7 +83,7 @@ class TileLog:
         target = report.tile.target
         verdicts = [report.verdicts.get(sensor) for sensor in Sensor]
         seconds = (*(getattr(report, f"{stage}_s") for stage in STAGES), report.latency_s)
-        with _writing(self._path):
+        with writing(self._path):
             self._writer.writerow(
                 (
                     *(report.tile.index, report.frame, target.row, target.col, target.height, target.width),
@@ -96,12 +95,12 @@ class TileLog:
 
     def flush(self) -> None:
         """Hand every row to the operating system; after it a killed process loses none."""
-        with _writing(self._path):
+        with writing(self._path):
             self._file.flush()
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
-        with _writing(self._path):
+        with writing(self._path):
             self._file.close()
 
     def __enter__(self) -> TileLog:
@@ -156,13 +155,3 @@ def _cut(path: Path, keep: int) -> None:
         raise ResumeError(f"{path} has {len(kept) - 1} rows, the journal counts {keep}: start over with --overwrite")
     with path.open("r+b") as file:
         file.truncate(sum(kept))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): check free space and permissions, or pass another --output"
-        ) from error

@@ -26,6 +26,9 @@ received and the next step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -109,3 +112,16 @@ class InterruptedRunError(EngineError):
     """The run was stopped by a signal; ``--resume`` continues it."""
 
     exit_code = 130
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "check free space and permissions, or pass another --output") -> Iterator[None]:
+    """Around what writes to a path.
+
+    Raises:
+        OutputError: the system refuses; ``remedy`` is the next step.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): {remedy}") from error

@@ -7,14 +7,13 @@ the frames above it alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
-from engine.contract.errors import OutputError, ResumeError
+from engine.contract.errors import ResumeError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.monitor import Absent, State, Verdict
 
@@ -65,14 +64,14 @@ class FrameLog:
         self._path = path
         self.done: dict[str, frozenset[Sensor]] = {}
         """Stamps of the lines that were kept, and the sensors that delivered."""
-        with _writing(path):
+        with writing(path):
             if keep_tiles is not None:
                 self.done = _cut(path, keep_tiles)
             self._file = path.open("wb" if keep_tiles is None else "ab", buffering=0)
 
     def append(self, record: FrameRecord) -> None:
         """Add a line; after it a killed process loses nothing."""
-        with _writing(self._path):
+        with writing(self._path):
             self._file.write(msgspec.json.encode(record) + b"\n")
 
     def close(self) -> None:
@@ -136,13 +135,3 @@ def _cut(path: Path, keep_tiles: int) -> dict[str, frozenset[Sensor]]:
     with path.open("r+b") as file:
         file.truncate(size)
     return kept
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): check free space and permissions, or pass another --output"
-        ) from error

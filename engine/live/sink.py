@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 
 from engine.backends.base import Outputs
 from engine.contract.bundle import ClassSpec
-from engine.contract.errors import OutputError
+from engine.contract.errors import writing
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.health.monitor import Verdict
 from engine.journal import Entry, Journal, Statistics
@@ -36,6 +35,8 @@ from engine.stream import Job, TileReport
 from engine.tile_log import TileLog
 
 log = logging.getLogger(__name__)
+
+MAKE_ROOM = "free space or check permissions, then repeat with --resume"
 
 
 @dataclass(kw_only=True)
@@ -131,7 +132,7 @@ class LiveSink:
         """Write down the state that a resumed flight goes on from: that after the last frame done."""
         self.tiles.flush()
         entry = Entry(key=self.key, tiles_done=self.tiles_done, statistics=self.statistics, monitor=self.monitor)
-        with _writing(self.journal.folder):
+        with writing(self.journal.folder, MAKE_ROOM):
             self.journal.write(entry.encode())
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class LiveSink:
     def _publish(self, stamp: str, writer: MapWriter) -> None:
         whole, place = self._spools / "maps", self.output / stamp
         writer.publish(whole)
-        with _writing(place):
+        with writing(place, MAKE_ROOM):
             if place.exists():  # published before a kill, and not counted
                 shutil.rmtree(place)
             whole.rename(place)
@@ -170,13 +171,3 @@ def _tell(record: FrameRecord) -> None:
             "latency_ms": record.latency_ms,
         },
     )
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): free space or check permissions, then repeat with --resume"
-        ) from error
