@@ -65,7 +65,7 @@ def shuffle_last(model: onnx.ModelProto) -> onnx.ModelProto:
     for shuffle in [node for node in graph.nodes if node.op == "DepthToSpace" and node.attrs.get("mode") == "CRD"]:
         (packed,), (pixels,) = shuffle.inputs, shuffle.outputs
         side: int = shuffle.attrs["blocksize"]
-        smooth = _depthwise(pixels, reach=side)
+        smooth = _depthwise(graph, pixels, reach=side)
         source = pixels if smooth is None else smooth.outputs[0]
         inside = _pixelwise(graph, source)
         if not inside:
@@ -98,21 +98,21 @@ def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(tensor is output for output in graph.outputs)
 
 
-def _depthwise(pixels: gs.Tensor, *, reach: int) -> gs.Node | None:
+def _depthwise(graph: gs.Graph, pixels: gs.Tensor, *, reach: int) -> gs.Node | None:
     """The only reader of a tensor if it is a convolution of each channel by itself that keeps the size.
 
     ``reach`` is how far from its middle its window may go.
     """
-    if len(pixels.outputs) != 1 or pixels.outputs[0].op != "Conv":
+    if _is_output(graph, pixels) or [reader.op for reader in pixels.outputs] != ["Conv"]:
         return None
     (conv,) = pixels.outputs
     if any(not isinstance(tensor, gs.Constant) for tensor in conv.inputs[1:]):
         return None
     channels, each, rows, columns = conv.inputs[1].shape
-    whole = {"group": channels, "pads": [rows // 2] * 4, "strides": [1, 1], "dilations": [1, 1]}
-    plain = all(conv.attrs.get(name, value) == value for name, value in whole.items() if name not in ("group", "pads"))
-    stays = conv.attrs.get("group", 1) == channels and list(conv.attrs.get("pads", [])) == whole["pads"]
-    return conv if plain and stays and each == 1 and rows == columns and rows % 2 and rows // 2 <= reach else None
+    default: dict[str, object] = {"group": 1, "pads": [0] * 4, "strides": [1, 1], "dilations": [1, 1]}
+    needed = default | {"group": channels, "pads": [rows // 2] * 4}
+    keeps_size = rows % 2 == 1 and all(conv.attrs.get(name, default[name]) == needed[name] for name in needed)
+    return conv if keeps_size and each == 1 and rows == columns and rows // 2 <= reach else None
 
 
 def _polyphase(weight: NDArray[np.floating], side: int) -> NDArray[np.floating]:

@@ -177,6 +177,15 @@ def test_what_reads_its_neighbours_otherwise_keeps_the_shuffle_before_it(
     assert "DepthToSpace" in {one.op_type for one in after.graph.node}
 
 
+def test_an_output_before_the_smoothing_stays_an_output() -> None:
+    model = shuffled([smoothed(5)])
+    wanted = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", CLASSES, 4 * ROWS, 4 * COLUMNS])
+    model.graph.output.append(wanted)
+    after = rewritten(model)
+    x = {"x": np.random.default_rng(3).normal(size=(1, CLASSES * 16, ROWS, COLUMNS)).astype(np.float32)}
+    np.testing.assert_array_equal(run(after, x, "pixels")[0], run(model, x, "pixels")[0])
+
+
 def test_both_rewrites_leave_a_graph_without_either_as_it_is() -> None:
     model = network(Scenario.MISSING_NDSM)
     assert Counter(one.op_type for one in prepare(model).graph.node) == Counter(o.op_type for o in model.graph.node)
