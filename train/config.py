@@ -32,6 +32,8 @@ class LossWeights:
     """Distance of shared features, system ``shaspec``."""
     modality: float = 0.02
     """Classification of specific features, system ``shaspec``."""
+    balance: float = 0.0
+    """Exponent b of the class weights ``frequency^-b`` in the cross-entropy; 0 for the ``1 - frequency`` of eq. 7."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -72,6 +74,9 @@ class ModelConfig:
     smoothing_kernel: Literal[1, 3, 5] = 1
     """Side of a depth-wise convolution of the full-resolution logits; 1 for none. Behind ``pixel_shuffle`` each place
     decides on its own block of pixels, and this is where neighbouring blocks meet. System ``gemmnet``."""
+    relief: bool = False
+    """Tell the first convolution how far the pixels of each packed block lie apart, a texture that it would have to
+    find in many ways of adding them up. With ``pixel_shuffle``."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"
@@ -98,6 +103,8 @@ class ModelConfig:
             raise ValueError(f"classes must lie in 1..{IGNORE_INDEX - 1}, received {self.classes}")
         if not 3 <= len(self.encoder_widths) <= 5:
             raise ValueError(f"HyFEx has five scales (eq. 2), three at least; received widths {self.encoder_widths}")
+        if self.relief and not self.pixel_shuffle:
+            raise ValueError("relief needs pixel_shuffle: it is measured in packed blocks")
         if self.pixel_shuffle and (self.system != "gemmnet" or self.generator_decoder == "transposed"):
             raise ValueError(
                 "pixel_shuffle needs system gemmnet and generator_decoder 'add' or 'concat', "

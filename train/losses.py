@@ -19,7 +19,7 @@ from train.data.labels import IGNORE_INDEX
 from train.system import SENSORS, SystemOutput
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, balance: float = 0.0) -> Tensor:
     """L_seg = Dice + weighted soft cross-entropy (eq. 7).
 
     The class weights are ``1 - frequency`` within the batch, as in mmFormer (https://arxiv.org/abs/2206.02425).
@@ -27,6 +27,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: float [N, C, h, w]; may be coarser than the labels by a whole factor.
         labels: [N, H, W]; sampled at the logits' grid.
+        balance: of :class:`train.config.LossWeights`; above 0 it gives the class weights.
 
     Returns:
         Scalar; 0 with zero gradient where no pixel is labelled.
@@ -38,7 +39,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     target = F.one_hot(labels.masked_fill(~valid, 0), classes).movedim(-1, 1).to(logits.dtype)
     target = target * valid.unsqueeze(1)
     log_p = F.log_softmax(logits, dim=1)
-    return dice_loss(log_p, target, valid) + weighted_cross_entropy(log_p, target)
+    return dice_loss(log_p, target, valid) + weighted_cross_entropy(log_p, target, balance)
 
 
 def labels_at(labels: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -65,11 +66,22 @@ def dice_loss(log_p: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
 
 
-def weighted_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with class weights 1 - frequency, mean over valid pixels (second term of eq. 7)."""
+RAREST = 1e-3
+"""Share below which a class gains no more weight: of a few pixels in a batch nothing should be made."""
+
+
+def weighted_cross_entropy(log_p: Tensor, target: Tensor, balance: float = 0.0) -> Tensor:
+    """Cross-entropy with class weights 1 - frequency, mean over valid pixels (second term of eq. 7).
+
+    With ``balance`` b above 0 the weights go as frequency^-b instead, their mean over pixels as it was.
+    """
     count = target.sum((0, 2, 3))
     total = count.sum().clamp_min(1)
-    weight = 1 - count / total
+    frequency = count / total
+    weight = 1 - frequency
+    if balance > 0:
+        steep = frequency.clamp_min(RAREST) ** -balance
+        weight = steep * (weight * frequency).sum() / (steep * frequency).sum().clamp_min(RAREST)
     return -((log_p * target).sum((0, 2, 3)) * weight).sum() / total
 
 
@@ -166,7 +178,8 @@ class CoLoss(nn.Module):
                 everywhere in a scene without that sensor, which so has nothing to reconstruct.
             discriminators: for generator ``cgan``; the caller must not update them with this loss.
         """
-        fused = segmentation_loss(output.logits, labels)
+        balance = self.weights.balance
+        fused = segmentation_loss(output.logits, labels, balance)
         terms = {"fused": fused}
         total = self.weights.fused * fused
         unimodal = [
@@ -180,7 +193,7 @@ class CoLoss(nn.Module):
             ("unimodal", unimodal, self.weights.unimodal),
         ):
             if pairs and weight > 0:
-                terms[name] = torch.stack([segmentation_loss(*pair) for pair in pairs]).sum()
+                terms[name] = torch.stack([segmentation_loss(*pair, balance) for pair in pairs]).sum()
                 total = total + weight * terms[name]
         weight = self.weights.adversarial if self.adversarial else self.weights.reconstruction
         if output.synthesised is not None and weight > 0:

@@ -41,7 +41,8 @@ class HyFEx(nn.Module):
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        stages, width = [], bands * config.packing**2
+        self.bands = bands if config.relief else 0
+        stages, width = [], bands * config.packing**2 + self.bands
         for i, (c_out, count) in enumerate(zip(widths, refinements, strict=True)):
             stride = 2 if i else stem_stride // config.packing
             # A 4x4 kernel is for halving; at stride 1 it would shift the map by half a pixel.
@@ -53,6 +54,8 @@ class HyFEx(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Packed bands (:func:`train.blocks.pack`) -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
+        if self.bands:
+            x = torch.cat((x, relief(x, self.bands)), dim=1)
         scales = []
         for stage in self.stages:
             x = stage(x)
@@ -246,6 +249,12 @@ class GEMMNet(System):
         if self.config.stem_stride > self.config.packing:
             logits = resize(logits, self.config.stem_stride)
         return self.smooth(logits), scales, fused
+
+
+def relief(packed: Tensor, bands: int) -> Tensor:
+    """How far the pixels of each block lie apart: packed bands [N, B * k, H, W] -> [N, B, H, W]."""
+    blocks = packed.unflatten(1, (bands, -1))
+    return blocks.amax(dim=2) - blocks.amin(dim=2)
 
 
 def smoothing(channels: int, kernel: int) -> nn.Module:

@@ -235,6 +235,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="samples per step (the preset's)")
     parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (the preset's)")
+    parser.add_argument(
+        "--balance", type=float, metavar="B", help="weigh classes by frequency^-B; 0 as the paper does (the preset's)"
+    )
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation (0)")
     parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bfloat16 where it is fast (auto), on, or off")
@@ -261,7 +264,10 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     source = source_of(options)
     model = replace(preset.model, classes=len(source.labels.classes))
     model = replace(model, generator=options.generator) if options.generator else model
-    preset = Preset(model=model, train=replace(preset.train, **overrides))
+    train = replace(preset.train, **overrides)
+    if options.balance is not None:
+        train = replace(train, weights=replace(train.weights, balance=options.balance))
+    preset = Preset(model=model, train=train)
     if preset.train.crop_px % model.stride_px:
         raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {preset.train.crop_px}")
 

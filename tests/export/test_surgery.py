@@ -17,6 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from engine.contract.sensors import Scenario, Sensor
 from export import surgery
 from export.onnx_graphs import export_graph
+from export.scenarios import inputs_of, scenario_module
 from tests.export.conftest import Exported, random_model
 
 Values = Mapping[str, NDArray[np.generic]]
@@ -391,15 +392,17 @@ def test_a_first_convolution_reads_bytes_less_their_offset_and_nothing_more(oper
     assert before == ["Cast", "Sub"]
 
 
+PACKED = {
+    "pixel_shuffle": True,
+    "smoothing_kernel": 5,
+    "stem_stride": 4,
+    "encoder_widths": (8, 16, 24),
+    "encoder_refinements": (0,) * 3,
+}
+
+
 def test_packed_pixels_reach_the_first_convolution_unscaled_and_stay_packed_inside() -> None:
-    packed = random_model(
-        0,
-        pixel_shuffle=True,
-        smoothing_kernel=5,
-        stem_stride=4,
-        encoder_widths=(8, 16, 24),
-        encoder_refinements=(0,) * 3,
-    )
+    packed = random_model(0, **PACKED)
     byte, metres = (
         rng.integers(0, 256, (2, 3, 64, 64), np.uint8),
         rng.uniform(-2, 30, (2, 1, 64, 64)).astype(np.float32),
@@ -417,3 +420,18 @@ def test_packed_pixels_reach_the_first_convolution_unscaled_and_stay_packed_insi
             logits, _ = getattr(packed, f"forward_{scenario}")(*(torch.from_numpy(value) for value in fed.values()))
         *_, found = answer(graph, fed)
         np.testing.assert_allclose(found, logits.softmax(dim=1).numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_a_network_that_sees_relief_answers_as_pytorch_does(scenario: Scenario) -> None:
+    model = random_model(0, relief=True, **PACKED)
+    rasters = {
+        Sensor.RGIR: rng.integers(0, 256, (2, 3, 64, 64), np.uint8),
+        Sensor.NDSM: rng.uniform(-2, 30, (2, 1, 64, 64)).astype(np.float32),
+    }
+    fed = {sensor.value: rasters[sensor] for sensor in inputs_of(scenario)}
+    graph, _ = surgery.operate(export_graph(model, scenario, 64))
+    with torch.no_grad():
+        *_, expected = scenario_module(model, scenario)(*map(torch.from_numpy, fed.values()))
+    *_, found = answer(graph, fed)
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)

@@ -48,6 +48,29 @@ def test_cross_entropy_weights_each_class_by_one_minus_its_frequency():
     torch.testing.assert_close(weighted_cross_entropy(logits.log_softmax(1), one_hot(labels)), expected)
 
 
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_balanced_weights_go_as_a_power_of_the_frequency_and_weigh_as_much_in_all(balance):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 3, 10, 10), torch.zeros(1, 10, 10, dtype=torch.long)
+    labels[0, :3], labels[0, 3, :4] = 1, 2  # 66, 30 and 4 in a hundred
+    share = torch.tensor([0.66, 0.30, 0.04])
+    weight = share**-balance
+    weight *= ((1 - share) * share).sum() / (weight * share).sum()
+    expected = F.cross_entropy(logits, labels, weight=weight, reduction="none").mean()
+    torch.testing.assert_close(
+        weighted_cross_entropy(logits.log_softmax(1), one_hot(labels, 3), balance=balance), expected
+    )
+
+
+def test_balance_bounds_what_a_single_pixel_weighs():
+    labels = torch.zeros(1, 100, 100, dtype=torch.long)
+    labels[0, 0, 0] = 1
+    logits = torch.zeros(1, 2, 100, 100).requires_grad_()
+    weighted_cross_entropy(logits.log_softmax(1), one_hot(labels, 2), balance=1.0).backward()
+    pull = logits.grad[0, 1].abs()
+    assert pull[0, 0] / pull[1, 1] == pytest.approx(1000, rel=1e-2)  # not the 9999 of its frequency
+
+
 def test_unknown_pixels_get_no_gradient():
     logits = torch.randn(1, 6, 4, 4, requires_grad=True)
     labels = torch.randint(0, 6, (1, 4, 4))

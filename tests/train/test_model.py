@@ -9,7 +9,7 @@ from engine.contract.bands import ndsm_spec, normalise, rgir_spec
 from engine.contract.sensors import Scenario
 from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer, pack, unpack
 from train.config import PRESETS, ModelConfig
-from train.model import GEMMNet, count_macs, smoothing
+from train.model import GEMMNet, count_macs, relief, smoothing
 from train.system import availability
 from train.systems import build
 
@@ -17,6 +17,7 @@ ALL_SCENARIOS = torch.tensor([availability(scenario) for scenario in Scenario])
 SMALL = {
     "nano": PRESETS["nano"].model,
     "edge": PRESETS["edge"].model,
+    "relief": replace(PRESETS["edge"].model, relief=True),
     **{
         name: replace(preset.model, token_width=32, token_heads=4, token_mlp=32, generator_widths=(8, 8, 16, 16))
         for name, preset in PRESETS.items()
@@ -30,7 +31,7 @@ def scene(n: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.rand(n, 1, side, side) * 20 - 1
 
 
-@pytest.fixture(scope="module", params=["nano", "edge", "paper", "ae", "mmformer", "shaspec"])
+@pytest.fixture(scope="module", params=["nano", "edge", "relief", "paper", "ae", "mmformer", "shaspec"])
 def model(request):
     torch.manual_seed(0)
     net = build(SMALL[request.param])
@@ -84,6 +85,12 @@ def test_the_smoothing_starts_as_a_mean_of_each_class_alone_and_reaches_across_b
     torch.testing.assert_close(smoothed[0, 0, 5, 8:11], torch.tensor([8.0, 4.0, 0.0]))
     assert not smoothed[0, 1].any()
     assert smoothing(2, 1)(logits) is logits
+
+
+def test_relief_is_the_range_of_each_block_of_pixels():
+    image = torch.rand(2, 3, 8, 12)
+    blocks = image.unfold(2, 4, 4).unfold(3, 4, 4)
+    torch.testing.assert_close(relief(pack(image, 4), 3), blocks.amax((-1, -2)) - blocks.amin((-1, -2)))
 
 
 def test_export_paths_equal_the_masked_forward(model):
@@ -265,6 +272,7 @@ def test_nano_holds_only_layers_that_deploy_well():
     [
         ("encoder_widths", (8, 16), "five scales"),
         ("pixel_shuffle", True, "generator_decoder"),
+        ("relief", True, "pixel_shuffle"),
         ("token_heads", 7, "multiple of token_heads"),
         ("generator_widths", (8, 8), "same length"),
         ("classes", 255, "1..254"),
