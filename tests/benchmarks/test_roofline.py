@@ -99,7 +99,9 @@ def test_the_demo_graphs_have_the_products_of_their_network(scenario) -> None:
     raw = {"rgir": 3, "ndsm": 4}  # bytes per pixel
     for precision in ("fp32", "int8"):
         work = read_work(bundle.graph(scenario, precision), OUTPUTS)
-        assert work.macs == macs, precision
+        # In int8 the 5x5 smoothing multiplies inside blocks of 4 x 4 px, 9 blocks for each, mostly by zeros.
+        zeros = 512**2 * 6 * (9 * 4**2 - 5**2) if precision == "int8" else 0
+        assert work.macs == macs + zeros, precision
         assert work.interface_bytes == side**2 * (2 + sum(raw[sensor] for sensor in inputs_of(scenario)))
 
 
