@@ -84,7 +84,7 @@ class OwnProcess(Peer):
     ) -> None:
         with ExitStack() as stack:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tile"
-            path.write_bytes(bytes(tile_px**2 * (1 + sum(_PIXEL_BYTES[sensor] for sensor in inputs_of(scenario)))))
+            path.write_bytes(bytes(tile_px**2 * (1 + 3 + 4)))  # a class, three bands and a height for each pixel
             self._inputs, self._made = _mapped(path, scenario, tile_px)
             context = multiprocessing.get_context("spawn")
             self._calls, theirs = context.Pipe()
@@ -122,9 +122,6 @@ class OwnProcess(Peer):
             raise BackendError(
                 f"the process of PyTorch ended with exit code {self._process.exitcode}; what it said stands above"
             ) from error
-
-
-_PIXEL_BYTES = {Sensor.RGIR: 3, Sensor.NDSM: 4}
 
 
 def _serve(
