@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -81,16 +81,9 @@ def train_one(
         arguments += ["--model", json.dumps(dict(model))]
     last = out / "last.safetensors"
     if last.exists():
-        base, info = PRESETS[preset or name], checkpoint.load(last)[1]
-        asked = replace(
-            base.train,
-            steps=options.steps,
-            batch=options.batch,
-            crop_px=options.crop,
-            seed=seed,
-            validate_every=validate_every,
-        )
-        differing = [*differences(info.model, replace(base.model, **(model or {}))), *differences(info.train, asked)]
+        given, info = run.parse(arguments), checkpoint.load(last)[1]
+        asked = run.settings(given, run.source_of(given))
+        differing = [*differences(info.model, asked.model), *differences(info.train, asked.train)]
         if differing:
             raise UsageError(
                 f"{out} was trained with other settings ({'; '.join(differing)}): choose another folder for the runs, "

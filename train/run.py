@@ -247,6 +247,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def settings(options: argparse.Namespace, source: Source) -> Preset:
+    """What is trained and how: the preset, and what the options change in it.
+
+    Raises:
+        ValueError: the options do not fit each other or the model.
+    """
+    preset = PRESETS[options.preset]
+    model = replace(changed(preset.model, options.model), classes=len(source.labels.classes))
+    model = replace(model, generator=options.generator) if options.generator else model
+    overrides = {
+        name: getattr(options, name)
+        for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every", "amp")
+        if getattr(options, name) is not None
+    }
+    train = replace(preset.train, **overrides)
+    if options.balance is not None:
+        train = replace(train, weights=replace(train.weights, balance=options.balance))
+    if train.crop_px % model.stride_px:
+        raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {train.crop_px}")
+    return Preset(model=model, train=train)
+
+
 def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> Run:
     """Fill the scene cache and build the run that the options ask for.
 
@@ -254,22 +276,8 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
         ValueError: the options do not fit each other, the model, or the run to resume.
     """
     group = group or Group()
-    preset = PRESETS[options.preset]
-    preset = replace(preset, model=changed(preset.model, options.model))
-    overrides = {
-        name: getattr(options, name)
-        for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every", "amp")
-        if getattr(options, name) is not None
-    }
     source = source_of(options)
-    model = replace(preset.model, classes=len(source.labels.classes))
-    model = replace(model, generator=options.generator) if options.generator else model
-    train = replace(preset.train, **overrides)
-    if options.balance is not None:
-        train = replace(train, weights=replace(train.weights, balance=options.balance))
-    preset = Preset(model=model, train=train)
-    if preset.train.crop_px % model.stride_px:
-        raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {preset.train.crop_px}")
+    preset = settings(options, source)
 
     state_path = options.out / "resume.pt"
     if state_path.exists() and not options.resume:

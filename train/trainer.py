@@ -45,6 +45,12 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             mean.copy_(value)
 
 
+def _widened(weight: Tensor, shape: torch.Size) -> Tensor:
+    """A kernel [O, I, H, W] that reads as many channels as ``shape`` says, zeros for those it did not know."""
+    more = shape[1] - weight.shape[1] if weight.ndim == len(shape) == 4 else 0
+    return nn.functional.pad(weight, (0, 0, 0, 0, 0, more)) if more > 0 else weight
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay for matrices and kernels; none for norms, biases and embeddings of one dimension."""
     kernels = [p for p in model.parameters() if p.ndim > 1]
@@ -176,7 +182,9 @@ class Trainer:
     def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
         """Take weights and batch statistics of another run; the optimisers start anew.
 
-        A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares.
+        A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares. A
+        convolution that reads more channels than before takes what it knew of the first ones and hears nothing of the
+        others yet: their weights start at zero, so that the model answers as the old one did.
 
         Returns:
             The modules that keep a random tensor.
@@ -185,7 +193,8 @@ class Trainer:
             ValueError: fewer than half of the model's numbers would come from ``weights``.
         """
         own = self.average.state_dict()
-        fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        known = {name: _widened(value, own[name].shape) for name, value in weights.items() if name in own}
+        fits = {name: value for name, value in known.items() if value.shape == own[name].shape}
         taken, total = (sum(value.numel() for value in part.values()) for part in (fits, own))
         if 2 * taken < total:
             raise ValueError(

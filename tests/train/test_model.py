@@ -17,7 +17,6 @@ ALL_SCENARIOS = torch.tensor([availability(scenario) for scenario in Scenario])
 SMALL = {
     "nano": PRESETS["nano"].model,
     "edge": PRESETS["edge"].model,
-    "relief": replace(PRESETS["edge"].model, relief=True),
     **{
         name: replace(preset.model, token_width=32, token_heads=4, token_mlp=32, generator_widths=(8, 8, 16, 16))
         for name, preset in PRESETS.items()
@@ -31,7 +30,7 @@ def scene(n: int = 3, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.rand(n, 1, side, side) * 20 - 1
 
 
-@pytest.fixture(scope="module", params=["nano", "edge", "relief", "paper", "ae", "mmformer", "shaspec"])
+@pytest.fixture(scope="module", params=["nano", "edge", "paper", "ae", "mmformer", "shaspec"])
 def model(request):
     torch.manual_seed(0)
     net = build(SMALL[request.param])

@@ -133,6 +133,17 @@ def test_a_model_that_differs_in_parts_takes_the_weights_that_fit(cache, finishe
     assert found["fusion.mixer.layers.0.mlp.0.weight"].shape[0] == 32
 
 
+def test_a_model_that_reads_more_channels_first_answers_as_the_old_one():
+    edge = PRESETS["edge"]
+    old = Trainer(replace(edge, model=replace(edge.model, relief=False)), CPU).average.eval()
+    trainer = Trainer(edge, CPU)
+    assert trainer.start_from(old.state_dict()) == []
+    new, samples = trainer.average.eval(), batch(1)
+    bands = samples["rgir"].float(), samples["ndsm"]
+    with torch.no_grad():
+        torch.testing.assert_close(new.forward_full(*bands), old.forward_full(*bands))
+
+
 def test_starting_from_quite_another_model_is_refused(cache, finished, tmp_path, capsys):
     arguments = options(cache, tmp_path, "--init", str(finished / "best.safetensors"), "--preset", "shaspec")
     assert run.main(arguments) == 2
