@@ -1,4 +1,4 @@
-"""What a model is and how it is trained: frozen values, checked on construction, and two presets."""
+"""What a model is and how it is trained: frozen values, checked on construction, and the presets."""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ class Trainer:
 
         A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares. A
         convolution that reads more channels than before takes what it knew of the first ones and hears nothing of the
-        others yet: their weights start at zero, so that the model answers as the old one did.
+        others yet: their weights start at zero. Where new channels come last, as ``relief`` does, the model answers as
+        the old one did.
 
         Returns:
             The modules that keep a random tensor.
