@@ -2,34 +2,40 @@
 
     python -m train.benchmark --steps 300 --out runs/benchmark
     python -m train.benchmark --presets paper,nano --seeds 0,1,2 --steps 2000 --out runs/pair
+    python -m train.benchmark --seeds 0,1,2 --lr 5e-4,2e-3 --steps 300 --out runs/tuned
 
-Systems that OUT holds already are not trained again, an interrupted one goes on where it was: repeat the command.
-Writes benchmark.csv (a row per preset, seed and scenario) and benchmark.md (the layout of the GEMMNet paper's
-Table 1, mean over seeds).
+A budget of a few minutes wants another learning rate than the presets' hours do, and each system its own: with several
+in --lr, the first seed trains with each, and the other seeds with the one that validated best.
+
+Systems that OUT holds already are neither trained nor scored again (delete a run's scores.json for that), an
+interrupted one goes on where it was: repeat the command. Writes benchmark.csv (a row per preset, seed and scenario) and
+benchmark.md (the layout of the GEMMNet paper's Table 1, mean over seeds).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import logging
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import msgspec
 import torch
 
-from engine.contract.errors import UsageError
+from engine.contract.errors import InterruptedRunError, UsageError
 from engine.contract.sensors import Scenario
 from train import checkpoint, run
 from train.config import PRESETS, differences
 from train.data.procedural import ProceduralSource
-from train.evaluate import Result, score
+from train.evaluate import score
 from train.model import gmac
 from train.predict import predictor
 from train.report import COLUMNS
@@ -37,27 +43,43 @@ from train.report import COLUMNS
 log = logging.getLogger("train.benchmark")
 
 DEFAULT_PRESETS = tuple(PRESETS)
-CSV_NAME, TABLE_NAME = "benchmark.csv", "benchmark.md"
+CSV_NAME, TABLE_NAME, SCORES_NAME = "benchmark.csv", "benchmark.md", "scores.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One trained system and its scores on the held-out scenes."""
+    """One trained system in one scenario, on the held-out scenes; a row of the result. Fractions in 0..1."""
 
     preset: str
+    system: str
+    """Its name in the paper's Table 1."""
     seed: int
-    title: str
+    lr: float
+    """Peak learning rate."""
+    scenario: Scenario
     parameters: int
     """That at least one exported graph holds."""
-    gmac: dict[Scenario, float]
+    gmac: float
     """At 512 x 512."""
-    results: tuple[Result, ...]
+    mean_f1: float
+    mean_iou: float
+    overall_accuracy: float
+    tile_mean_iou: float | None
+    synthesis_mae: float | None = None
+    """nDSM: metres; RGIR: grey levels."""
+    synthesis_ssim: float | None = None
 
 
 def train_one(
-    options: argparse.Namespace, name: str, seed: int, *, preset: str = "", model: Mapping[str, object] | None = None
-) -> Path | None:
-    """Train a model, or go on with it, or find it done: its best checkpoint; None when interrupted.
+    options: argparse.Namespace,
+    name: str,
+    seed: int,
+    *,
+    preset: str = "",
+    model: Mapping[str, object] | None = None,
+    lr: float | None = None,
+) -> Path:
+    """Train a model, or go on with it, or find it done: its best checkpoint.
 
     Args:
         options: budget and folders.
@@ -65,8 +87,10 @@ def train_one(
         seed: of weights, samples and augmentation.
         preset: what is trained; ``name`` unless given.
         model: fields of the model that differ from the preset's.
+        lr: peak learning rate, where it is not the preset's.
 
     Raises:
+        InterruptedRunError: Ctrl-C; the same call goes on.
         RuntimeError: training failed; the log says why.
         UsageError: the folder holds a run with other settings.
     """
@@ -79,6 +103,8 @@ def train_one(
     arguments += ["--workers", str(options.workers)]
     if model:
         arguments += ["--model", json.dumps(dict(model))]
+    if lr:
+        arguments += ["--lr", f"{lr:g}"]
     last = out / "last.safetensors"
     if last.exists():
         given, info = run.parse(arguments), checkpoint.load(last)[1]
@@ -95,47 +121,89 @@ def train_one(
         arguments.append("--resume")
     log.info("%s, seed %d", name, seed)
     code = run.main(arguments)
-    if code == 130:
-        return None
+    if code == InterruptedRunError.exit_code:
+        raise InterruptedRunError(f"training of {name} with seed {seed} was interrupted")
     if code != 0:
         raise RuntimeError(f"training {name} with seed {seed} ended with exit code {code}")
     return out / "best.safetensors"
 
 
-def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> Entry:
-    """Score a checkpoint and count what it costs."""
+def trained(options: argparse.Namespace, preset: str) -> Iterator[tuple[int, Path]]:
+    """Each seed with its checkpoint, at the one learning rate that is given or the best one of several.
+
+    Raises:
+        InterruptedRunError, RuntimeError, UsageError: as :func:`train_one`.
+    """
+    first, *others = options.seeds
+    if not options.lr:
+        yield from ((seed, train_one(options, preset, seed)) for seed in options.seeds)
+        return
+    names = {lr: f"{preset}-lr{lr:g}" for lr in options.lr}
+    tried = {lr: train_one(options, name, first, preset=preset, lr=lr) for lr, name in names.items()}
+    validated = {lr: _validated(path) for lr, path in tried.items()}
+    best = max(validated, key=lambda lr: validated[lr])
+    for lr, mean_f1 in validated.items():
+        chosen = ": chosen" if lr == best and len(validated) > 1 else ""
+        log.info("%s, learning rate %g: validation mF1 %.1f%s", preset, lr, 100 * mean_f1, chosen)
+    yield first, tried[best]
+    for seed in others:
+        yield seed, train_one(options, names[best], seed, preset=preset, lr=best)
+
+
+def _validated(path: Path) -> float:
+    metrics = checkpoint.load(path)[1].metrics
+    return sum(scores.mean_f1 for scores in metrics.values()) / len(metrics)
+
+
+def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> list[Entry]:
+    """Score a checkpoint and count what it costs, or find that done beside it: an entry per scenario."""
+    source = ProceduralSource(cache=options.cache, count=1, test_count=options.test_scenes)
+    kept = path.with_name(SCORES_NAME)
+    key = hashlib.sha256(path.read_bytes() + source.digest("test").encode()).hexdigest()
+    if kept.exists():
+        known = msgspec.json.decode(kept.read_bytes(), type=dict[str, list[Entry]])
+        if key in known:
+            return known[key]
     model, info = checkpoint.load(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = ProceduralSource(cache=options.cache, count=1, test_count=options.test_scenes)
     ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
-    results = score(model, ways, source.split("test"), info.labels)
-    return Entry(
-        preset=preset,
-        seed=seed,
-        title=info.model.title,
-        parameters=model.deployable_parameters(),
-        gmac={scenario: gmac(model, scenario) for scenario in Scenario},
-        results=tuple(results),
-    )
+    entries = []
+    for result in score(model, ways, source.split("test"), info.labels):
+        made = result.synthesis
+        entries.append(
+            Entry(
+                preset=preset,
+                system=info.model.title,
+                seed=seed,
+                lr=info.train.lr,
+                scenario=result.scenario,
+                parameters=model.deployable_parameters(),
+                gmac=gmac(model, result.scenario),
+                mean_f1=result.scores.mean_f1,
+                mean_iou=result.scores.mean_iou,
+                overall_accuracy=result.scores.overall_accuracy,
+                tile_mean_iou=result.tile_mean_iou,
+                synthesis_mae=made.mean_absolute_error if made else None,
+                synthesis_ssim=made.ssim if made else None,
+            )
+        )
+    with checkpoint.replacing(kept) as temporary:
+        temporary.write_bytes(msgspec.json.encode({key: entries}))
+    return entries
 
 
 def as_csv(entries: Iterable[Entry], command: str) -> str:
-    """One row per preset, seed and scenario; fractions in 0..1. The first line is the command, as a comment."""
+    """A row per entry. The first line is the command, as a comment."""
     out = io.StringIO()
     out.write(f"# {command}\n")
     rows = csv.writer(out, lineterminator="\n")
-    names = "preset system seed scenario parameters gmac mean_f1 mean_iou overall_accuracy tile_mean_iou"
-    rows.writerow([*names.split(), "synthesis_mae", "synthesis_ssim"])
+    rows.writerow(field.name for field in fields(Entry))
+    digits = {"lr": "g", "gmac": ".3f"}
     for entry in entries:
-        for result in entry.results:
-            s, made = result.scores, result.synthesis
-            scores = (s.mean_f1, s.mean_iou, s.overall_accuracy, result.tile_mean_iou)
-            synthesis = (made.mean_absolute_error, made.ssim) if made else (None, None)
-            rows.writerow(
-                [entry.preset, entry.title, entry.seed, result.scenario.value, entry.parameters]
-                + [f"{entry.gmac[result.scenario]:.3f}"]
-                + ["" if value is None else f"{value:.5f}" for value in (*scores, *synthesis)]
-            )
+        rows.writerow(
+            format(value, digits.get(name, ".5f")) if isinstance(value, float) else value
+            for name, value in asdict(entry).items()
+        )
     return out.getvalue()
 
 
@@ -147,18 +215,16 @@ def as_table(entries: Sequence[Entry]) -> str:
     heading = " | ".join(f"{scenario.value.replace('_', ' ')} mF1 / mIoU" for scenario in COLUMNS)
     lines = [f"| preset | system | parameters, M | GMAC, full | GMAC, one missing | {heading} |", "|---" * 8 + "|"]
     for preset, group in by_preset.items():
-        first = group[0]
-        missing = max(first.gmac[scenario] for scenario in COLUMNS[1:])
+        by_scenario = {scenario: [entry for entry in group if entry.scenario is scenario] for scenario in COLUMNS}
         cells = [
             preset,
-            first.title,
-            f"{first.parameters / 1e6:.2f}",
-            f"{first.gmac[Scenario.FULL]:.1f}",
-            f"{missing:.1f}",
+            group[0].system,
+            f"{group[0].parameters / 1e6:.2f}",
+            f"{by_scenario[Scenario.FULL][0].gmac:.1f}",
+            f"{max(by_scenario[scenario][0].gmac for scenario in COLUMNS[1:]):.1f}",
         ]
-        for scenario in COLUMNS:
-            scores = [r.scores for entry in group for r in entry.results if r.scenario is scenario]
-            f1, iou = ([100 * getattr(s, name) for s in scores] for name in ("mean_f1", "mean_iou"))
+        for mine in by_scenario.values():
+            f1, iou = [100 * entry.mean_f1 for entry in mine], [100 * entry.mean_iou for entry in mine]
             spread = f" ({min(f1):.1f}..{max(f1):.1f})" if len(f1) > 1 else ""
             cells.append(f"{sum(f1) / len(f1):.1f}{spread} / {sum(iou) / len(iou):.1f}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -171,7 +237,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m train.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--presets", default=",".join(DEFAULT_PRESETS), help=f"({','.join(DEFAULT_PRESETS)})")
-    parser.add_argument("--seeds", default="0", help="comma-separated (0)")
+    parser.add_argument("--seeds", type=_seeds, default="0", help="comma-separated (0)")
+    parser.add_argument(
+        "--lr", type=_rates, metavar="LIST", help="peak learning rates, comma-separated, to choose from (the preset's)"
+    )
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each (2000)")
     parser.add_argument("--batch", type=int, default=8, help="samples per step (8)")
     parser.add_argument("--crop", type=int, default=256, help="side of a training crop, px (256)")
@@ -186,33 +255,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _seeds(text: str) -> list[int]:
+    if not all(seed.isdigit() for seed in text.split(",")):
+        raise argparse.ArgumentTypeError(f"takes whole numbers, received {text!r}")
+    return list(map(int, text.split(",")))
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = list(map(float, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes numbers such as 5e-4,2e-3, received {text!r}") from error
+    if not all(0 < rate < 1 for rate in rates):
+        raise argparse.ArgumentTypeError(f"learning rates must lie between 0 and 1, received {text!r}")
+    return rates
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     options = parse(argv)
     command = shlex.join(["python", "-m", "train.benchmark", *(sys.argv[1:] if argv is None else argv)])
     presets = options.presets.split(",")
-    unknown = sorted(set(presets) - set(PRESETS))
-    if unknown or not all(seed.isdigit() for seed in options.seeds.split(",")):
-        print(f"error: --presets takes {', '.join(PRESETS)} and --seeds whole numbers; received "
-              f"{options.presets!r} and {options.seeds!r}", file=sys.stderr)  # fmt: skip
-        return 2
+    if set(presets) - set(PRESETS):
+        print(f"error: --presets takes {', '.join(PRESETS)}; received {options.presets!r}", file=sys.stderr)
+        return UsageError.exit_code
     entries: list[Entry] = []
-    for preset in presets:
-        for seed in map(int, options.seeds.split(",")):
-            try:
-                path = train_one(options, preset, seed)
-            except (UsageError, RuntimeError) as error:
-                print(f"error: {error}", file=sys.stderr)
-                return error.exit_code if isinstance(error, UsageError) else 1
-            if path is None:
-                print(f"stopped; go on with: {command}", file=sys.stderr)
-                return 130
-            entries.append(measure(path, options, preset, seed))
-            # written after each, so that an interruption leaves what there is
-            for name, text in ((CSV_NAME, as_csv(entries, command)), (TABLE_NAME, as_table(entries))):
-                with checkpoint.replacing(options.out / name) as temporary:
-                    temporary.write_text(text)
+    try:
+        for preset in presets:
+            for seed, path in trained(options, preset):
+                entries += measure(path, options, preset, seed)
+                # written after each, so that an interruption leaves what there is
+                for name, text in ((CSV_NAME, as_csv(entries, command)), (TABLE_NAME, as_table(entries))):
+                    with checkpoint.replacing(options.out / name) as temporary:
+                        temporary.write_text(text)
+    except InterruptedRunError:
+        print(f"stopped; go on with: {command}", file=sys.stderr)
+        return InterruptedRunError.exit_code
+    except (UsageError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UsageError) else 1
     print(as_table(entries))
     print(f"written to {options.out}")
     return 0

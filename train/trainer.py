@@ -84,8 +84,11 @@ class Trainer:
     def __init__(self, preset: Preset, device: torch.device, *, threads: int = 1, group: Group | None = None) -> None:
         self.preset, self.device, self.group = preset, device, group or Group()
         torch.manual_seed(preset.train.seed)
-        # channels_last is what oneDNN and cuDNN convolve in anyway; it saves the reorders.
-        self.model = build(preset.model).to(device, memory_format=torch.channels_last)
+        # channels_last is what oneDNN and cuDNN convolve in anyway; it saves the reorders. Instance normalisation
+        # views the samples of a batch as channels of one, which only the contiguous layout allows without a copy.
+        batch_norm = preset.model.norm == "batch"
+        layout = torch.channels_last if batch_norm else torch.contiguous_format
+        self.model = build(preset.model).to(device, memory_format=layout)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.loss = CoLoss(preset.model, preset.train)
         self.optimizer = torch.optim.AdamW(

@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.sweep.variants import Variant
-from engine.contract.errors import InterruptedRunError
 from engine.contract.sensors import Scenario
 from train import benchmark, checkpoint
 from train.system import System
@@ -52,8 +51,6 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
                 preset=variant.base,
                 model=variant.changes,
             )
-            if path is None:
-                raise InterruptedRunError(f"training of {variant.name} with seed {seed} was interrupted")
             runs.append(Run(variant=variant, seed=seed, checkpoint=path))
     return runs
 
@@ -62,10 +59,9 @@ def score(runs: Sequence[Run], options: argparse.Namespace) -> Scores:
     """Score every run on the held-out scenes."""
     found: dict[str, dict[Scenario, list[float]]] = {}
     for run in tqdm(runs, desc="scoring", unit="run", disable=not runs):
-        entry = benchmark.measure(run.checkpoint, _as_benchmark(options), run.variant.name, run.seed)
         mine = found.setdefault(run.variant.name, {scenario: [] for scenario in Scenario})
-        for result in entry.results:
-            mine[result.scenario].append(result.scores.mean_f1)
+        for entry in benchmark.measure(run.checkpoint, _as_benchmark(options), run.variant.name, run.seed):
+            mine[entry.scenario].append(entry.mean_f1)
     return found
 
 

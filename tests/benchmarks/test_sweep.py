@@ -91,8 +91,8 @@ def test_trained_variants_are_not_trained_again_and_other_settings_are_refused(f
 def test_an_interrupted_training_writes_no_result(finished, tmp_path, monkeypatch, capsys) -> None:
     _, arguments = finished
     monkeypatch.setitem(VARIANTS, "tiny", TINY)
-    monkeypatch.setattr("train.benchmark.train_one", lambda *_, **__: None)
-    assert main([*arguments, "--out", str(tmp_path / "sweep.csv")]) == 130
+    monkeypatch.setattr("train.run.main", lambda _: 130)
+    assert main([*arguments, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "sweep.csv")]) == 130
     assert "go on with: python -m benchmarks.sweep --variants tiny" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

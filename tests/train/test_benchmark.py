@@ -32,12 +32,39 @@ def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path,
         ("1", "full"),
     ]
     assert rows[0]["mean_f1"] != rows[3]["mean_f1"]
-    made = (out / "nano-0" / "last.safetensors").stat().st_mtime_ns
+    made = [(out / "nano-0" / name).stat().st_mtime_ns for name in ("last.safetensors", "scores.json")]
     assert benchmark.main(arguments) == 0
-    assert (out / "nano-0" / "last.safetensors").stat().st_mtime_ns == made
+    assert [(out / "nano-0" / name).stat().st_mtime_ns for name in ("last.safetensors", "scores.json")] == made
+    again = csv.DictReader((out / "benchmark.csv").read_text().splitlines()[1:])
+    assert list(again) == rows[:3], "kept scores are those that were measured"
     assert checkpoint.load(out / "nano-1" / "last.safetensors")[1].train.seed == 1
     assert benchmark.main([*arguments, "--batch", "4"]) == 2
     assert "batch: was 2, now 4" in capsys.readouterr().err
+
+
+def test_of_several_learning_rates_the_best_by_validation_trains_the_other_seeds(arguments, tmp_path, caplog):
+    caplog.set_level("INFO", "train.benchmark")
+    assert benchmark.main([*arguments, "--seeds", "1,0", "--lr", "1e-3,1e-4"]) == 0
+    out = tmp_path / "out"
+    validated = {}
+    for lr in ("0.001", "0.0001"):
+        info = checkpoint.load(out / f"nano-lr{lr}-1" / "best.safetensors")[1]
+        assert info.train.lr == float(lr)
+        validated[lr] = sum(scores.mean_f1 for scores in info.metrics.values()) / 3
+    best, other = sorted(validated, key=validated.get, reverse=True)
+    assert (out / f"nano-lr{best}-0").is_dir()
+    assert not (out / f"nano-lr{other}-0").exists()
+    rows = list(csv.DictReader((out / "benchmark.csv").read_text().splitlines()[1:]))
+    assert [(row["seed"], row["lr"]) for row in rows] == [("1", best)] * 3 + [("0", best)] * 3
+    assert f"learning rate {best}: validation mF1 {100 * validated[best]:.1f}: chosen" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["--seeds=a", "--lr=5e-4,", "--lr=0", "--lr=5"])
+def test_seeds_and_learning_rates_that_are_none_are_refused(arguments, word, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main([*arguments, word])
+    assert stopped.value.code == 2
+    assert repr(word.split("=")[1]) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["mmformer", "shaspec", "edge"])

@@ -24,6 +24,9 @@ SIZE_PX = 512
 FIRST_SEED: dict[Part, int] = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 """Each part counts up from its own seed, so that parts never share a scene."""
 
+GENERATOR_NOTE = "generator.sha256"
+"""Names the version of the generator that a cache began with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProceduralSource:
@@ -49,6 +52,12 @@ class ProceduralSource:
         """In words, for checkpoints and reports."""
         seeds = self._seeds(part)
         return f"{len(seeds)} procedural scenes of {SIZE_PX} px, seeds {seeds.start}..{seeds.stop - 1}"
+
+    def digest(self, part: Part) -> str:
+        """Of a part's scenes: which they are, and the generator that made the cache (SHA-256, hexadecimal)."""
+        fill(self.cache, self._seeds(part))
+        made_by = (self.cache / GENERATOR_NOTE).read_text()
+        return hashlib.sha256(f"{made_by} {self.describe(part)}".encode()).hexdigest()
 
     def _seeds(self, part: Part) -> range:
         count = {"train": self.count, "validation": self.validation_count, "test": self.test_count}[part]
@@ -97,7 +106,7 @@ def _note_generator(cache: Path) -> None:
     # Scenes of an older generator stay usable, but nobody should mix them without knowing.
     sources = sorted(Path(synthetic.__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
-    note = cache / "generator.sha256"
+    note = cache / GENERATOR_NOTE
     if not note.exists():
         note.write_text(digest)
     elif note.read_text() != digest:
