@@ -1,4 +1,9 @@
-"""Train GEMMNet: ``python -m train.run --preset edge --synthetic 400 --out runs/edge``.
+"""Train GEMMNet, or one of the systems it is compared with, or a part of either.
+
+    python -m train.run --preset edge --synthetic 400 --out runs/edge
+    python -m train.run --data vaihingen:/data/Vaihingen --out runs/vaihingen
+    python -m train.run --preset paper --model '{"hyfma_attention": false}' --out runs/without-hyfma
+    python -m train.run --preset paper --loss '{"scales": 0, "unimodal": 0}' --out runs/without-deep-supervision
 
 Writes into ``--out``: ``best.safetensors`` (highest mean of the three scenarios' mF1 on held-out scenes) and
 ``last.safetensors``, each with a .json beside it (:mod:`train.checkpoint`), ``resume.pt`` for ``--resume``, and
@@ -21,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -33,7 +39,7 @@ from tqdm import tqdm
 from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
-from train.config import PRESETS, ModelConfig, Preset, differences
+from train.config import PRESETS, LossWeights, ModelConfig, Preset, differences
 from train.data.dataset import CropDataset, band_statistics
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
@@ -46,6 +52,8 @@ from train.predict import predictor, tiles
 from train.trainer import Trainer, TrainingDivergedError
 
 log = logging.getLogger("train")
+
+Config = TypeVar("Config", ModelConfig, LossWeights)
 
 STATISTICS_SCENES = 100
 """Band statistics feed a baseline of the evaluation only; so many scenes are enough."""
@@ -236,7 +244,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (the preset's)")
     parser.add_argument(
-        "--balance", type=float, metavar="B", help="weigh classes by frequency^-B; 0 as the paper does (the preset's)"
+        "--loss",
+        metavar="JSON",
+        default="{}",
+        help="what differs from the preset's weights of CoLoss, 0 leaves a term out: '{\"unimodal\": 0}'",
     )
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation (0)")
     parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
@@ -254,16 +265,14 @@ def settings(options: argparse.Namespace, source: Source) -> Preset:
         ValueError: the options do not fit each other or the model.
     """
     preset = PRESETS[options.preset]
-    model = replace(changed(preset.model, options.model), classes=len(source.labels.classes))
+    model = replace(changed(preset.model, options.model, "--model"), classes=len(source.labels.classes))
     model = replace(model, generator=options.generator) if options.generator else model
     overrides = {
         name: getattr(options, name)
         for name in ("steps", "batch", "crop_px", "lr", "seed", "validate_every", "amp")
         if getattr(options, name) is not None
     }
-    train = replace(preset.train, **overrides)
-    if options.balance is not None:
-        train = replace(train, weights=replace(train.weights, balance=options.balance))
+    train = replace(preset.train, weights=changed(preset.train.weights, options.loss, "--loss"), **overrides)
     if train.crop_px % model.stride_px:
         raise ValueError(f"--crop must be a multiple of {model.stride_px}, received {train.crop_px}")
     return Preset(model=model, train=train)
@@ -293,7 +302,7 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     initial = None
     if options.init and not options.resume:
         model, info = checkpoint.load(options.init)
-        initial = model.state_dict()
+        initial = model.state_dict(), info.model
         for difference in differences(info.model, preset.model):
             log.info("--init: another model than that of %s; %s", options.init, difference)
 
@@ -313,7 +322,7 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
     trainer = Trainer(preset, device, threads=threads, group=group)
     if initial is not None:
-        left = trainer.start_from(initial)
+        left = trainer.start_from(*initial)
         if left and group.leads:
             log.info("%s has no weights for %s: they start at random", options.init, ", ".join(left))
     if options.resume:
@@ -331,20 +340,26 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     )
 
 
-def changed(model: ModelConfig, text: str) -> ModelConfig:
-    """The model with the fields that a JSON object names.
+def changed(config: Config, text: str, option: str) -> Config:
+    """A configuration with the fields that a JSON object names.
+
+    Args:
+        config: of the preset.
+        text: the object.
+        option: that takes it, for errors.
 
     Raises:
-        ValueError: that is no JSON object, or not of fields and values that a model can have.
+        ValueError: that is no JSON object, or not of fields and values that the configuration can have.
     """
+    kind = type(config)
     try:
         changes = msgspec.json.decode(text, type=dict[str, object])
-        unknown = sorted(set(changes) - set(vars(model)))
+        unknown = sorted(set(changes) - set(vars(config)))
         if unknown:
             raise ValueError(f"no such field: {', '.join(unknown)}")
-        return msgspec.convert(msgspec.to_builtins(model) | changes, ModelConfig)
+        return msgspec.convert(msgspec.to_builtins(config) | changes, kind)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ValueError(f"--model takes a JSON object of fields of train.config.ModelConfig: {error}") from error
+        raise ValueError(f"{option} takes a JSON object of fields of train.config.{kind.__name__}: {error}") from error
 
 
 def source_of(options: argparse.Namespace) -> Source:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.contract.sensors import Sensor
-from train.config import Preset, TrainConfig
+from train.config import ModelConfig, Preset, TrainConfig
 from train.distributed import Group
 from train.losses import CoLoss, discriminator_loss
 from train.model import discriminators
@@ -182,13 +182,17 @@ class Trainer:
             judge_gradients = torch.autograd.grad(judge_loss, list(self.judges.parameters()), allow_unused=True)
         return Gradients(model=gradients, judges=judge_gradients, logged=logged)
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+    def start_from(self, weights: Mapping[str, Tensor], model: ModelConfig) -> list[str]:
         """Take weights and batch statistics of another run; the optimisers start anew.
 
         A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares. A
         convolution that reads more channels than before takes what it knew of the first ones and hears nothing of the
         others yet: their weights start at zero. Where new channels come last, as ``relief`` does, the model answers as
-        the old one did.
+        the old one did. Of pixels packed otherwise no convolution is widened: its channels would mean something else.
+
+        Args:
+            weights: by name.
+            model: what they are the weights of.
 
         Returns:
             The modules that keep a random tensor.
@@ -197,7 +201,9 @@ class Trainer:
             ValueError: fewer than half of the model's numbers would come from ``weights``.
         """
         own = self.average.state_dict()
-        known = {name: _widened(value, own[name].shape) for name, value in weights.items() if name in own}
+        known = {name: value for name, value in weights.items() if name in own}
+        if model.packing == self.preset.model.packing:
+            known = {name: _widened(value, own[name].shape) for name, value in known.items()}
         fits = {name: value for name, value in known.items() if value.shape == own[name].shape}
         taken, total = (sum(value.numel() for value in part.values()) for part in (fits, own))
         if 2 * taken < total:
@@ -205,8 +211,8 @@ class Trainer:
                 f"--init needs a checkpoint of much the same model: {taken} of {total} numbers fit; pass the preset "
                 "and --model options that it was trained with"
             )
-        for model in (*self.replicas, self.average):
-            model.load_state_dict(fits, strict=False)
+        for network in (*self.replicas, self.average):
+            network.load_state_dict(fits, strict=False)
         return sorted({name.rpartition(".")[0] for name in own.keys() - fits.keys()})
 
     def state(self) -> dict[str, object]:

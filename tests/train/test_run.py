@@ -135,13 +135,22 @@ def test_a_model_that_differs_in_parts_takes_the_weights_that_fit(cache, finishe
 
 def test_a_model_that_reads_more_channels_first_answers_as_the_old_one():
     edge = PRESETS["edge"]
-    old = Trainer(replace(edge, model=replace(edge.model, relief=False)), CPU).average.eval()
+    known = replace(edge.model, relief=False)
+    old = Trainer(replace(edge, model=known), CPU).average.eval()
     trainer = Trainer(edge, CPU)
-    assert trainer.start_from(old.state_dict()) == []
+    assert trainer.start_from(old.state_dict(), known) == []
     new, samples = trainer.average.eval(), batch(1)
     bands = samples["rgir"].float(), samples["ndsm"]
     with torch.no_grad():
         torch.testing.assert_close(new.forward_full(*bands), old.forward_full(*bands))
+
+
+def test_channels_of_another_packing_are_not_taken_for_the_first_of_more():
+    edge = PRESETS["edge"]
+    fine = replace(edge.model, stem_stride=2)
+    weights = Trainer(replace(edge, model=fine), CPU).average.state_dict()
+    left = Trainer(edge, CPU).start_from(weights, fine)
+    assert {"encoder.rgir.stages.0.enter.0", "encoder.ndsm.stages.0.enter.0", "head"} < set(left)
 
 
 def test_starting_from_quite_another_model_is_refused(cache, finished, tmp_path, capsys):
@@ -156,17 +165,26 @@ def test_a_crop_that_does_not_fit_the_model_is_refused(cache, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
-    [('{"token_dpeth": 2}', "no such field: token_dpeth"), ('{"token_depth": "two"}', "Expected `int`"), ("{", "JSON")],
+    ("option", "changes", "named"),
+    [
+        ("--model", '{"token_dpeth": 2}', "ModelConfig: no such field: token_dpeth"),
+        ("--model", '{"token_depth": "two"}', "Expected `int`"),
+        ("--model", "{", "--model takes a JSON object"),
+        ("--loss", '{"unimodel": 0}', "LossWeights: no such field: unimodel"),
+        ("--loss", '{"unimodal": -1}', "loss weight unimodal must be at least 0, received -1"),
+    ],
 )
-def test_a_model_that_cannot_be_is_refused(cache, tmp_path, capsys, changes, named):
-    assert run.main(options(cache, tmp_path / "new", "--model", changes)) == 2
+def test_a_model_or_loss_that_cannot_be_is_refused(cache, tmp_path, capsys, option, changes, named):
+    assert run.main(options(cache, tmp_path / "new", option, changes)) == 2
     assert named in capsys.readouterr().err
 
 
-def test_fields_of_the_model_can_be_changed_by_hand():
-    model = run.changed(PRESETS["nano"].model, '{"token_depth": 2, "encoder_widths": [16, 24, 48, 96, 64]}')
-    assert model == replace(PRESETS["nano"].model, token_depth=2, encoder_widths=(16, 24, 48, 96, 64))
+def test_fields_of_model_and_loss_can_be_changed_by_hand(cache, tmp_path):
+    words = ["--model", '{"token_depth": 2, "encoder_widths": [16, 24, 48, 96, 64]}', "--loss", '{"unimodal": 0}']
+    given = run.parse(options(cache, tmp_path, *words))
+    found, nano = run.settings(given, run.source_of(given)), PRESETS["nano"]
+    assert found.model == replace(nano.model, token_depth=2, encoder_widths=(16, 24, 48, 96, 64))
+    assert found.train.weights == replace(nano.train.weights, unimodal=0.0)
 
 
 def test_a_diverging_run_stops_with_what_to_do(cache, tmp_path, capsys):
