@@ -19,10 +19,11 @@ from train import checkpoint, evaluate, run
 from train import predict as predict_module
 from train.checkpoint import CheckpointInfo
 from train.config import PRESETS, LossWeights, Preset, TrainConfig
+from train.data.augment import augment_height
 from train.data.procedural import FIRST_SEED
 from train.distributed import Group
 from train.system import availability
-from train.trainer import Trainer, learning_rate, update_average
+from train.trainer import Trainer, TrainingDivergedError, learning_rate, update_average
 
 CPU = torch.device("cpu")
 
@@ -59,6 +60,21 @@ def batch(n: int = 4, side: int = 64) -> dict[str, torch.Tensor]:
         "labels": labels,
         "available": torch.tensor([availability(list(Scenario)[i % 3]) for i in range(n)]),
     }
+
+
+def test_a_crop_of_flat_ground_does_not_take_the_step_for_itself():
+    trainer = Trainer(PRESETS["paper"], CPU)
+
+    def gradient_norm(height: np.ndarray) -> float:
+        trainer.done_steps = 0
+        return trainer.step(batch() | {"ndsm": torch.from_numpy(height)})["gradient_norm"]
+
+    flat = np.zeros((64, 64), np.float32)
+    usual = gradient_norm(batch()["ndsm"].numpy())
+    augmented = [augment_height(flat, np.random.default_rng(seed)) for seed in range(4)]
+    assert gradient_norm(np.stack(augmented)[:, None]) < 10 * usual
+    with pytest.raises(TrainingDivergedError, match="must stay finite"):
+        gradient_norm(np.stack([flat] * 4)[:, None])
 
 
 def test_a_run_leaves_checkpoints_that_describe_themselves(finished):
