@@ -32,7 +32,7 @@ import torch
 
 from engine.contract.errors import InterruptedRunError, UsageError
 from engine.contract.sensors import Scenario
-from train import checkpoint, run
+from train import budget, checkpoint, run
 from train.config import PRESETS, differences
 from train.data.procedural import ProceduralSource
 from train.evaluate import score
@@ -128,26 +128,34 @@ def train_one(
     return out / "best.safetensors"
 
 
-def trained(options: argparse.Namespace, preset: str) -> Iterator[tuple[int, Path]]:
-    """Each seed with its checkpoint, at the one learning rate that is given or the best one of several.
+def trained(
+    options: argparse.Namespace, name: str, *, preset: str = "", model: Mapping[str, object] | None = None
+) -> Iterator[tuple[int, Path]]:
+    """Each seed with its checkpoint, at the preset's learning rate, the one that is given or the best of several.
+
+    Args:
+        options: budget, seeds, learning rates and folders.
+        name, preset, model: as for :func:`train_one`; a given learning rate is added to the name.
 
     Raises:
         InterruptedRunError, RuntimeError, UsageError: as :func:`train_one`.
     """
-    first, *others = options.seeds
     if not options.lr:
-        yield from ((seed, train_one(options, preset, seed)) for seed in options.seeds)
+        yield from ((seed, train_one(options, name, seed, preset=preset, model=model)) for seed in options.seeds)
         return
-    names = {lr: f"{preset}-lr{lr:g}" for lr in options.lr}
-    tried = {lr: train_one(options, name, first, preset=preset, lr=lr) for lr, name in names.items()}
+
+    def at(lr: float, seed: int) -> Path:
+        return train_one(options, f"{name}-lr{lr:g}", seed, preset=preset or name, model=model, lr=lr)
+
+    first, *others = options.seeds
+    tried = {lr: at(lr, first) for lr in options.lr}
     validated = {lr: _validated(path) for lr, path in tried.items()}
     best = max(validated, key=lambda lr: validated[lr])
     for lr, mean_f1 in validated.items():
         chosen = ": chosen" if lr == best and len(validated) > 1 else ""
-        log.info("%s, learning rate %g: validation mF1 %.1f%s", preset, lr, 100 * mean_f1, chosen)
+        log.info("%s, learning rate %g: validation mF1 %.1f%s", name, lr, 100 * mean_f1, chosen)
     yield first, tried[best]
-    for seed in others:
-        yield seed, train_one(options, names[best], seed, preset=preset, lr=best)
+    yield from ((seed, at(best, seed)) for seed in others)
 
 
 def _validated(path: Path) -> float:
@@ -237,38 +245,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m train.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--presets", default=",".join(DEFAULT_PRESETS), help=f"({','.join(DEFAULT_PRESETS)})")
-    parser.add_argument("--seeds", type=_seeds, default="0", help="comma-separated (0)")
-    parser.add_argument(
-        "--lr", type=_rates, metavar="LIST", help="peak learning rates, comma-separated, to choose from (the preset's)"
-    )
-    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each (2000)")
-    parser.add_argument("--batch", type=int, default=8, help="samples per step (8)")
-    parser.add_argument("--crop", type=int, default=256, help="side of a training crop, px (256)")
-    parser.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
-    parser.add_argument("--validate-every", type=int, help="steps between validations (only the last step)")
-    parser.add_argument("--validation-scenes", type=int, default=16, help="for the choice of the best step (16)")
-    parser.add_argument("--test-scenes", type=int, default=100, help="held-out scenes of the table (100)")
-    parser.add_argument("--threads", type=int, default=2, help="ways to split a step on a CPU (2)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
+    budget.add_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the table")
     return parser.parse_args(argv)
-
-
-def _seeds(text: str) -> list[int]:
-    if not all(seed.isdigit() for seed in text.split(",")):
-        raise argparse.ArgumentTypeError(f"takes whole numbers, received {text!r}")
-    return list(map(int, text.split(",")))
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        rates = list(map(float, text.split(",")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"takes numbers such as 5e-4,2e-3, received {text!r}") from error
-    if not all(0 < rate < 1 for rate in rates):
-        raise argparse.ArgumentTypeError(f"learning rates must lie between 0 and 1, received {text!r}")
-    return rates
 
 
 def main(argv: list[str] | None = None) -> int:

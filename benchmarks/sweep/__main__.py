@@ -5,9 +5,10 @@
     python -m benchmarks.sweep --latency-only                            minutes: nothing is trained or scored
 
 The variants are listed in benchmarks/sweep/variants.py. Each is trained from scratch with the same steps, batch, crop,
-scenes and seeds, as `python -m train.benchmark` does it, and scored on held-out procedural scenes. Only edge-same-time
-has a budget of its own: what it makes of the time that paper needs for 300 steps of 4 crops of 192 px. Runs that --runs
-holds are not trained again and interrupted ones go on: repeat the command. It may be the --out of train.benchmark.
+scenes, seeds and learning rates, as `python -m train.benchmark` does it, and scored on held-out procedural scenes. Only
+edge-same-time has a budget of its own: what it makes of the time that paper needs for 300 steps of 4 crops of 128 px.
+Runs that --runs holds are not trained again and interrupted ones go on: repeat the command. It may be the --out of
+train.benchmark.
 
 Latency: single-stream in the sense of MLPerf inference (https://github.com/mlcommons/inference), one tile from host
 memory to its classes and confidence in host memory, in OpenVINO in float32, of the graphs that `python -m export.run`
@@ -32,6 +33,7 @@ from pathlib import Path
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.sweep.variants import VARIANTS, Variant, chosen
 from engine.contract.errors import EngineError, InterruptedRunError, UsageError
+from train.budget import add_options, count
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -71,22 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--latency-only", action="store_true", help="random weights, no scores")
     timing = parser.add_argument_group("latency")
-    timing.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds (10)")
-    timing.add_argument("--repeats", type=int, default=5, metavar="N", help="tiles per round, variant and scenario (5)")
+    timing.add_argument("--rounds", type=count, default=10, metavar="N", help="rounds (10)")
+    timing.add_argument("--repeats", type=count, default=5, metavar="N", help="tiles of each per round (5)")
     timing.add_argument("--tile", type=int, default=512, metavar="PX", help="side of a tile (512)")
-    training = parser.add_argument_group("training and scores, as in python -m train.benchmark")
-    training.add_argument("--seeds", default="0", help="comma-separated (0)")
-    training.add_argument("--steps", type=int, default=2000, help="optimiser steps of each (2000)")
-    training.add_argument("--batch", type=int, default=8, help="samples per step (8)")
-    training.add_argument("--crop", type=int, default=256, help="side of a training crop, px (256)")
-    training.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
-    training.add_argument("--validate-every", type=int, help="steps between validations (only the last step)")
-    training.add_argument("--validation-scenes", type=int, default=16, help="for the choice of the best step (16)")
-    training.add_argument("--test-scenes", type=int, default=100, help="held-out scenes of the table (100)")
-    training.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
-    training.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of training and of OpenVINO (2)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare training samples (1)")
+    add_options(parser)
+    parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="CSV; .md and .png go beside it (benchmarks/results)")
     return parser
 
@@ -131,14 +122,6 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, variants: Sequence[Variant]) -> None:
-    counts = {
-        name: getattr(options, name) for name in ("rounds", "repeats", "threads", "steps", "batch", "test_scenes")
-    }
-    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in counts.items() if value < 1]
-    if wrong:
-        raise UsageError(f"counts must be at least 1, received {', '.join(wrong)}")
-    if not all(seed.isdigit() for seed in options.seeds.split(",")):
-        raise UsageError(f"--seeds takes whole numbers, received {options.seeds!r}")
     for side in ("tile", "crop"):
         px = getattr(options, side)
         for variant in variants:

@@ -41,18 +41,13 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
         UsageError: a folder of ``options.runs`` holds a run with other settings.
         RuntimeError: training failed; the log says why.
     """
-    runs = []
-    for variant in variants:
-        for seed in map(int, options.seeds.split(",")):
-            path = benchmark.train_one(
-                _as_benchmark(options, variant.budget),
-                variant.name,
-                seed,
-                preset=variant.base,
-                model=variant.changes,
-            )
-            runs.append(Run(variant=variant, seed=seed, checkpoint=path))
-    return runs
+    return [
+        Run(variant=variant, seed=seed, checkpoint=path)
+        for variant in variants
+        for seed, path in benchmark.trained(
+            _as_benchmark(options, variant.budget), variant.name, preset=variant.base, model=variant.changes
+        )
+    ]
 
 
 def score(runs: Sequence[Run], options: argparse.Namespace) -> Scores:
@@ -77,7 +72,8 @@ def model_of(variant: Variant, runs: Sequence[Run]) -> System:
 def budget(options: argparse.Namespace) -> dict[str, object]:
     """What a variant without a budget of its own was trained and scored with: columns of the result."""
     return {
-        "seeds": options.seeds,
+        "seeds": " ".join(map(str, options.seeds)),
+        "lr": " ".join(f"{lr:g}" for lr in options.lr or ()),
         "steps": options.steps,
         "batch": options.batch,
         "crop": options.crop,

@@ -115,8 +115,8 @@ VARIANTS: dict[str, Variant] = {
         },
         smoothing_kernel=1,
     ),
-    # What takes no longer than 300 steps of the reference with 4 crops of 192 px.
-    "edge-same-time": Variant(name="edge-same-time", base="edge", budget={"steps": 900, "batch": 8, "crop": 256}),
+    # What takes no longer than 300 steps of the reference with 4 crops of 128 px.
+    "edge-same-time": Variant(name="edge-same-time", base="edge", budget={"steps": 450, "batch": 8, "crop": 192}),
 }
 """The first one is the reference of the ratios."""
 

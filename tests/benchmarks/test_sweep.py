@@ -62,7 +62,7 @@ def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
         assert float(row["latency_ms"]) > 0
         assert float(row["latency_over_reference"]) == 1
         assert float(row["mean_f1_min"]) <= float(row["mean_f1"]) <= float(row["mean_f1_max"])
-        assert (row["seeds"], row["steps"], row["rounds"], row["threads"]) == ("0", "4", "2", "1")
+        assert (row["seeds"], row["lr"], row["steps"], row["rounds"], row["threads"]) == ("0", "", "4", "2", "1")
         assert row["commit"]
     gmac = {row["scenario"]: float(row["gmac"]) for row in rows}
     assert gmac["missing_ndsm"] > gmac["full"], "the generator is embedded where a sensor is missing"
@@ -125,14 +125,22 @@ def test_a_variant_that_cannot_be_is_refused(changes, named) -> None:
     [
         (("--variants", "nano,huge"), "--variants takes each of"),
         (("--variants", "nano,nano"), "--variants takes each of"),
-        (("--rounds", "0"), "--rounds 0"),
-        (("--seeds", "a"), "--seeds takes whole numbers"),
         (("--tile", "100"), "--tile must be a positive multiple of 16 px for variant paper"),
     ],
 )
 def test_wrong_options_are_explained(capsys, options, named) -> None:
     assert main(options) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--rounds=0", "--steps=many", "--seeds=a", "--lr=5e-4,", "--lr=0", "--lr=5"])
+def test_numbers_that_are_none_are_refused(capsys, word) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([word])
+    assert stopped.value.code == 2
+    option, value = word.split("=")
+    assert option in (told := capsys.readouterr().err)
+    assert f"received {value!r}" in told
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
