@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.readme import quality_tables, speed_tables
@@ -43,6 +43,13 @@ def block(name: str, results: Path, folder: str) -> str:
         ) from error
     return f"{table}\n\n{made.meaning}\n{result.conditions(folder)}"
 
+
+_TABLE1 = Block(
+    file="table1.csv",
+    command="python -m train.benchmark",
+    table=quality_tables.table1,
+    meaning=f"Percent, held-out procedural scenes, mean over seeds. {SIDE_BY_SIDE}",
+)
 
 BLOCKS = {
     "latency": Block(
@@ -128,11 +135,8 @@ BLOCKS = {
         meaning="Bold: on the Pareto front of mF1 and latency (means of the three scenarios). OpenVINO in float32, all "
         f"variants alternating in one run. {SIDE_BY_SIDE}",
     ),
-    "table1": Block(
-        file="table1.csv",
-        command="python -m train.benchmark",
-        table=quality_tables.table1,
-        meaning=f"Percent, held-out procedural scenes, mean over seeds. {SIDE_BY_SIDE}",
-    ),
+    "table1": _TABLE1,
+    # Systems whose steps take so much longer that they get fewer seeds.
+    "table1-gan": replace(_TABLE1, file="table1_gan.csv"),
 }
 """By the name that stands in the pages."""
