@@ -14,8 +14,8 @@ from train.data.scenes import fill_height
 
 LEAST_NOISE_M = 0.003
 """No survey repeats itself to the millimetre, yet one that is cut off at 0 m is exactly flat between its objects.
-Instance normalisation divides what is flat by the root of its epsilon: behind ten such layers the gradient came to
-1e26, and one crop in 300 took a step of the whole batch for itself. With a millimetre of noise it is like any other's.
+Instance normalisation divides what is flat by the root of its epsilon, layer after layer: the gradient of such a crop
+came to 1e26, and one in 300 took the step of its whole batch for itself. A millimetre of noise makes it like any other.
 """
 
 
