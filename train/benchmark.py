@@ -140,27 +140,22 @@ def trained(
     Raises:
         InterruptedRunError, RuntimeError, UsageError: as :func:`train_one`.
     """
-    if not options.lr:
-        yield from ((seed, train_one(options, name, seed, preset=preset, model=model)) for seed in options.seeds)
-        return
 
-    def at(lr: float, seed: int) -> Path:
-        return train_one(options, f"{name}-lr{lr:g}", seed, preset=preset or name, model=model, lr=lr)
+    def at(lr: float | None, seed: int) -> Path:
+        return train_one(options, f"{name}-lr{lr:g}" if lr else name, seed, preset=preset or name, model=model, lr=lr)
 
     first, *others = options.seeds
-    tried = {lr: at(lr, first) for lr in options.lr}
-    validated = {lr: _validated(path) for lr, path in tried.items()}
-    best = max(validated, key=lambda lr: validated[lr])
-    for lr, mean_f1 in validated.items():
-        chosen = ": chosen" if lr == best and len(validated) > 1 else ""
-        log.info("%s, learning rate %g: validation mF1 %.1f%s", name, lr, 100 * mean_f1, chosen)
+    tried = {lr: at(lr, first) for lr in options.lr or [None]}
+    best, *more = tried
+    if more:
+        validated = {lr: checkpoint.load(path)[1].mean_f1 for lr, path in tried.items()}
+        best = max(validated, key=lambda lr: validated[lr])
+        for lr, mean_f1 in validated.items():
+            log.info(
+                "%s, learning rate %g: validation mF1 %.1f%s", name, lr, 100 * mean_f1, ": chosen" if lr == best else ""
+            )
     yield first, tried[best]
     yield from ((seed, at(best, seed)) for seed in others)
-
-
-def _validated(path: Path) -> float:
-    metrics = checkpoint.load(path)[1].metrics
-    return sum(scores.mean_f1 for scores in metrics.values()) / len(metrics)
 
 
 def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> list[Entry]:

@@ -175,11 +175,9 @@ class Run:
         )
         weights = trainer.average.state_dict()
         checkpoint.save(self.out / "last.safetensors", weights, info)
-        if metrics:
-            score = sum(scores.mean_f1 for scores in metrics.values()) / len(metrics)
-            if score > trainer.best_score:
-                trainer.best_score = score
-                checkpoint.save(self.out / "best.safetensors", weights, info)
+        if metrics and info.mean_f1 > trainer.best_score:
+            trainer.best_score = info.mean_f1
+            checkpoint.save(self.out / "best.safetensors", weights, info)
         with checkpoint.replacing(self.out / "resume.pt") as temporary:
             torch.save(trainer.state(), temporary)
 
