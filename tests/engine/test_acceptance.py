@@ -44,7 +44,9 @@ def rehearse(toy_bundle, tmp_path_factory):
     def prepare(paths, tiles: int, limits=None) -> Rehearsal:
         manifest = toy_bundle.manifest
         rasters = SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=64)
-        backend = open_backend("openvino", toy_bundle, scenarios=tuple(Scenario), wanted=CropMosaic.wanted)
+        backend = open_backend(
+            "openvino", toy_bundle, scenarios=tuple(Scenario), wanted=CropMosaic.wanted, precision="fp32"
+        )
         flight = Flight(rasters=rasters, tile_px=64, halo_px=8, tiles=tiles)
         rehearsal = Rehearsal(flight, backend, manifest, limits or default_limits())
         opened.extend([rehearsal, backend, rasters])

@@ -125,6 +125,11 @@ def precisions(toy_bundle, tmp_path_factory) -> Bundle:
     return with_precisions(toy_bundle, tmp_path_factory.mktemp("precisions") / "bundle")
 
 
+# What the floating-point part of a graph is computed in: at least so many pixels have the same class, and a probability
+# is at most so far off. OpenVINO takes bf16 on a processor that has products of it.
+ROUNDING = {"f32": (0.999, 1e-4), "bf16": (0.99, 0.03)}
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("scenario", Scenario)
 def test_the_int8_graph_means_the_same_in_every_backend(name, scenario, precisions) -> None:
@@ -133,10 +138,11 @@ def test_the_int8_graph_means_the_same_in_every_backend(name, scenario, precisio
     with open_backend(name, precisions, scenarios=[scenario], wanted=list(Output), precision="int8") as backend:
         assert backend.info.graph == "int8"
         answer = backend.infer(scenario, inputs)
+    least, most = ROUNDING[backend.info.precision]
     # A height half-way between two steps may take either.
     off = np.abs(answer[Output.PROBABILITIES] - expected).max(axis=0)
-    assert np.quantile(off, 0.999) < 1e-4
-    assert (answer[Output.CLASSES] == expected.argmax(axis=0)).mean() > 0.999
+    assert np.quantile(off, 0.999) < most
+    assert (answer[Output.CLASSES] == expected.argmax(axis=0)).mean() > least
     exact = toy_probabilities(scenario, inputs, radius=0)
     assert np.abs(expected - exact).max() > 0.003, "the test must be able to tell int8 from float32"
 
@@ -149,7 +155,7 @@ def test_the_fp16_graph_answers_within_its_tolerance(name, precisions) -> None:
     ) as backend:
         assert backend.info.graph == "fp16"
         answer = backend.infer(Scenario.FULL, tile())[Output.PROBABILITIES]
-    assert np.abs(answer - expected).max() < 0.01
+    assert np.abs(answer - expected).max() < max(0.01, ROUNDING[backend.info.precision][1])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -208,4 +214,6 @@ def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
     with pytest.raises(
         GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"
     ):
-        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES])
+        open_backend(
+            "openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp32"
+        )
