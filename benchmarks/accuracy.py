@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy                                                           the demo bundle, 24 scenes
     python -m benchmarks.accuracy --checkpoint runs/demo/best.safetensors --synthetic 100   drop against PyTorch
     python -m benchmarks.accuracy --bundle B --data vaihingen:/data/Vaihingen --backends openvino
+    python -m benchmarks.accuracy --backends openvino --precisions auto,fp32,int8           in bfloat16, where there is
 
 Every graph maps the same windows of whole scenes, in raw sensor units and with the bundle's tile and halo, as in
 flight; what counts of each window is its core, so that each labelled pixel counts once. mF1, mIoU (over the counted
@@ -11,6 +12,8 @@ classes) and OA (over all) come from one confusion matrix of all pixels, in perc
 The drop, in points, is against PyTorch in float32 when a checkpoint is given, else against the fp32 graph in ONNX
 Runtime; the column ``reference`` says which, and the reference has rows of its own. ``same_class_percent`` is the
 share of labelled pixels that get the reference's class: it tells two graphs apart where scores happen to agree.
+``arithmetic`` is what the device computes the floating-point part of a graph in; ``auto`` is what the runtime would
+take by itself, on processors with AMX or AVX512-BF16 the fp32 graph in bfloat16.
 
 A backend or precision that is not there is left out with its reason. Exit code 6 when none runs.
 """
@@ -35,7 +38,7 @@ from benchmarks.exit_code import exit_code_of
 from benchmarks.tiles import Tile
 from engine import demo
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, Output
+from engine.backends.base import Backend, ExecutionPrecision, Output
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BundleError, InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
@@ -89,8 +92,8 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
     for row in rows:
         drop = "" if row["backend"] == REFERENCE else f"{row['drop_mf1_points']:+8.2f} {row['drop_miou_points']:+8.2f}"
         print(
-            f"{row['backend']:<12}{row['precision']:<6}{row['scenario']:<14}mF1 {row['mf1_percent']:6.2f}  "
-            f"mIoU {row['miou_percent']:6.2f}  OA {row['oa_percent']:6.2f}  drop {drop}"
+            f"{row['backend']:<12}{row['precision']:<6}{row['arithmetic']:<6}{row['scenario']:<14}"
+            f"mF1 {row['mf1_percent']:6.2f}  mIoU {row['miou_percent']:6.2f}  OA {row['oa_percent']:6.2f}  drop {drop}"
         )
     about = rows[0]
     print(f"{about['scenes']} scenes ({about['data']}); drop: points of mF1 and of mIoU below {about['reference']}")
@@ -105,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: plans under the bundle)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model the bundle was exported from")
     parser.add_argument("--backends", default=",".join(BACKENDS), metavar="LIST", help="default: all three")
-    parser.add_argument("--precisions", metavar="LIST", help="default: all that the bundle has")
+    parser.add_argument(
+        "--precisions", metavar="LIST", help="of fp32, fp16, int8, auto (default: all graphs that the bundle has)"
+    )
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--synthetic", type=int, default=24, metavar="N", help="held-out procedural scenes (24)")
     data.add_argument("--data", metavar="SOURCE", help="synthetic:N, vaihingen:DIR, potsdam:DIR or folder:DIR")
@@ -191,14 +196,14 @@ def scenes_of(options: argparse.Namespace, bundle: Bundle) -> tuple[Source, list
     return source, scenes
 
 
-def precisions_of(bundle: Bundle, text: str | None) -> list[Precision]:
-    """Those of ``--precisions``, by default every one that all of the bundle's scenarios have.
+def precisions_of(bundle: Bundle, text: str | None) -> list[ExecutionPrecision]:
+    """Those of ``--precisions``, by default every graph's that all of the bundle's scenarios have.
 
     Raises:
         UsageError: the bundle has no such precision.
     """
     available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
-    return available if text is None else listed(text, available, "--precisions")
+    return available if text is None else listed(text, [*available, "auto"], "--precisions")
 
 
 def run(

@@ -21,7 +21,7 @@ from engine.contract.errors import ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
 from engine.health.history import SensorHistory
 from engine.mosaic import MapBlock
-from engine.stream import Job
+from engine.stream import Job, pixels_of
 
 FOLDER = ".unfinished"
 MAX_SWITCHES = 1000
@@ -67,9 +67,10 @@ class Statistics:
 
     def add_block(self, block: MapBlock) -> None:
         """Count finished map pixels."""
-        for totals, values in ((self.provenance_pixels, block.provenance), (self.class_pixels, block.classes)):
-            for value, count in enumerate(np.bincount(values.ravel())):
-                totals[value] += int(count)
+        for source, pixels in pixels_of(block.provenance).items():
+            self.provenance_pixels[source] += pixels
+        for value, count in enumerate(np.bincount(block.classes.ravel())):
+            self.class_pixels[value] += int(count)
 
 
 def _switch(job: Job) -> Switch:

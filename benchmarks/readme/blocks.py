@@ -140,3 +140,7 @@ BLOCKS = {
     "table1-gan": replace(_TABLE1, file="table1_gan.csv"),
 }
 """By the name that stands in the pages."""
+
+# The same measured on a processor with products of bfloat16 and int8 matrices.
+for _name in ("latency", "throughput", "accuracy"):
+    BLOCKS[f"{_name}-amx"] = replace(BLOCKS[_name], file=f"{_name}_amx.csv")

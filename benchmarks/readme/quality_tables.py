@@ -55,19 +55,21 @@ def agreement(result: Result) -> str:
 
 
 def accuracy(result: Result) -> str:
-    """A line per backend and precision."""
+    """A line per backend and precision, and what the floating-point part of the graph is computed in."""
     lines = [
         [
-            "reference" if backend == "reference" else backend,
+            backend,
             precision,
+            arithmetic,
             triple(mine, "mf1_percent", "{:.1f}"),
             triple(mine, "miou_percent", "{:.1f}"),
             "" if backend == "reference" else triple(mine, "drop_mf1_points", "{:+.2f}"),
             "" if backend == "reference" else triple(mine, "same_class_percent", "{:.2f}"),
         ]
-        for (backend, precision), mine in grouped(result.rows, "backend", "precision").items()
+        for (backend, precision, arithmetic), mine in grouped(result.rows, "backend", "precision", "arithmetic").items()
     ]
-    return markdown(["backend", "precision", "mF1, %", "mIoU, %", "points of mF1 lost", "same class, %"], lines)
+    head = ["backend", "graph", "computed in", "mF1, %", "mIoU, %", "points of mF1 lost", "same class, %"]
+    return markdown(head, lines)
 
 
 def calibration(result: Result) -> str:

@@ -36,6 +36,8 @@ class Result:
         """
         document = self.document
         machine = document.get("processor") or document.get("device") or document.get("cpu")
+        if document.get("features"):
+            machine = f"{machine} ({document['features']})"
         cores, memory = document.get("cores"), document.get("memory_gib")
         load = document.get("load_at_start") or max((one["load"] for one in document.get("timings", ())), default=None)
         told = [

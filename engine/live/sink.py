@@ -20,18 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.backends.base import Outputs
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import writing
-from engine.contract.sensors import Provenance, Scenario, Sensor
+from engine.contract.sensors import Scenario, Sensor
 from engine.health.monitor import Verdict
 from engine.journal import Entry, Journal, Statistics
 from engine.live.frame_log import FrameLog, FrameRecord, worst
 from engine.live.source import FramePlan
 from engine.rasters.cog import MapWriter
-from engine.stream import Job, TileReport
+from engine.stream import Job, TileReport, pixels_of
 from engine.tile_log import TileLog
 
 log = logging.getLogger(__name__)
@@ -93,8 +91,9 @@ class LiveSink:
             window = block.window
             self._tally.writer.write(window.row, window.col, block.classes, block.confidence, block.provenance)
             self.statistics.add_block(block)
-            counts = np.bincount(block.provenance.ravel(), minlength=len(Provenance))
-            self._tally.pixels.update({source.name.lower(): int(counts[source]) for source in Provenance})
+            self._tally.pixels.update(
+                {source.name.lower(): pixels for source, pixels in pixels_of(block.provenance).items()}
+            )
         if plan.mosaic.tiles_done == plan.tiles:
             self._publish(job.frame, self._tally.writer)
 

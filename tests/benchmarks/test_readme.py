@@ -98,12 +98,12 @@ def test_a_block_that_cannot_be_made_is_an_error(place, capsys, page, named) -> 
 def test_scenarios_stand_side_by_side_in_one_order(place) -> None:
     rows = [("missing_rgir", 3), ("full", 1), ("missing_ndsm", 2)]
     (place / "README.md").write_text("<!-- table: accuracy -->\n<!-- /table -->\n")
-    head = "backend,precision,scenario,mf1_percent,miou_percent,drop_mf1_points,same_class_percent\n"
-    lines = [f"openvino,int8,{scenario},{n}0.04,{n}5,-0.{n}14,9{n}" for scenario, n in rows]
+    head = "backend,precision,arithmetic,scenario,mf1_percent,miou_percent,drop_mf1_points,same_class_percent\n"
+    lines = [f"openvino,int8,f32,{scenario},{n}0.04,{n}5,-0.{n}14,9{n}" for scenario, n in rows]
     (place / "accuracy.csv").write_text(head + "\n".join(lines))
     assert run(place) == 0
     expected = "| 10.0 / 20.0 / 30.0 | 15.0 / 25.0 / 35.0 | -0.11 / -0.21 / -0.31 | 91.00 / 92.00 / 93.00 |"
-    assert f"| openvino | int8 {expected}" in (place / "README.md").read_text()
+    assert f"| openvino | int8 | f32 {expected}" in (place / "README.md").read_text()
 
 
 def test_a_peer_that_was_left_out_of_a_scenario_has_a_dash_there(place) -> None:
