@@ -214,6 +214,4 @@ def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
     with pytest.raises(
         GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"
     ):
-        open_backend(
-            "openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp32"
-        )
+        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp32")
