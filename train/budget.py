@@ -24,7 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--test-scenes", type=count, default=100, metavar="N", help="held-out scenes (100)")
     group.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="processes that prepare samples (1)")
-    parser.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (2)")
+    parser.add_argument(
+        "--threads",
+        type=count,
+        default=2,
+        metavar="N",
+        help="CPU threads, each with its part of a step; batch normalisation sees one part at a time (2)",
+    )
 
 
 def count(text: str) -> int:

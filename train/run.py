@@ -251,7 +251,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--validate-every", type=int, help="steps between validations (the preset's)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bfloat16 where it is fast (auto), on, or off")
     parser.add_argument("--validation-scenes", type=int, default=16, help="of the procedural ones (16)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="ways to split a step (CPU cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="ways to split a step; batch normalisation sees one part at a time (CPU cores)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples (1)")
     return parser.parse_args(argv)
 
