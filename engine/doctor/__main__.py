@@ -118,7 +118,7 @@ def _libraries(libraries: Sequence[Library]) -> Iterator[str]:
             for name, number in library.distributions.items()
         )
         missing = "" if versions else f"  {library.install}"
-        yield f"  {library.name:<19}{versions or '-':<27}{library.needed_for:<20}{missing}".rstrip()
+        yield f"  {library.name:<19}{versions or '-':<30}{library.needed_for:<20}{missing}".rstrip()
 
 
 def _bundle(bundle: BundleFinding, width: int) -> Iterator[str]:
