@@ -77,6 +77,10 @@ class ModelConfig:
     relief: bool = False
     """Tell the first convolution how far the pixels of each packed block lie apart, a texture that it would have to
     find in many ways of adding them up. With ``pixel_shuffle``."""
+    standardise: bool = False
+    """Give whatever reads RGIR each band less its mean over the image, divided by its spread there, and the two as
+    channels of their own. Sun, air and camera change just these, and instance normalisation, which batch normalisation
+    has no part of, takes them out layer by layer. System ``gemmnet``."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"
@@ -275,6 +279,7 @@ _EDGE = Preset(
         pixel_shuffle=True,
         smoothing_kernel=5,
         relief=True,
+        standardise=True,
         encoder_widths=(32, 64, 96, 128),
         encoder_refinements=(0, 1, 1, 0),
         generator_widths=(32, 64, 96, 128),

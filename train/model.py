@@ -39,10 +39,11 @@ class HyFEx(nn.Module):
         *,
         stem_stride: int,
         kernel: int = 3,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
-        self.bands = bands if config.relief else 0
-        stages, width = [], bands * config.packing**2 + self.bands
+        self.bands, self.relief, self.standardise = bands, config.relief, standardise
+        stages, width = [], bands * (config.packing**2 + config.relief + 2 * standardise)
         for i, (c_out, count) in enumerate(zip(widths, refinements, strict=True)):
             stride = 2 if i else stem_stride // config.packing
             # A 4x4 kernel is for halving; at stride 1 it would shift the map by half a pixel.
@@ -54,8 +55,13 @@ class HyFEx(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Packed bands (:func:`train.blocks.pack`) -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
-        if self.bands:
-            x = torch.cat((x, relief(x, self.bands)), dim=1)
+        told = []
+        if self.standardise:
+            x, *told = standardised(x, self.bands)
+        if self.relief:
+            told.append(relief(x, self.bands))
+        if told:
+            x = torch.cat((x, *told), dim=1)
         scales = []
         for stage in self.stages:
             x = stage(x)
@@ -89,7 +95,7 @@ class HyFMA(nn.Module):
 class Generator(nn.Module):
     """Synthesises one sensor from the other, in normalised units (eq. 1): HyFEx and a decoder."""
 
-    def __init__(self, config: ModelConfig, bands_in: int, bands_out: int) -> None:
+    def __init__(self, config: ModelConfig, source: Sensor, bands_in: int, bands_out: int) -> None:
         super().__init__()
         widths = config.generator_widths
         self.encoder = HyFEx(
@@ -99,6 +105,7 @@ class Generator(nn.Module):
             config.generator_refinements,
             stem_stride=config.generator_stride,
             kernel=config.generator_kernel,
+            standardise=config.standardise and source is Sensor.RGIR,
         )
         self.decoder = Decoder(config, widths, kind=config.generator_decoder)
         transposed = config.generator_decoder == "transposed"
@@ -163,8 +170,8 @@ class GEMMNet(System):
         # Keyed by what comes out: generator["ndsm"] reads rgir.
         self.generator = nn.ModuleDict(
             {
-                Sensor.RGIR: Generator(config, bands[1], bands[0]),
-                Sensor.NDSM: Generator(config, bands[0], bands[1]),
+                Sensor.RGIR: Generator(config, Sensor.NDSM, bands[1], bands[0]),
+                Sensor.NDSM: Generator(config, Sensor.RGIR, bands[0], bands[1]),
             }
         )
         self.encoder = nn.ModuleDict(
@@ -175,6 +182,7 @@ class GEMMNet(System):
                     config.encoder_widths,
                     config.encoder_refinements,
                     stem_stride=config.stem_stride,
+                    standardise=config.standardise and sensor is Sensor.RGIR,
                 )
                 for sensor, count in zip(SENSORS, bands, strict=True)
             }
@@ -255,6 +263,20 @@ def relief(packed: Tensor, bands: int) -> Tensor:
     """How far the pixels of each block lie apart: packed bands [N, B * k, H, W] -> [N, B, H, W]."""
     blocks = packed.unflatten(1, (bands, -1))
     return blocks.amax(dim=2) - blocks.amin(dim=2)
+
+
+def standardised(packed: Tensor, bands: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each band less its mean over the image and divided by its standard deviation there, then those two.
+
+    Of packed bands [N, B * k, H, W] in network units; the others [N, B, H, W] hold one value over each image.
+    """
+    blocks = packed.unflatten(1, (bands, -1))
+    mean = blocks.mean(dim=(2, 3, 4), keepdim=True)
+    off = blocks - mean
+    # A hundredth of what a band can hold keeps an image of one value from becoming one of noise.
+    spread = (off.square().mean(dim=(2, 3, 4), keepdim=True) + 1e-4).sqrt()
+    level, contrast = (x.squeeze(2).expand(-1, -1, *packed.shape[-2:]) for x in (mean, spread))
+    return (off / spread).flatten(1, 2), level, contrast
 
 
 def smoothing(channels: int, kernel: int) -> nn.Module:

@@ -422,11 +422,17 @@ def test_packed_pixels_reach_the_first_convolution_unscaled_and_stay_packed_insi
         np.testing.assert_allclose(found, logits.softmax(dim=1).numpy(), atol=2e-4)
 
 
-def test_a_network_that_sees_relief_of_measured_and_of_made_bands_answers_as_pytorch_does() -> None:
-    model = random_model(0, relief=True, **PACKED)
-    metres = rng.uniform(-2, 30, (2, 1, 64, 64)).astype(np.float32)
-    graph, _ = surgery.operate(export_graph(model, Scenario.MISSING_RGIR, 64))
+@pytest.mark.parametrize("scenario", [Scenario.MISSING_RGIR, Scenario.MISSING_NDSM])
+@pytest.mark.parametrize("more", [{"relief": True}, {"standardise": True}, {"relief": True, "standardise": True}])
+def test_a_network_told_more_of_measured_and_of_made_bands_answers_as_pytorch_does(more, scenario) -> None:
+    model = random_model(0, **more, **PACKED)
+    fed = {
+        "rgir": rng.integers(0, 256, (2, 3, 64, 64), np.uint8),
+        "ndsm": rng.uniform(-2, 30, (2, 1, 64, 64)).astype(np.float32),
+    }
+    fed = {sensor: fed[sensor] for sensor in scenario.sensors}
+    graph, _ = surgery.operate(export_graph(model, scenario, 64))
     with torch.no_grad():
-        *_, expected = scenario_module(model, Scenario.MISSING_RGIR)(torch.from_numpy(metres))
-    *_, found = answer(graph, {"ndsm": metres})
+        *_, expected = scenario_module(model, scenario)(*map(torch.from_numpy, fed.values()))
+    *_, found = answer(graph, fed)
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)

@@ -9,7 +9,7 @@ from engine.contract.bands import ndsm_spec, normalise, rgir_spec
 from engine.contract.sensors import Scenario
 from train.blocks import Attention, LearnedPosition, Normalise, TokenMixer, pack, unpack
 from train.config import PRESETS, ModelConfig
-from train.model import GEMMNet, count_macs, relief, smoothing
+from train.model import GEMMNet, count_macs, relief, smoothing, standardised
 from train.system import availability
 from train.systems import build
 
@@ -90,6 +90,17 @@ def test_relief_is_the_range_of_each_block_of_pixels():
     image = torch.rand(2, 3, 8, 12)
     blocks = image.unfold(2, 4, 4).unfold(3, 4, 4)
     torch.testing.assert_close(relief(pack(image, 4), 3), blocks.amax((-1, -2)) - blocks.amin((-1, -2)))
+
+
+def test_what_is_standardised_does_not_know_gain_and_haze_but_is_told_them():
+    image = torch.rand(2, 3, 8, 12)
+    found, level, contrast = standardised(pack(image, 4), 3)
+    torch.testing.assert_close(level[..., 1, 2], image.mean((-1, -2)))
+    torch.testing.assert_close(contrast[..., 1, 2], image.std((-1, -2), correction=0), atol=2e-3, rtol=0)
+    hazy = image * torch.tensor([1.3, 0.9, 0.7]).view(3, 1, 1) + 0.2
+    torch.testing.assert_close(standardised(pack(hazy, 4), 3)[0], found, atol=3e-3, rtol=0)
+    blank = standardised(torch.full((1, 48, 2, 2), 0.7), 3)[0]
+    assert blank.abs().max() < 1e-4
 
 
 def test_export_paths_equal_the_masked_forward(model):
