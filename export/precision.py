@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engine.contract.sensors import Sensor
 
-FP32_OPERATORS = ("InstanceNormalization", "LayerNormalization", "Softmax")
+FP32_OPERATORS = ("InstanceNormalization", "LayerNormalization", "ReduceMean", "Softmax")
 """They sum over whole maps, tokens or rows, which eleven bits do not hold."""
 FP32_LAYERS = (f"{Sensor.NDSM}/", "head/(?!Resize|DepthToSpace)", "smooth/")
 """Patterns of node names. Heights are squared under roots before they are small; and the map's own softmax, its largest

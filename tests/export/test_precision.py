@@ -12,9 +12,10 @@ from onnx import TensorProto, numpy_helper
 
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario, Sensor
-from export import precision
+from export import precision, surgery
+from export.onnx_graphs import export_graph
 from export.verify import TOLERANCES, onnxruntime_infer
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, random_model
 
 
 def fp16(exported: Exported, scenario: Scenario) -> onnx.ModelProto:
@@ -92,6 +93,16 @@ def test_a_node_that_overflows_on_the_typical_batch_stays_in_fp32(exported: Expo
     types = output_types(precision.to_fp16(model, typical(exported, scenario)))
     assert types["fusion.merge.0"] == TensorProto.FLOAT
     assert types["fusion.fuse.0.0"] == TensorProto.FLOAT16
+
+
+def test_means_over_a_whole_image_are_taken_in_fp32() -> None:
+    graph, _ = surgery.operate(export_graph(random_model(0, standardise=True), Scenario.MISSING_NDSM, 128))
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), np.uint8)
+    converted = precision.to_fp16(graph, {"rgir": image})
+    types = output_types(converted)
+    means = {node.name: types[node.name] for node in converted.graph.node if node.op_type == "ReduceMean"}
+    assert len(means) == 2  # mean and spread; generator and encoder share them
+    assert set(means.values()) == {TensorProto.FLOAT}
 
 
 def test_the_report_names_the_types_and_what_computes_in_them(exported: Exported) -> None:
