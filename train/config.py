@@ -109,6 +109,8 @@ class ModelConfig:
             raise ValueError(f"HyFEx has five scales (eq. 2), three at least; received widths {self.encoder_widths}")
         if self.relief and not self.pixel_shuffle:
             raise ValueError("relief needs pixel_shuffle: it is measured in packed blocks")
+        if self.standardise and self.system != "gemmnet":
+            raise ValueError(f"standardise needs system gemmnet, received {self.system}")
         if self.pixel_shuffle and (self.system != "gemmnet" or self.generator_decoder == "transposed"):
             raise ValueError(
                 "pixel_shuffle needs system gemmnet and generator_decoder 'add' or 'concat', "

@@ -188,7 +188,8 @@ class Trainer:
         A model that differs in parts, say in its classes, takes those tensors whose name and shape it shares. A
         convolution that reads more channels than before takes what it knew of the first ones and hears nothing of the
         others yet: their weights start at zero. Where new channels come last, as ``relief`` does, the model answers as
-        the old one did. Of pixels packed otherwise no convolution is widened: its channels would mean something else.
+        the old one did. Of pixels packed or standardised otherwise none is widened: its channels would mean something
+        else.
 
         Args:
             weights: by name.
@@ -202,7 +203,8 @@ class Trainer:
         """
         own = self.average.state_dict()
         known = {name: value for name, value in weights.items() if name in own}
-        if model.packing == self.preset.model.packing:
+        mine = self.preset.model
+        if (model.packing, model.standardise) == (mine.packing, mine.standardise):
             known = {name: _widened(value, own[name].shape) for name, value in known.items()}
         fits = {name: value for name, value in known.items() if value.shape == own[name].shape}
         taken, total = (sum(value.numel() for value in part.values()) for part in (fits, own))

@@ -277,6 +277,11 @@ def test_nano_holds_only_layers_that_deploy_well():
     assert all(width % 8 == 0 for width in hidden)
 
 
+def test_only_gemmnet_standardises():
+    with pytest.raises(ValueError, match="system gemmnet, received shaspec"):
+        ModelConfig(system="shaspec", standardise=True)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
