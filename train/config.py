@@ -79,8 +79,8 @@ class ModelConfig:
     find in many ways of adding them up. With ``pixel_shuffle``."""
     standardise: bool = False
     """Give whatever reads RGIR each band less its mean over the image, divided by its spread there, and the two as
-    channels of their own. Sun, air and camera change just these, and instance normalisation, which batch normalisation
-    has no part of, takes them out layer by layer. System ``gemmnet``."""
+    channels of their own. Sun, air and camera change just these: instance normalisation takes them out layer by layer,
+    batch normalisation leaves them in. System ``gemmnet``."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"

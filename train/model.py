@@ -273,7 +273,7 @@ def standardised(packed: Tensor, bands: int) -> tuple[Tensor, Tensor, Tensor]:
     blocks = packed.unflatten(1, (bands, -1))
     mean = blocks.mean(dim=(2, 3, 4), keepdim=True)
     off = blocks - mean
-    # A hundredth of what a band can hold keeps an image of one value from becoming one of noise.
+    # At least 0.01, a grey level or so: an image of one value must not become one of noise.
     spread = (off.square().mean(dim=(2, 3, 4), keepdim=True) + 1e-4).sqrt()
     level, contrast = (x.squeeze(2).expand(-1, -1, *packed.shape[-2:]) for x in (mean, spread))
     return (off / spread).flatten(1, 2), level, contrast

@@ -142,5 +142,6 @@ BLOCKS = {
 """By the name that stands in the pages."""
 
 # The same measured on a processor with products of bfloat16 and int8 matrices.
-for _name in ("latency", "throughput", "accuracy"):
-    BLOCKS[f"{_name}-amx"] = replace(BLOCKS[_name], file=f"{_name}_amx.csv")
+BLOCKS |= {
+    f"{name}-amx": replace(BLOCKS[name], file=f"{name}_amx.csv") for name in ("latency", "throughput", "accuracy")
+}

@@ -89,6 +89,7 @@ def test_an_operator_that_cannot_be_counted_is_refused() -> None:
 @pytest.mark.parametrize("scenario", Scenario)
 def test_the_demo_graphs_have_the_products_of_their_network(scenario) -> None:
     bundle = Bundle.load(demo.BUNDLE)
+    assert bundle.manifest.training.command.startswith("python -m train.run ")
     # It was trained before the preset standardised RGIR.
     model = build(replace(PRESETS["edge"].model, standardise=False)).eval()
     side = bundle.manifest.tile_px
