@@ -190,6 +190,7 @@ class Run:
             crop_px=config.crop_px,
             seed=config.seed,
             rare_share=config.rare_share,
+            border_share=config.border_share,
         )
         return DataLoader(
             data,

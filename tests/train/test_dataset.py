@@ -3,10 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
 from tests.train.scenes import toy_scene
 from train.data import dataset
-from train.data.augment import augment_height, augment_optical
+from train.data.augment import augment_height, augment_optical, inside_border
 from train.data.dataset import CropDataset, band_statistics, rare_pixels
 from train.data.scenes import Scene, fill_height, write_scene
 
@@ -104,6 +105,38 @@ def test_bands_and_labels_are_cut_turned_and_flipped_together(scenes, monkeypatc
         assert torch.equal(item["ndsm"][0][measured], item["labels"].float()[measured])
         holes += int((~measured).sum())
     assert holes > 0
+
+
+def test_beyond_a_maps_border_is_what_the_runtime_fills_in_and_nothing_to_learn_from(scenes, monkeypatch):
+    unaugmented(monkeypatch)
+    whole, cut = crops_of(scenes, scale=(1, 1)), crops_of(scenes, scale=(1, 1), border_share=1.0)
+    shares = []
+    for i in range(40):
+        was, item = whole[i], cut[i]
+        inside = item["rgir_valid"]
+        shares.append(float(inside.float().mean()))
+        assert torch.equal(item["ndsm_valid"], was["ndsm_valid"] & inside)
+        assert torch.equal(item["labels"], torch.where(inside, was["labels"], 255))
+        for sensor in Sensor:
+            expected = fill_holes(was[sensor].numpy().copy(), inside.numpy())
+            np.testing.assert_array_equal(item[sensor], expected)
+        assert torch.equal(item["available"], was["available"])
+    assert 0 < min(shares) < 0.3
+    assert 0.7 < max(shares) < 1
+
+
+def test_as_many_crops_end_at_a_border_as_asked_for(tmp_path):
+    crops = crops_of([toy_scene(tmp_path, 0, without=("ndsm",))], length=300, border_share=0.2)
+    cut = [crops[i] for i in range(300) if not crops[i]["rgir_valid"].all()]
+    assert 36 < len(cut) < 84  # 60 expected, 6.9 standard deviation
+    assert not any(item["ndsm_valid"].any() for item in cut)
+
+
+def test_half_of_the_borders_lie_along_rows_or_columns():
+    rng = np.random.default_rng(0)
+    masks = [inside_border(64, rng) for _ in range(200)]
+    straight = sum(bool((mask == mask[0]).all() or (mask == mask[:, :1]).all()) for mask in masks)
+    assert 70 < straight < 130  # 100 expected, 7.1 standard deviation
 
 
 def test_scenarios_are_drawn_uniformly(scenes):

@@ -76,6 +76,18 @@ def augment_height(height: NDArray[np.float32], rng: np.random.Generator) -> NDA
     return np.ascontiguousarray(x, np.float32)
 
 
+def inside_border(side: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Where a crop that the border of a map runs through has data: one side of a line, bool [side, side].
+
+    Half of the lines lie along rows or columns, as a raster ends; the others anyhow, as an orthophoto does inside one.
+    """
+    angle = rng.uniform(0, 2 * np.pi)
+    if rng.random() < 0.5:
+        angle = np.rint(angle / (np.pi / 2)) * (np.pi / 2)
+    off = np.arange(side) - (side - 1) / 2
+    return off[:, None] * np.sin(angle) + off * np.cos(angle) < side * rng.uniform(-0.35, 0.35)
+
+
 def _blur(x: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
     """Mean over (2 * radius + 1) squared, edges repeated. float32 [B, H, W] -> same."""
     size = 2 * radius + 1

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from engine.contract.holes import fill_holes
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
-from train.data.augment import augment_height, augment_optical
+from train.data.augment import augment_height, augment_optical, inside_border
+from train.data.labels import IGNORE_INDEX
 from train.data.scenes import Scene, Window
 from train.system import availability
 
@@ -75,6 +77,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         seed: of the draw.
         scale: range of the random zoom; above 1 magnifies.
         rare_share: share of samples that hold a pixel of a rare class, one such class as often as another.
+        border_share: share of samples without data or labels beyond a line (:func:`train.data.augment.inside_border`).
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         seed: int,
         scale: tuple[float, float] = (0.7, 1.4),
         rare_share: float = 0.0,
+        border_share: float = 0.0,
     ) -> None:
         self.scenes, self.length = list(scenes), length
-        self.crop_px, self.seed, self.scale, self.rare_share = crop_px, seed, scale, rare_share
+        self.crop_px, self.seed, self.scale = crop_px, seed, scale
+        self.rare_share, self.border_share = rare_share, border_share
         self.rare = list(rare_pixels(scenes, counted, seed=seed).values()) if rare_share else []
 
     def __len__(self) -> int:
@@ -106,14 +111,21 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             return np.ascontiguousarray(x[..., ::-1] if flip else x)
 
         scenarios = [scenario for scenario in Scenario if scenario in scenarios_within(scene.sensors)]
-        return {
-            "rgir": torch.from_numpy(augment_optical(orient(crop.rgir), rng)),
-            "rgir_valid": torch.from_numpy(orient(crop.rgir_valid)),
-            "ndsm": torch.from_numpy(augment_height(orient(crop.ndsm), rng)[None]),
-            "ndsm_valid": torch.from_numpy(orient(crop.ndsm_valid)),
-            "labels": torch.from_numpy(orient(crop.labels)),
-            "available": torch.tensor(availability(scenarios[int(rng.integers(len(scenarios)))])),
+        item = {
+            "rgir": augment_optical(orient(crop.rgir), rng),
+            "rgir_valid": orient(crop.rgir_valid),
+            "ndsm": augment_height(orient(crop.ndsm), rng)[None],
+            "ndsm_valid": orient(crop.ndsm_valid),
+            "labels": orient(crop.labels),
+            "available": np.array(availability(scenarios[int(rng.integers(len(scenarios)))])),
         }
+        if self.border_share and rng.random() < self.border_share:
+            inside = inside_border(self.crop_px, rng)
+            for sensor in scene.sensors:
+                item[sensor.value] = fill_holes(item[sensor.value], inside)
+                item[f"{sensor}_valid"] = item[f"{sensor}_valid"] & inside
+            item["labels"][~inside] = IGNORE_INDEX
+        return {name: torch.from_numpy(array) for name, array in item.items()}
 
     def _place(self, rng: np.random.Generator) -> tuple[Scene, tuple[int, int, int, int]]:
         """A scene and a window in it: row, column, height, width."""
