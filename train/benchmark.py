@@ -24,6 +24,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -163,7 +164,8 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     source = ProceduralSource(cache=options.cache, count=1, test_count=options.test_scenes)
     kept = path.with_name(SCORES_NAME)
     key = hashlib.sha256(path.read_bytes() + source.digest("test").encode()).hexdigest()
-    if kept.exists():
+    # What another version wrote is scored again.
+    with suppress(FileNotFoundError, msgspec.DecodeError):
         known = msgspec.json.decode(kept.read_bytes(), type=dict[str, list[Entry]])
         if key in known:
             return known[key]

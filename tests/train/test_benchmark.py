@@ -37,6 +37,10 @@ def test_a_benchmark_trains_scores_and_does_not_train_twice(arguments, tmp_path,
     assert [(out / "nano-0" / name).stat().st_mtime_ns for name in ("last.safetensors", "scores.json")] == made
     again = csv.DictReader((out / "benchmark.csv").read_text().splitlines()[1:])
     assert list(again) == rows[:3], "kept scores are those that were measured"
+    (out / "nano-0" / "scores.json").write_text('{"a key of then": [{"preset": "nano"}]}')
+    assert benchmark.main(arguments) == 0
+    again = csv.DictReader((out / "benchmark.csv").read_text().splitlines()[1:])
+    assert list(again) == rows[:3], "what another version kept is scored again"
     assert checkpoint.load(out / "nano-1" / "last.safetensors")[1].train.seed == 1
     assert benchmark.main([*arguments, "--batch", "4"]) == 2
     assert "batch: was 2, now 4" in capsys.readouterr().err
