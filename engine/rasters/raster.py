@@ -40,9 +40,9 @@ class Observation:
     """One sensor in one window.
 
     Args:
-        values: RGIR uint8 [3, h, w] or nDSM float32 [1, h, w] in metres; always finite. Invalid pixels hold the
-            nearest valid pixel of their row (of the nearest row that has one), or 0 where nothing is valid, so
-            that a network sees no cliff at the edge of the data.
+        values: RGIR uint8 [3, h, w] or nDSM float32 [1, h, w] in metres; always finite. Invalid pixels hold
+            valid ones, mirrored (:func:`engine.contract.holes.fill_holes`), or 0 where nothing is valid, so that a
+            network sees no cliff at the edge of the data.
         valid: bool [h, w].
     """
 

@@ -135,19 +135,29 @@ def test_a_window_shows_what_rasterio_reads_and_mirrors_beyond_the_border(
     assert seen[Sensor.NDSM].values.min() > -1
 
 
-def test_invalid_pixels_hold_the_nearest_valid_one_of_their_row_then_of_the_nearest_row(tmp_path: Path) -> None:
+def mirrored(known: list[int], place: int) -> int:
+    """Where the value of a place comes from: numpy's symmetric padding of the nearest run of known places."""
+    nearest = min(known, key=lambda other: (abs(other - place), other))
+    first = last = nearest
+    while first - 1 in known:
+        first -= 1
+    while last + 1 in known:
+        last += 1
+    return int(np.pad(np.arange(first, last + 1), 60, "symmetric")[place - first + 60])
+
+
+def test_invalid_pixels_mirror_the_nearest_run_of_their_row_and_rows_without_data_other_rows(tmp_path: Path) -> None:
     values = heights(40, 30)
-    values[0][np.random.default_rng(3).random((40, 30)) < 0.7] = np.nan
-    values[0, :4] = values[0, 20:23] = values[0, 37:] = np.nan
+    values[0][np.random.default_rng(3).random((40, 30)) < 0.4] = np.nan
+    values[0, 10:16, 9:] = values[0, 16:19, :22] = values[0, :4] = values[0, 20:23] = values[0, 37:] = np.nan
     filled, valid = read_all(save(tmp_path / "ndsm.tif", values), Sensor.NDSM)
 
     rows_with_data = [row for row in range(40) if valid[row].any()]
     for row in range(40):
-        source = min(rows_with_data, key=lambda other: (abs(other - row), other))
-        columns = np.flatnonzero(valid[source])
+        source = mirrored(rows_with_data, row)
+        columns = np.flatnonzero(valid[source]).tolist()
         for col in range(30):
-            nearest = min(columns, key=lambda other: (abs(other - col), other))
-            assert filled[0, row, col] == values[0, source, nearest]
+            assert filled[0, row, col] == values[0, source, mirrored(columns, col)]
 
 
 def test_a_window_without_any_valid_pixel_is_zero(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ def unaugmented(monkeypatch) -> None:
     monkeypatch.setattr(dataset, "augment_height", lambda height, rng: height)
 
 
-def test_holes_take_the_nearest_value_of_their_row_and_empty_rows_that_of_their_column():
+def test_holes_mirror_the_nearest_run_of_their_row_and_empty_rows_other_rows():
     nan = np.nan
-    height = np.array([[1, nan, nan, nan, 5], [nan] * 5, [7, 7, nan, 8, 8], [nan] * 5], np.float32)
+    rows = [nan] * 7, [1, nan, nan, nan, 5, 6, nan], [nan, nan, nan, nan, nan, 7, 8], [nan] * 7, [nan] * 7
+    height = np.array(rows, np.float32)
     filled, valid = fill_height(height)
-    expected = [[1, 1, 1, 5, 5], [1, 1, 1, 5, 5], [7, 7, 7, 8, 8], [7, 7, 7, 8, 8]]
-    np.testing.assert_array_equal(filled, expected)
+    first, second = [1, 1, 1, 5, 5, 6, 6], [7, 7, 8, 8, 7, 7, 8]
+    np.testing.assert_array_equal(filled, [first, first, second, second, first])
     np.testing.assert_array_equal(valid, np.isfinite(height))
 
 

@@ -38,7 +38,7 @@ class Window:
     """Part of a scene, in memory. An absent sensor is zeros that are valid nowhere."""
 
     rgir: NDArray[np.uint8]
-    """uint8 [3, h, w]; where not valid, the nearest valid pixel of its row, as in flight."""
+    """uint8 [3, h, w]; where not valid, mirrored from what is (:func:`engine.contract.holes.fill_holes`)."""
     rgir_valid: NDArray[np.bool_]
     ndsm: NDArray[np.float32]
     """float32 [h, w], metres, finite; filled as ``rgir``."""
