@@ -15,6 +15,9 @@ Judge = Callable[[Collection[str]], Score]
 """Scores the INT8 graph with the named layers left floating."""
 BLAMED = 5
 """Layers that an error names."""
+OUTLIER_SHARE = 1 / 3
+"""A layer that does this much of all damage stays floating whatever the budget. Damage is a mean over pixels and shows
+it on any scene; mF1 turns on few of them: what cost 0.09 points on 48 scenes cost 0.68 on the next 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ def search(
     budget_points: float,
     min_int8_share: float,
 ) -> tuple[Step, ...]:
-    """Release the most sensitive layers, one more at a time, until the loss is within the budget.
+    """Release the most sensitive layers, one more at a time, until no outlier is left and the budget is kept.
 
     Args:
         scenario: for the error.
@@ -74,14 +77,17 @@ def search(
     Raises:
         BundleError: the budget cannot be kept; the message names the layers to blame.
     """
+    outliers = sum(one.spared >= OUTLIER_SHARE * (one.spared + one.damage) for one in ranking)
     steps: list[Step] = []
     for count in range(len(ranking) + 1):
         step = attempt(tuple(one.layer for one in ranking[:count]))
         if step.int8_share < min_int8_share and count:
             break
         steps.append(step)
-        if step.loss_points <= budget_points:
-            return tuple(steps)
+        if step.loss_points <= budget_points and count >= outliers:
+            break
+    if steps[-1].loss_points <= budget_points:
+        return tuple(steps)
     best = min(steps, key=lambda step: step.loss_points)
     blamed = "\n".join(f"  {one.layer}: {one.spared:.2e} of a probability" for one in ranking[:BLAMED])
     raise BundleError(

@@ -101,7 +101,7 @@ def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: Store) 
         raise BundleError(
             f"int8 may cost at most {settings.budget_points:g} points of mF1; for {scenario} it cost "
             f"{steps[-1].loss_points:.2f} on the tiles it was tuned on but {found.loss_points:.2f} on the evaluation "
-            "tiles: search on more tiles (--search-tiles), or with a smaller --budget"
+            "tiles: search on more tiles (--search-tiles)"
         )
     return graph, found
 

@@ -142,6 +142,4 @@ BLOCKS = {
 """By the name that stands in the pages."""
 
 # The same measured on a processor with products of bfloat16 and int8 matrices.
-BLOCKS |= {
-    f"{name}-amx": replace(BLOCKS[name], file=f"{name}_amx.csv") for name in ("latency", "throughput", "accuracy")
-}
+BLOCKS |= {f"{name}-amx": replace(BLOCKS[name], file=f"{name}_amx.csv") for name in ("latency", "throughput")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -90,8 +89,7 @@ def test_an_operator_that_cannot_be_counted_is_refused() -> None:
 def test_the_demo_graphs_have_the_products_of_their_network(scenario) -> None:
     bundle = Bundle.load(demo.BUNDLE)
     assert bundle.manifest.training.command.startswith("python -m train.run ")
-    # It was trained before the preset standardised RGIR.
-    model = build(replace(PRESETS["edge"].model, standardise=False)).eval()
+    model = build(PRESETS["edge"].model).eval()
     side = bundle.manifest.tile_px
     rgir, ndsm = torch.zeros(1, 3, side, side), torch.zeros(1, 1, side, side)
     macs = count_macs(model, lambda: predictor(model, scenario)(rgir, ndsm))
