@@ -10,8 +10,9 @@ Ranges are measured on some, layers chosen on others, and the published scores c
 scene_SEED by the seed ranges of training, validation and evaluation, any others by the hash of their name.
 
 For each scenario: Model Optimizer places Q/DQ pairs; activations are clipped where the best of three methods says; each
-layer is left floating in turn to see what it costs; and the most sensitive ones stay floating until mF1 is within
---budget of fp32. If that takes too many, nothing is written and the layers to blame are named.
+layer is left floating in turn to see what it costs; one that does a third of all damage stays floating, and so do the
+most sensitive ones until mF1 is within --budget of fp32. If that takes too many, nothing is written and the layers to
+blame are named.
 
 Stopped? The same command goes on where it was: finished work lies in --work by content. Needs no GPU.
 

@@ -291,7 +291,7 @@ _EDGE = Preset(
         generator_refinements=(0, 1, 1, 0),
     ),
     # Without RGIR the rare classes drown in the frequent ones unless they weigh more.
-    # A tile at the border of a map repeats its last pixels beyond it, and they count in its mean and spread.
+    # A tile at the border of a map is partly a mirror image, which counts in its mean and spread.
     train=replace(_NANO.train, weights=replace(_NANO.train.weights, balance=0.75), border_share=0.2),
 )
 
