@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openvino.properties import inference_num_threads
 
 from engine.backends.base import BackendInfo, ExecutionPrecision, Inputs, Output
+from engine.backends.openvino import shared_core
 
 WANTED = (Output.CLASSES, Output.CONFIDENCE)
 """What a map without blending needs."""
@@ -28,7 +29,7 @@ Bare = Callable[[Feed], Any]
 
 def open_openvino(path: Path, *, batch: int, precision: ExecutionPrecision, threads: int | None) -> Bare:
     """OpenVINO's defaults (all cores on one batch); ``fp32`` keeps it from computing in bfloat16."""
-    core = openvino.Core()
+    core = shared_core()
     model = core.read_model(path)
     pruned = openvino.Model([model.output(name.value) for name in WANTED], model.get_parameters(), "bare")
     pruned.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in pruned.inputs})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +94,18 @@ def onnxruntime_infer(graph: Path) -> Infer:
     return infer
 
 
+@cache
+def _core() -> openvino.Core:
+    """One Core for the process: see https://github.com/openvinotoolkit/openvino/issues/35338."""
+    return openvino.Core()
+
+
 def openvino_infer(graph: Path) -> Infer:
     """An ONNX file in OpenVINO on the CPU, in fp32 also where the CPU has bf16 and OpenVINO would prefer it.
 
     OpenVINO widens the fp16 of a graph, so that of an fp16 graph this sees the rounded weights alone.
     """
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [port.any_name for port in compiled.inputs]
 
     def infer(inputs: Arrays) -> Arrays:

@@ -19,6 +19,7 @@ from benchmarks.peers.subject import Subject
 from benchmarks.rates import hints_of
 from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Inputs, Output
+from engine.backends.openvino import shared_core
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
@@ -44,7 +45,7 @@ class OpenVinoQueue(Peer):
 
     def __init__(self, subject: Subject, scenario: Scenario, precision: Precision) -> None:
         self.library = _openvino_version()
-        core = openvino.Core()
+        core = shared_core()
         model = core.read_model(subject.bundle.graph(scenario, precision))
         pruned = openvino.Model([model.output(name.value) for name in WANTED], model.get_parameters(), "queue")
         pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})

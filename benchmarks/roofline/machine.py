@@ -22,6 +22,7 @@ import openvino.properties.hint as hints
 
 from benchmarks.roofline.graph import GraphLayer, GraphWork
 from calib.runtimes import DEVICE
+from engine.backends.openvino import shared_core
 
 Arithmetic = Literal["fp32", "16-bit", "int8"]
 MATRIX_SIDE = 1536
@@ -159,7 +160,7 @@ class Machine:
             config[hints.inference_precision] = ov.Type.f32
         if self.threads is not None:
             config[props.inference_num_threads] = self.threads
-        return ov.Core().compile_model(model, DEVICE, config)
+        return shared_core().compile_model(model, DEVICE, config)
 
 
 _PRODUCTS = ("FullyConnected", "FullyConnectedQuantizedLegacy", "FullyConnectedQuantized", "MatMul", "Convolution")

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.sweep.variants import Variant
+from engine.backends.openvino import shared_core
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 from export.golden import Tile, synthetic_tile
@@ -98,7 +99,7 @@ def prepare(variant: Variant, model: System, scenario: Scenario, tile: Tile, thr
         props.inference_num_threads: threads,
     }
     try:
-        core = ov.Core()
+        core = shared_core()
         read = core.read_model(graph.SerializeToString())
         pruned = ov.Model([read.output(name) for name in WANTED], read.get_parameters(), str(scenario))
         pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})

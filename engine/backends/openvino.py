@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ _MODES: dict[PerformanceHint, hints.PerformanceMode] = {
     "throughput": hints.PerformanceMode.THROUGHPUT,
     "latency": hints.PerformanceMode.LATENCY,
 }
+
+
+@cache
+def shared_core() -> ov.Core:
+    """The process's only OpenVINO Core: many of them over the life of a process have crashed others.
+
+    See https://github.com/openvinotoolkit/openvino/issues/35338. Options belong to a compiled model, never to the Core.
+    """
+    return ov.Core()
 
 
 class OpenVinoBackend(Backend):
@@ -50,7 +60,7 @@ class OpenVinoBackend(Backend):
         if threads is not None:
             config[props.inference_num_threads] = threads
         self._idle: dict[Scenario, queue.SimpleQueue[ov.InferRequest]] = {}
-        core = ov.Core()
+        core = shared_core()
         paths = {scenario: bundle.graph(scenario, graph) for scenario in scenarios}
         try:
             for scenario, path in paths.items():

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from engine.backends.openvino import shared_core
 from engine.contract.bands import normalise
 from engine.contract.bundle import Precision
 from engine.contract.errors import BundleError
@@ -82,7 +82,7 @@ def onnxruntime_answer(path: Path, inputs: Values) -> dict[str, NDArray[np.gener
 
 
 def openvino_answer(path: Path, inputs: Values) -> dict[str, NDArray[np.generic]]:
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = shared_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled(dict(inputs))
     return {name: results[name] for name in OUTPUTS}
 
