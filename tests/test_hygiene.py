@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "export" / "README.md", *(ROOT / "docs").glob("*.md")]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 COMMANDS = ["engine.run", "engine.doctor", "engine.report", "engine.acceptance"]
 COMMANDS += ["export.run", "export.build", "export.audit", "calib.run"]
 COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check"]
@@ -28,8 +29,8 @@ def test_static_checks_pass(tool: list[str]) -> None:
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_is_in_the_readme_and_has_help_with_an_example(module: str) -> None:
-    assert f"python -m {module}" in README + (ROOT / "benchmarks" / "README.md").read_text()
+def test_every_command_is_documented_and_has_help_with_an_example(module: str) -> None:
+    assert f"python -m {module}" in TEXT
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -37,13 +38,13 @@ def test_every_command_is_in_the_readme_and_has_help_with_an_example(module: str
     assert re.search(rf"python -m {re.escape(module)} \S", done.stdout.split("\n", 1)[1]), "no example"
 
 
-def test_every_module_of_the_readme_exists() -> None:
-    for module in set(re.findall(r"python -m ((?:engine|export|calib|train|benchmarks)[\w.]*)", README)):
+def test_every_module_of_the_pages_exists() -> None:
+    for module in set(re.findall(r"python -m ((?:engine|export|calib|train|benchmarks)[\w.]*)", TEXT)):
         path = ROOT.joinpath(*module.split("."))
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
-def test_every_file_the_readme_points_to_exists() -> None:
-    for page in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+def test_every_file_the_pages_point_to_exists() -> None:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""Write the tables of both README.md (here and in benchmarks) from benchmarks/results: no figure of them is typed.
+"""Write the tables of README.md and docs/ from benchmarks/results: no figure of them is typed.
 
     python -m benchmarks.readme                  rewrite every block
     python -m benchmarks.readme --check          exit code 1 and the names of the blocks that differ
@@ -25,7 +25,7 @@ from benchmarks.readme.blocks import BLOCKS, block
 from benchmarks.readme.results import RESULTS
 from engine.contract.errors import EngineError, OutputError, UsageError
 
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 START = re.compile(r"^<!-- table: (?P<name>[\w-]+) -->$", re.MULTILINE)
 END = "<!-- /table -->"
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a block differs")
     parser.add_argument("--list", action="store_true", help="print the names of all blocks")
     parser.add_argument(
-        "--readme", type=Path, nargs="+", default=PAGES, metavar="FILE", help="pages to rewrite (both README.md)"
+        "--readme", type=Path, nargs="+", default=PAGES, metavar="FILE", help="pages to rewrite (README.md, docs/*.md)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="files (benchmarks/results)")
     return parser
@@ -68,7 +68,7 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
         old = readme.read_text()
     except OSError as error:
         raise UsageError(f"--readme must name a page to rewrite, received {readme} ({error.strerror})") from error
-    folder = "results" if readme.resolve().parent.name == "benchmarks" else "benchmarks/results"
+    folder = "../benchmarks/results" if readme.resolve().parent.name == "docs" else "benchmarks/results"
     new, differing = rewritten(old, results, folder)
     if check:
         for name in differing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -144,9 +143,6 @@ def test_every_result_of_the_repository_makes_a_short_table(tmp_path, name: str)
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
-def test_a_page_of_the_repository_is_up_to_date(page, tmp_path, capsys) -> None:
-    (tmp_path / page.parent.name).mkdir()
-    copy = Path(shutil.copy(page, tmp_path / page.parent.name / "README.md"))
-    assert "<!-- table: " in copy.read_text()
-    assert main(["--readme", str(copy), "--check"]) == 0, capsys.readouterr().err
+def test_the_pages_of_the_repository_are_up_to_date(capsys) -> None:
+    assert sum(page.read_text().count("<!-- table: ") for page in PAGES) > 10
+    assert main(["--check"]) == 0, capsys.readouterr().err
