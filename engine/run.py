@@ -46,6 +46,7 @@ from engine.live.command import (
 from engine.live.flight import fly, plan_flight
 from engine.options import settings_of
 from engine.rasters.georeference import gdal_environment
+from engine.rasters.names import raster_name
 from engine.report import write_report
 from engine.request import Request, plan
 from engine.segment import segment
@@ -85,8 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--rgir", type=Path, metavar="PATH", help="raster with near-infrared, red, green")
-    inputs.add_argument("--ndsm", type=Path, metavar="PATH", help="raster with height above ground")
+    inputs.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster with near-infrared, red, green")
+    inputs.add_argument("--ndsm", type=raster_name, metavar="PATH", help="raster with height above ground")
     inputs.add_argument(
         "--sensors",
         metavar="LIST",

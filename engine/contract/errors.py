@@ -20,8 +20,8 @@
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
 
 Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.rasters`, each inference library
-in its own :mod:`engine.backends` file) with the cause kept as ``__cause__``. A message states the rule, what was
-received and the next step.
+in its own :mod:`engine.backends` file, every format of text or arrays in :mod:`engine.contract.formats`) with the cause
+kept as ``__cause__``. A message states the rule, what was received and the next step, in one line.
 """
 
 from __future__ import annotations
@@ -32,10 +32,24 @@ from pathlib import Path
 from typing import ClassVar
 
 
+def one_line(text: object, longest: int = 2000) -> str:
+    """Text as one line that a terminal can show: a file name or a library's words may hold line breaks and controls.
+
+    What cannot be printed is escaped, and the middle of what is longer than ``longest`` characters is left out.
+    """
+    line = " ".join(part.strip() for part in str(text).splitlines() if part.strip())
+    if len(line) > longest:
+        line = f"{line[: longest // 2]} … {line[-longest // 2 :]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 class EngineError(Exception):
     """Root of the tree. ``exit_code`` is what the process ends with when it reaches a command line."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(EngineError):

@@ -26,14 +26,17 @@ class _UnfinishedError(Exception):
     """What is missing."""
 
 
-def unfinished(path: Path) -> str | None:
+def unfinished(path: Path, *, tags_only: bool = False) -> str | None:
     """Why a file is not a whole TIFF (yet), or None when every byte range that it names is there.
 
-    A block without bytes counts as missing, so that a sparse TIFF is never whole by this rule.
+    Args:
+        path: of the file.
+        tags_only: look at the directories and the values of their tags, not at the blocks of pixels. Otherwise a block
+            without bytes counts as missing, so that a sparse TIFF is never whole.
     """
     try:
         with path.open("rb") as stream:
-            _Tiff(stream).check()
+            _Tiff(stream, tags_only=tags_only).check()
     except _UnfinishedError as missing:
         return str(missing)
     except OSError as error:
@@ -44,8 +47,8 @@ def unfinished(path: Path) -> str | None:
 class _Tiff:
     """The directories of an opened TIFF."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, *, tags_only: bool) -> None:
+        self._stream, self._tags_only = stream, tags_only
         self._bytes = os.fstat(stream.fileno()).st_size
         magic = self._take(0, 4, "header")
         if magic not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -77,7 +80,7 @@ class _Tiff:
             if size > np.dtype(self._offset).itemsize:
                 place = self._number(place, self._offset, "directory")
             self._require(place, size, f"the values of tag {tag}")
-            if tag in {*_BLOCK_TAGS, *_BLOCK_TAGS.values()}:
+            if not self._tags_only and tag in {*_BLOCK_TAGS, *_BLOCK_TAGS.values()}:
                 blocks[tag] = self._numbers(place, values, kind)
         for offsets, sizes in _BLOCK_TAGS.items():
             if offsets in blocks:

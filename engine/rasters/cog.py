@@ -242,8 +242,9 @@ def _writing(path: Path) -> Iterator[None]:
     Where blocks are written late, when a dataset is closed or overviews are built, rasterio logs GDAL's errors as
     information and raises nothing: so the log is listened to.
     """
-    errors, level = _Errors(), _gdal_log.level
+    errors, level, propagate = _Errors(), _gdal_log.level, _gdal_log.propagate
     _gdal_log.addHandler(errors)
+    _gdal_log.propagate = False  # the error says it once
     _gdal_log.setLevel(min(level or logging.INFO, logging.INFO))
     try:
         yield
@@ -257,6 +258,7 @@ def _writing(path: Path) -> Iterator[None]:
     finally:
         _gdal_log.removeHandler(errors)
         _gdal_log.setLevel(level)
+        _gdal_log.propagate = propagate
 
 
 def _check_room(partial_dir: Path, grid: Grid) -> None:
@@ -292,6 +294,8 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
         ) as file:
             if grid.gcps:
                 file.gcps = (list(grid.gcps), grid.gcps_crs)
+            if grid.rpcs is not None:
+                file.rpcs = grid.rpcs
             if each.colours is not None:
                 file.write_colormap(1, dict(each.colours))
             file.update_tags(**each.tags)

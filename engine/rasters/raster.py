@@ -7,32 +7,30 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 from __future__ import annotations
 
 import logging
-import math
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import RasterFormatError, RasterOpenError
+from engine.contract.errors import RasterOpenError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
 from engine.grid import mirrored
 from engine.rasters.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
+from engine.rasters.names import RasterName, local_file
+from engine.rasters.opening import alpha_bands, nodata_range, open_raster, sensor_bands, to_metres
 
 log = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 512 << 20
-METRE_NAMES = frozenset({"", "m", "metre", "metres", "meter", "meters"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class _Source:
     """
 
     spec: SensorSpec
-    path: Path
+    name: RasterName
     file: Any
     view: Any
     bands: tuple[int, ...]
@@ -67,7 +65,9 @@ class _Source:
     nodata: tuple[float, float] | None
     """Raw values from the first to the second are invalid: the nodata tag as GDAL compares it."""
     masked: bool
-    """A mask or alpha band tells what is valid."""
+    """GDAL's mask tells what is valid."""
+    alpha: tuple[int, ...]
+    """Bands that hold 0 where a pixel is invalid, whatever else says that it is valid."""
 
     def read(self, row: int, col: int, out: Observation) -> None:
         """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten."""
@@ -77,9 +77,10 @@ class _Source:
         try:
             raw: NDArray[Any] = self.view.read(self.bands, window=window, out=out.values if direct else None)
             masks = self.view.read_masks(self.bands, window=window) if self.masked else None
+            opaque = self.view.read(self.alpha, window=window) if self.alpha else None
         except GDAL_ERRORS as error:
             raise RasterOpenError(
-                f"{self.spec.sensor} raster {self.path} cannot be read at rows {row}..{row + height - 1}, columns "
+                f"{self.spec.sensor} raster {self.name} cannot be read at rows {row}..{row + height - 1}, columns "
                 f"{col}..{col + width - 1}: it is truncated or damaged; check it with `gdalinfo -checksum` and copy "
                 f"it again ({first_cause(error)})"
             ) from error
@@ -90,6 +91,8 @@ class _Source:
             ((raw < self.nodata[0]) | (raw > self.nodata[1])).any(axis=0, out=out.valid)
         else:
             out.valid[...] = True
+        if opaque is not None:
+            np.logical_and(out.valid, (opaque > 0).all(axis=0), out=out.valid)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
             if not direct:
                 np.copyto(out.values, raw, casting="unsafe")
@@ -110,13 +113,12 @@ class _Source:
     def nodata_rules(self) -> list[str]:
         """How invalid pixels are told, in words."""
         first = self.bands[0] - 1
-        words = {
-            MaskFlags.nodata: f"nodata tag {self.file.nodatavals[first]}",
-            MaskFlags.alpha: "alpha band",
-            MaskFlags.per_dataset: "mask band",
-        }
-        # GDAL calls an alpha band per_dataset too; the first of the two is the exact word
-        rules = [word for flag, word in words.items() if flag in self.file.mask_flag_enums[first]][:1]
+        flags = self.file.mask_flag_enums[first]
+        rules = ["alpha band"] if alpha_bands(self.file, self.bands) else []
+        if MaskFlags.nodata in flags:
+            rules.append(f"nodata tag {self.file.nodatavals[first]}")
+        if flags == [MaskFlags.per_dataset]:  # an alpha band is per_dataset too
+            rules.append("mask band")
         return rules + (["NaN or infinite"] if self.file.dtypes[first].startswith("float") else [])
 
 
@@ -135,7 +137,7 @@ class SensorRasters:
     @classmethod
     def open(
         cls,
-        paths: Mapping[Sensor, Path],
+        paths: Mapping[Sensor, RasterName],
         specs: Mapping[Sensor, SensorSpec],
         *,
         rgir_bands: tuple[int, int, int] | None = None,
@@ -145,15 +147,16 @@ class SensorRasters:
         """Open every raster, check it and bring it onto the grid.
 
         Args:
-            paths: one raster per sensor that is alive; GDAL's ``/vsi`` paths are allowed.
+            paths: one raster per sensor that is alive: a file, or a name that GDAL understands
+                (:mod:`engine.rasters.names`).
             specs: what the graphs expect, at least for the sensors in ``paths``.
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
             window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
 
         Raises:
-            RasterOpenError: a raster is missing or unreadable.
-            RasterFormatError: band count, dtype or unit is not the sensor's.
+            RasterOpenError: a raster is missing, unreadable or truncated.
+            RasterFormatError: band count, dtype or unit is not the sensor's, or a tag makes no sense.
             GridError: the rasters do not overlap, or nothing says how to align them.
         """
         if not paths:
@@ -162,20 +165,23 @@ class SensorRasters:
             sources: dict[Sensor, _Source] = {}
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
-                path, spec = Path(paths[sensor]), specs[sensor]
-                file = stack.enter_context(_open(sensor, path))
-                bands = _bands(spec, path, file, rgir_bands if sensor is Sensor.RGIR else None)
-                scale, offset = _metres(spec, path, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
+                name, spec = paths[sensor], specs[sensor]
+                file = stack.enter_context(open_raster(sensor, name))
+                bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
+                scale, offset = (
+                    to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
+                )
                 view = file
                 if grid is None:
-                    grid, grid_name = Grid.of(file), f"{sensor} {path}"
+                    grid, grid_name = Grid.of(file, name=f"{sensor} {name}"), f"{sensor} {name}"
                 else:
-                    view = onto_grid(file, grid, name=f"{sensor} {path}", grid_name=grid_name)
+                    view = onto_grid(file, grid, name=f"{sensor} {name}", grid_name=grid_name)
                     stack.enter_context(view) if view is not file else None
-                nodata, masked = _validity(file, bands) if view is file else (None, False)  # a warped view has NaN
+                # a warped view has NaN where the file has no data
+                nodata, masked = nodata_range(file, bands) if view is file else (None, False)
                 sources[sensor] = _Source(
                     spec=spec,
-                    path=path,
+                    name=name,
                     file=file,
                     view=view,
                     bands=bands,
@@ -183,6 +189,7 @@ class SensorRasters:
                     offset=offset,
                     nodata=nodata,
                     masked=masked,
+                    alpha=alpha_bands(file, bands) if view is file else (),
                 )
             assert grid is not None
             _size_cache(sources.values(), window_px)
@@ -255,98 +262,6 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _open(sensor: Sensor, path: Path) -> Any:
-    # Path folds the slashes of a URL
-    name = re.sub(r"^(/vsi\w+/\w+:)/(?=[^/])", r"\1//", str(path))
-    try:
-        return rasterio.open(name)
-    except GDAL_ERRORS as error:
-        missing = not name.startswith("/vsi") and not path.exists()
-        what = "does not exist" if missing else "is not a raster that GDAL can read"
-        raise RasterOpenError(f"{sensor} raster {path} {what}: check the path given to --{sensor} ({error})") from error
-
-
-def _bands(spec: SensorSpec, path: Path, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The 1-based bands that carry the sensor, after checking their number and dtype."""
-    data = tuple(band for band in file.indexes if file.colorinterp[band - 1] != ColorInterp.alpha)
-    bands = chosen or data
-    if len(bands) != len(spec.bands) or not set(bands) <= set(file.indexes):
-        names = ", ".join(band.name for band in spec.bands)
-        asked = f" and {','.join(map(str, bands))} was asked for" if chosen else ""
-        hint = "choose them, as in `--rgir-bands 4,1,2`" if spec.sensor is Sensor.RGIR else "pass a one-band raster"
-        raise RasterFormatError(
-            f"{spec.sensor} needs {len(spec.bands)} band(s) ({names}) besides alpha; "
-            f"{path} has {len(data)}{asked}: {hint}"
-        )
-    if spec.sensor is Sensor.RGIR and chosen is None and len(data) < file.count:
-        _check_alpha(path, file)
-    dtypes = sorted({file.dtypes[band - 1] for band in bands})
-    if spec.dtype == "uint8" and dtypes != ["uint8"]:
-        raise RasterFormatError(
-            f"{spec.sensor} must be 8-bit (uint8, 0..255); {path} holds {', '.join(dtypes)}: rescale it with "
-            "`gdal_translate -ot Byte -scale`, stretched as the model's training images were"
-        )
-    if any(dtype.startswith("complex") for dtype in dtypes):
-        raise RasterFormatError(f"{spec.sensor} must hold real numbers; {path} holds {dtypes[0]}: pass its real part")
-    return bands
-
-
-def _check_alpha(path: Path, file: Any) -> None:
-    """GDAL marks the fourth of four 8-bit bands as alpha unless told otherwise, a near-infrared band too."""
-    band = next(band for band in file.indexes if file.colorinterp[band - 1] == ColorInterp.alpha)
-    side = 256
-    middle = Window(max(0, (file.width - side) // 2), max(0, (file.height - side) // 2), side, side)
-    try:
-        alpha = file.read(band, window=middle)
-    except GDAL_ERRORS as error:
-        raise RasterOpenError(f"{path} cannot be read in its middle: it is truncated or damaged ({error})") from error
-    between = float(((alpha > 0) & (alpha < np.iinfo(alpha.dtype).max)).mean()) if alpha.dtype.kind == "u" else 0.0
-    if between > 0.5:
-        raise RasterFormatError(
-            f"an alpha band tells valid (255) from invalid (0); band {band} of {path} is marked alpha, but "
-            f"{between:.0%} of its middle lies between: if it is near infrared, pass `--rgir-bands 4,1,2`"
-        )
-
-
-def _metres(spec: SensorSpec, path: Path, file: Any, band: int, scale_m: float | None) -> tuple[float, float]:
-    """Scale and offset that turn raw values into metres."""
-    scale, offset = float(file.scales[band - 1]), float(file.offsets[band - 1])
-    dtype, unit = file.dtypes[band - 1], (file.units[band - 1] or "").lower()
-    if scale_m is not None:
-        if not (math.isfinite(scale_m) and scale_m > 0):
-            raise RasterFormatError(f"--{spec.sensor}-scale must be a positive number of metres, received {scale_m}")
-        return scale * scale_m, offset * scale_m
-    hint = f"pass --{spec.sensor}-scale, metres per unit (0.1 for decimetres, 1 for metres)"
-    if unit not in METRE_NAMES:
-        raise RasterFormatError(f"{spec.sensor} must be in metres; {path} says its unit is {unit!r}: {hint}")
-    if not dtype.startswith("float") and (scale, offset) == (1.0, 0.0):
-        raise RasterFormatError(
-            f"{spec.sensor} in whole numbers needs a scale, for they may be decimetres; {path} holds {dtype} without "
-            f"a scale tag: {hint}"
-        )
-    return scale, offset
-
-
-def _validity(file: Any, bands: tuple[int, ...]) -> tuple[tuple[float, float] | None, bool]:
-    """The range of raw values that means nodata, and whether a mask has to be read instead."""
-    flags = [file.mask_flag_enums[band - 1] for band in bands]
-    if all(MaskFlags.all_valid in flag for flag in flags):
-        return None, False
-    tags = {file.nodatavals[band - 1] for band in bands}
-    dtypes = {np.dtype(file.dtypes[band - 1]) for band in bands}
-    if any(flag != [MaskFlags.nodata] for flag in flags) or len(tags) > 1 or len(dtypes) > 1:
-        return None, True
-    # comparing here instead of asking for the mask saves GDAL a second reading of every window
-    tag, dtype = tags.pop(), dtypes.pop()
-    if math.isnan(tag):
-        return None, False  # NaN is invalid anyway
-    if dtype.kind != "f":
-        return ((int(tag), int(tag)) if tag.is_integer() else None), False
-    limits = np.finfo(dtype)
-    tolerance = 4 * float(limits.eps) * abs(tag)
-    return (max(tag - tolerance, float(limits.min)), min(tag + tolerance, float(limits.max))), False
-
-
 def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
     """Let the block cache hold what a window shares with the next one, and the maps' blocks being written.
 
@@ -367,13 +282,13 @@ def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
 
 
 def _identity(source: _Source) -> dict[str, Any]:
-    try:
-        state = source.path.stat()
-        path, size_bytes, mtime_ns = str(source.path.resolve()), state.st_size, state.st_mtime_ns
-    except OSError:  # a /vsi path is none of the operating system's
-        path, size_bytes, mtime_ns = str(source.path), None, None
+    file = local_file(source.name)
+    name, size_bytes, mtime_ns = str(source.name), None, None
+    if file is not None:
+        state = file.stat()
+        name, size_bytes, mtime_ns = str(file.resolve()), state.st_size, state.st_mtime_ns
     return {
-        "path": path,
+        "path": name,
         "size_bytes": size_bytes,
         "mtime_ns": mtime_ns,
         "width": source.file.width,
@@ -385,9 +300,9 @@ def _identity(source: _Source) -> dict[str, Any]:
 
 
 def _description(source: _Source) -> dict[str, Any]:
-    grid = Grid.of(source.file)
+    grid = Grid.of(source.file, name=str(source.name))
     return {
-        "path": str(source.path),
+        "path": str(source.name),
         "driver": source.file.driver,
         "width": grid.width,
         "height": grid.height,
