@@ -1,8 +1,10 @@
-"""INT8 graphs into a bundle, which is valid at every moment in between."""
+"""INT8 graphs into a bundle, which is valid at every moment in between; before that, the proof on a copy."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import onnx
 from onnx import external_data_helper, numpy_helper
 
 from engine.contract.bundle import Bundle, FileRef, Manifest, Precision, save_manifest
-from engine.contract.errors import OutputError
+from engine.contract.errors import OutputError, writing
+from engine.contract.proof import prove
 from engine.contract.sensors import Scenario
 
 PRECISION: Precision = "int8"
@@ -20,6 +23,25 @@ WEIGHTS_NAME = "weights.int8.bin"
 EXTERNAL_ABOVE_BYTES = 1024
 """Smaller initializers stay in the graph: scales that runtimes read while they parse."""
 ALIGNMENT_BYTES = 64
+
+
+def prove_on_copy(
+    bundle: Bundle, graphs: Mapping[Scenario, onnx.ModelProto], tools: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Publish into a copy of the bundle and see whether its golden tile comes out right; the bundle stays as it is.
+
+    Returns:
+        The instruction sets that OpenVINO ran with.
+
+    Raises:
+        BundleError: an int8 graph is wrong with one of them.
+        BackendError: OpenVINO could not run a graph.
+        OutputError: the copy cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with writing(Path(scratch), "free space for a copy of the bundle there, or set TMPDIR"):
+            copy = shutil.copytree(bundle.root, Path(scratch) / "bundle", ignore=shutil.ignore_patterns("plans"))
+        return prove(publish(Bundle.load(copy), graphs, tools).root, (PRECISION,))
 
 
 def publish(bundle: Bundle, graphs: Mapping[Scenario, onnx.ModelProto], tools: Mapping[str, str]) -> Bundle:

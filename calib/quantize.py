@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+import onnx_graphsurgeon as gs
 from modelopt.onnx import quantization as model_optimizer
 
-from calib.qdq import QUANTISED
+from calib.qdq import QUANTISED, joined_layers, release
 from calib.runtimes import Batch
 from engine.contract.errors import BackendError
 
@@ -26,6 +27,8 @@ TOOL = f"nvidia-modelopt {version('nvidia-modelopt')}"
 
 def place(model: onnx.ModelProto, tile: Batch) -> onnx.ModelProto:
     """Put pairs on every convolution that Model Optimizer takes, with ranges to be set by :func:`calib.qdq.set_ranges`.
+
+    Layers behind a concatenation that could not be split stay floating (:func:`calib.qdq.joined_layers`).
 
     Args:
         model: with fp32 or fp16 layers, which keep their type.
@@ -53,4 +56,6 @@ def place(model: onnx.ModelProto, tile: Batch) -> onnx.ModelProto:
             placed = onnx.load(target)
         except Exception as error:  # whatever onnx, onnxruntime or the tool itself raise
             raise BackendError(f"Model Optimizer could not quantise {model.graph.name}: {error}") from error
-    return placed
+    graph = gs.import_onnx(placed)
+    release(graph, joined_layers(placed))
+    return gs.export_onnx(graph.cleanup().toposort(), ir_version=placed.ir_version)

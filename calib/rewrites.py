@@ -16,15 +16,36 @@ from calib.qdq import QUANTISED, producer, with_shapes
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Both rewrites, on a copy."""
-    return shuffle_last(split_concatenations(model))
+    """All rewrites, on a copy."""
+    return shuffle_last(split_concatenations(cast_first(model)))
+
+
+def cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Cast the parts of a concatenation instead of the whole, so that nothing stands between it and its readers."""
+    graph = with_shapes(model)
+    for cast in [node for node in graph.nodes if node.op == "Cast"]:
+        concat = producer(cast.inputs[0])
+        if concat is None or concat.op != "Concat":
+            continue
+        whole, parts = cast.outputs[0], []
+        for k, part in enumerate(concat.inputs):
+            piece = gs.Variable(f"{whole.name}.{k}", dtype=whole.dtype, shape=part.shape)
+            graph.nodes.append(
+                gs.Node("Cast", f"{cast.name}.{k}", attrs=dict(cast.attrs), inputs=[part], outputs=[piece])
+            )
+            parts.append(piece)
+        cast.outputs.clear()
+        name = f"{concat.name}/{cast.name}"
+        graph.nodes.append(gs.Node("Concat", name, attrs=dict(concat.attrs), inputs=parts, outputs=[whole]))
+    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
 
 
 def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
     """Turn each convolution of a concatenation into a sum of convolutions, which is the same function.
 
     OpenVINO 2026.4.1 rounds a concatenation of signed INT8 tensors to three values, whether the pair stands before it
-    or behind. Without the concatenation its INT8 graph is right, and no tensor is copied.
+    or behind, and without AMX it joins parts of unequal, odd channel counts wrongly. Without the concatenation its INT8
+    graph is right, and no tensor is copied. What cannot be split stays floating (:func:`calib.qdq.joined_layers`).
     """
     graph = with_shapes(model)
     for node in [node for node in graph.nodes if node.op == QUANTISED]:

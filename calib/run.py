@@ -12,7 +12,8 @@ scene_SEED by the seed ranges of training, validation and evaluation, any others
 For each scenario: Model Optimizer places Q/DQ pairs; activations are clipped where the best of three methods says; each
 layer is left floating in turn to see what it costs; one that does a third of all damage stays floating, and so do the
 most sensitive ones until mF1 is within --budget of fp32. If that takes too many, nothing is written and the layers to
-blame are named.
+blame are named. Before they are published the graphs must give the golden tile with every instruction set that this
+processor can be told to have (ONEDNN_MAX_CPU_ISA).
 
 Stopped? The same command goes on where it was: finished work lies in --work by content. Needs no GPU.
 
@@ -92,7 +93,7 @@ def calibrate(options: argparse.Namespace) -> None:
     from calib import latency, samples, scenes
     from calib.findings import Settings
     from calib.page import write_report
-    from calib.publish import PRECISION, int8_files, publish
+    from calib.publish import PRECISION, int8_files, prove_on_copy, publish
     from calib.report import Report, tools
     from calib.store import Store
     from calib.study import floating_graphs, study
@@ -142,6 +143,8 @@ def calibrate(options: argparse.Namespace) -> None:
         timing = latency.measure(scenario, floating_graphs(bundle, scenario) | {PRECISION: graph}, tile)
         timings.append(timing)
         _say(f"{scenario}: " + ", ".join(f"{one.label} {one.median_ms:.1f} ms" for one in timing.latencies))
+    proved = prove_on_copy(bundle, graphs, tools())
+    _say(f"golden tile right with {', '.join(proved) or 'the only instruction set there is'}")
     published = publish(bundle, graphs, tools())
     path = write_report(Report.of(published, settings, studies, timings, command=sys.argv[1:]), chosen, store.root)
     added = sum(ref.size_bytes for ref in int8_files(published.manifest))

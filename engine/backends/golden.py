@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.base import Backend, Output
+from engine.backends import instruction_sets
+from engine.backends.base import Backend, BackendInfo, Output
 from engine.contract.bundle import GOLDEN_STRIDE, Bundle, Precision
 from engine.contract.errors import GoldenMismatchError, IntegrityError
 from engine.contract.sensors import Scenario
@@ -67,12 +68,18 @@ def check_golden_tile(
                         if difference <= limit:
                             continue
                         raise GoldenMismatchError(
-                            f"{info} does not reproduce the golden tile of {bundle.root}: scenario {scenario}, output "
-                            f"{output} differs by {difference:.4g} {unit} (limit {limit:.4g}): try --precision fp32 "
-                            "or another --backend"
+                            f"{info}{_processor(info)} does not reproduce the golden tile of {bundle.root}: scenario "
+                            f"{scenario}, output {output} differs by {difference:.4g} {unit} (limit {limit:.4g}): "
+                            "try --precision fp32 or another --backend"
                         )
         except KeyError as error:
             raise IntegrityError(f"{bundle.golden_path}: {error.args[0]}: export the bundle again") from error
+
+
+def _processor(info: BackendInfo) -> str:
+    """With which instructions OpenVINO computed: its kernels differ by them."""
+    name = instruction_sets.in_use() if info.name == "openvino" else ""
+    return f" with {name}" if name else ""
 
 
 def _compare(

@@ -11,10 +11,10 @@
     ├── OutputError              4   results cannot be written (exists, no space, no permission)
     ├── BundleError              5   the bundle cannot be trusted
     │   ├── ManifestError            manifest.json missing, malformed or of another schema
-    │   ├── IntegrityError           a file's SHA-256 or size differs from the manifest
-    │   └── GoldenMismatchError      a backend does not reproduce the golden tile
+    │   └── IntegrityError           a file's SHA-256 or size differs from the manifest
     ├── BackendError             6   no backend, or the backend failed
-    │   └── BackendUnavailableError  its library or device is not there
+    │   ├── BackendUnavailableError  its library or device is not there
+    │   └── GoldenMismatchError      it does not reproduce the golden tile
     ├── ResumeError              7   the journal belongs to another run
     ├── TilesLostError           8   the maps are complete but for tiles that were dropped or could not be read
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
@@ -96,10 +96,6 @@ class IntegrityError(BundleError):
     """A bundle file's size or SHA-256 differs from the manifest."""
 
 
-class GoldenMismatchError(BundleError):
-    """A backend does not reproduce the bundle's golden tile within its tolerance."""
-
-
 class BackendError(EngineError):
     """The inference library failed."""
 
@@ -108,6 +104,10 @@ class BackendError(EngineError):
 
 class BackendUnavailableError(BackendError):
     """The inference library or its device is not there."""
+
+
+class GoldenMismatchError(BackendError):
+    """A backend does not reproduce the bundle's golden tile: the files are whole, so the library is wrong here."""
 
 
 class ResumeError(EngineError):

@@ -4,12 +4,14 @@
     python -m engine.doctor --bundle flight/bundle                 your bundle
     python -m engine.doctor --backend openvino --precision auto    only what a run will use
     python -m engine.doctor --json > doctor.json                   the same for machines
+    python -m engine.doctor --instruction-sets all                 OpenVINO as on lesser processors, too
 
 Shows the machine, the installed libraries, whether the bundle is whole, and for each backend, precision and scenario
-whether it reproduces the bundle's golden tile, how long a tile takes here, or exactly why it does not work.
+whether it reproduces the bundle's golden tile, how long a tile takes here, or exactly why it does not work. With
+--instruction-sets OpenVINO also plays processors with fewer instructions than this one, each in a process of its own.
 
 Exit codes: 0 usable; else that of the error a run would end with: 1 a library of the engine itself is missing; 2 wrong
-options; 5 the bundle, or no backend reproduces its golden tiles; 6 no backend works.
+options; 5 the bundle; 6 no backend reproduces the golden tiles, or one does not with an instruction set asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any, get_args
 
 from engine import demo
 from engine.backends.base import ExecutionPrecision
+from engine.backends.instruction_sets import available
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario
 from engine.doctor.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             backends=_chosen(options.backend, BACKENDS, "--backend") or BACKENDS,
             precisions=_chosen(options.precision, get_args(ExecutionPrecision), "--precision"),
             tiles=options.tiles,
+            instruction_sets=_instruction_sets(options.instruction_sets),
         )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         metavar="LIST",
         help=f"of {','.join(get_args(ExecutionPrecision))} (default: auto and all that the bundle has)",
+    )
+    parser.add_argument(
+        "--instruction-sets",
+        metavar="LIST",
+        help=f"all, or of {','.join(available()) or 'none: this is no x86 processor'}: OpenVINO as if the processor "
+        "had no more than that",
     )
     parser.add_argument("--tiles", type=int, default=5, metavar="N", help="tiles to time in each trial (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -139,13 +149,16 @@ def _bundle(bundle: BundleFinding, width: int) -> Iterator[str]:
 def _backends(trials: Sequence[Trial], width: int) -> Iterator[str]:
     """A row for each backend and precision, a column for each scenario; reasons below their row, once."""
     yield f"  {'':<34}" + "".join(f"{scenario:>14}" for scenario in Scenario)
-    for name, of_backend in itertools.groupby(trials, lambda trial: trial.backend):
+    for (name, instruction_set), of_backend in itertools.groupby(trials, lambda trial: trial.row()[:2]):
         told: set[str] = set()
+        if instruction_set:
+            yield f"  {name} with {instruction_set}"
         for precision, group in itertools.groupby(of_backend, lambda trial: trial.precision):
             found = {trial.scenario: trial for trial in group}
             ran = {f"{trial.graph} graph in {trial.computes_in}" for trial in found.values() if trial.works}
             cells = (_cell(found[scenario]) if scenario in found else "" for scenario in Scenario)
-            row = f"  {name:<13}{precision:<6}{'; '.join(sorted(ran)):<17}" + "".join(f"{cell:>14}" for cell in cells)
+            lead = "" if instruction_set else name
+            row = f"  {lead:<13}{precision:<6}{'; '.join(sorted(ran)):<17}" + "".join(f"{cell:>14}" for cell in cells)
             reasons = [trial.reason for trial in found.values() if trial.reason]
             if not told.issuperset(reasons) or not reasons:
                 yield row.rstrip()
@@ -174,6 +187,10 @@ def _chosen(text: str | None, known: Sequence[Any], option: str) -> tuple[Any, .
     if not names or set(names) - set(known):
         raise UsageError(f"{option} takes a comma-separated list of {', '.join(known)}; received {text!r}")
     return tuple(name for name in known if name in names)
+
+
+def _instruction_sets(text: str | None) -> tuple[str, ...]:
+    return available() if text == "all" else _chosen(text, available(), "--instruction-sets") or ()
 
 
 def _gib(size_bytes: int | None) -> str:

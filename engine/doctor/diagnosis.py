@@ -88,8 +88,9 @@ class Diagnosis:
     @property
     def usable(self) -> tuple[tuple[Trial, ...], ...]:
         """The backends and precisions that run all three scenarios: ``auto`` first, then as they were tried."""
-        groups = [tuple(group) for _, group in itertools.groupby(self.trials, lambda t: (t.backend, t.precision))]
+        groups = [tuple(group) for _, group in itertools.groupby(self.trials, Trial.row)]
         whole = [group for group in groups if len(group) == len(Scenario) and all(trial.works for trial in group)]
+        whole = [group for group in whole if not group[0].instruction_set]  # those are of other processors
         return tuple(sorted(whole, key=lambda group: group[0].precision != "auto"))
 
     @property
@@ -99,10 +100,11 @@ class Diagnosis:
             return EngineError.exit_code
         if self.bundle.error:
             return self.bundle.exit_code
-        if self.usable:
-            return 0
         broken = [trial for trial in self.trials if not trial.works]
-        found = [trial for trial in broken if trial.outcome != "unavailable"]
+        told = [trial for trial in broken if trial.instruction_set]
+        if self.usable and not told:
+            return 0
+        found = told or [trial for trial in broken if trial.outcome != "unavailable"]
         return (found or broken)[0].exit_code if broken else BackendError.exit_code
 
     @property
@@ -114,6 +116,9 @@ class Diagnosis:
             return "NOT USABLE: the bundle cannot be trusted"
         if not self.usable:
             return "NOT USABLE: no backend runs all three scenarios"
+        told = dict.fromkeys(t.instruction_set for t in self.trials if t.instruction_set and not t.works)
+        if told:
+            return f"NOT USABLE on every processor: wrong or failed with {', '.join(told)}"
         first, slowest_ms = self.usable[0][0], max(trial.median_ms for trial in self.usable[0])
         precision = "" if first.precision == "auto" else f" --precision {first.precision}"
         return (
@@ -145,6 +150,7 @@ def examine(
     precisions: Sequence[ExecutionPrecision] | None = None,
     tiles: int = 5,
     timeout_s: float = TIMEOUT_S,
+    instruction_sets: Sequence[str] = (),
 ) -> Diagnosis:
     """Examine this machine with one bundle; progress goes to standard error if that is a terminal.
 
@@ -154,17 +160,19 @@ def examine(
         precisions: those to try; None takes ``auto`` and what the bundle has.
         tiles: how many to time in each trial.
         timeout_s: longest time for one trial.
+        instruction_sets: OpenVINO runs again with each, in a process of its own.
     """
     host = examine_host()  # before this process makes a load of its own
     loaded, finding = _examine_bundle(bundle)
     trials: list[Trial] = []
     if loaded is not None:
         todo: Sequence[ExecutionPrecision] = precisions or ("auto", *finding.precisions)
-        total = len(backends) * len(todo) * len(Scenario)
+        rows = [(name, each) for name in backends for each in ("", *(instruction_sets if name == "openvino" else ()))]
+        total = len(rows) * len(todo) * len(Scenario)
         with tqdm(total=total, unit="trial", leave=False, disable=None, file=sys.stderr) as bar:
-            for name in backends:
+            for name, told in rows:
                 bar.set_description(name)
-                for trial in try_backend(name, loaded, todo, tiles=tiles, timeout_s=timeout_s):
+                for trial in try_backend(name, loaded, todo, tiles=tiles, timeout_s=timeout_s, instruction_set=told):
                     trials.append(trial)
                     bar.set_description(f"{name} {trial.precision} {trial.scenario}: {trial.outcome}")
                     bar.update()

@@ -13,7 +13,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Output
+from engine.backends.instruction_sets import VARIABLE
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, GoldenMismatchError
 from engine.contract.sensors import Scenario
@@ -52,6 +54,8 @@ class Trial:
     """As asked for."""
     scenario: Scenario
     outcome: Outcome
+    instruction_set: str = ""
+    """What oneDNN was told that the processor is; empty: nothing."""
     reason: str = ""
     """Why it does not work."""
     exit_code: int = 0
@@ -67,6 +71,10 @@ class Trial:
     latencies_ms: tuple[float, ...] = ()
     """One tile at a time, the golden one."""
 
+    def row(self) -> tuple[str, str, str]:
+        """What the trials of one row of the table share."""
+        return self.backend, self.instruction_set, self.precision
+
     @property
     def works(self) -> bool:
         """It reproduced the golden tile."""
@@ -79,7 +87,13 @@ class Trial:
 
 
 def try_backend(
-    name: BackendName, bundle: Bundle, precisions: Sequence[ExecutionPrecision], *, tiles: int, timeout_s: float
+    name: BackendName,
+    bundle: Bundle,
+    precisions: Sequence[ExecutionPrecision],
+    *,
+    tiles: int,
+    timeout_s: float,
+    instruction_set: str = "",
 ) -> Iterator[Trial]:
     """Try one backend in a process of its own, precision by precision, scenario by scenario.
 
@@ -91,13 +105,15 @@ def try_backend(
         precisions: what to ask for.
         tiles: how many to time in each trial.
         timeout_s: longest time for one trial; past it the process is ended.
+        instruction_set: what oneDNN is told that the processor is; empty: nothing.
     """
     todo = [(precision, scenario) for precision in precisions for scenario in Scenario]
     context = multiprocessing.get_context("spawn")  # a fork would share the library's threads and devices
     mine, its = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(prefix="engine-doctor-") as said:
         process = context.Process(target=_try_all, args=(its, said.name, name, bundle.root, todo, tiles), daemon=True)
-        process.start()
+        with _told(instruction_set):
+            process.start()
         its.close()
         try:
             done = 0
@@ -106,7 +122,7 @@ def try_backend(
                 if trial is None:
                     return
                 done = todo.index((trial.precision, trial.scenario)) + 1
-                yield trial
+                yield replace(trial, instruction_set=instruction_set)
             reason = f"no answer within {timeout_s:.0f} s"
         except EOFError:
             process.join()
@@ -121,6 +137,7 @@ def try_backend(
             precision=precision,
             scenario=scenario,
             outcome=Outcome.CRASHED,
+            instruction_set=instruction_set,
             reason=reason,
             exit_code=BackendError.exit_code,
         )
@@ -179,7 +196,7 @@ def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scena
             precision=precision,
             scenario=scenario,
             outcome=outcome,
-            reason=str(error),
+            reason=f"{error}{_culprit(name, bundle, precision, scenario) if outcome is Outcome.WRONG else ''}",
             exit_code=error.exit_code,
         )
     return Trial(
@@ -194,6 +211,35 @@ def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scena
         ready_s=ready_s,
         latencies_ms=tuple(latencies_ms),
     )
+
+
+def _culprit(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scenario: Scenario) -> str:
+    """Which layer is to blame, where that can be found out: in OpenVINO's int8 graphs."""
+    if name != "openvino" or precision != "int8":
+        return ""
+    from engine.backends.openvino import first_wrong_layer  # here: the doctor outlives a broken openvino
+
+    with np.load(bundle.golden_path) as golden:
+        try:
+            layer = first_wrong_layer(bundle, scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
+        except BackendError as error:
+            return f"; {error}"
+    return f"; the first layer that is wrong is {layer}" if layer else "; every layer by itself is right"
+
+
+@contextmanager
+def _told(instruction_set: str) -> Iterator[None]:
+    """Start processes in here that take the processor for one with fewer instructions."""
+    before = os.environ.get(VARIABLE)
+    if instruction_set:
+        os.environ[VARIABLE] = instruction_set
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
+        elif instruction_set:
+            del os.environ[VARIABLE]
 
 
 def _cause_of_death(exit_code: int | None, said: Path) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import helper, numpy_helper
 
@@ -14,8 +15,10 @@ from calib.qdq import (
     finish,
     inputs_of_layers,
     int8_share,
+    joined_layers,
     layers_of,
     ranged_tensors,
+    release,
 )
 from calib.ranges import collect, threshold
 from calib.rewrites import split_concatenations
@@ -55,6 +58,23 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 # --- what is INT8
+
+
+def test_layers_that_read_a_concatenation_are_found_through_what_is_pointwise(limits: dict[str, float]) -> None:
+    joined = network(Scenario.FULL)
+    assert joined_layers(with_pairs(joined, dict.fromkeys([*limits, "joint"], 1.0))) == {"fuse"}
+    fuse = next(node for node in joined.graph.node if node.name == "fuse")
+    joined.graph.node.insert(list(joined.graph.node).index(fuse), helper.make_node("Relu", ["joint"], ["clipped"]))
+    fuse.input[0] = "clipped"
+    placed = with_pairs(joined, dict.fromkeys([*limits, "clipped"], 1.0))
+    assert joined_layers(placed) == {"fuse"}
+    graph = gs.import_onnx(placed)
+    release(graph, joined_layers(placed))
+    assert joined_layers(gs.export_onnx(graph.cleanup().toposort())) == frozenset()
+
+
+def test_no_layer_reads_a_concatenation_once_they_are_split(placed: onnx.ModelProto) -> None:
+    assert joined_layers(placed) == frozenset()
 
 
 def test_layers_say_their_work_and_whether_both_factors_are_int8(placed: onnx.ModelProto) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from calib.qdq import layers_of
-from calib.rewrites import prepare, shuffle_last, split_concatenations
+from calib.rewrites import cast_first, prepare, shuffle_last, split_concatenations
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import network, run
 
@@ -53,6 +53,34 @@ def test_a_network_without_concatenation_keeps_its_layers() -> None:
     assert [layer.name for layer in layers_of(split_concatenations(model))] == [
         layer.name for layer in layers_of(model)
     ]
+
+
+def test_a_concatenation_behind_a_cast_is_split_as_well() -> None:
+    """As the relief stands beside 16 packed heights in fp16 graphs: 16 + 1 channels, cast as one."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 17, 3, 3)).astype(np.float16)
+    graph = helper.make_graph(
+        [
+            node("Concat", ["heights", "relief"], ["joint"], name="join", axis=1),
+            node("Cast", ["joint"], ["half"], name="cast", to=TensorProto.FLOAT16),
+            node("Conv", ["half", "w"], ["y"], name="conv", pads=[1, 1, 1, 1]),
+            node("Conv", ["half", "w"], ["z"], name="other", pads=[1, 1, 1, 1]),
+        ],
+        "relief",
+        [helper.make_tensor_value_info(name, 1, ["n", c, 8, 8]) for name, c in (("heights", 16), ("relief", 1))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 5, 8, 8]) for name in "yz"],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    split = split_concatenations(cast_first(model))
+    onnx.checker.check_model(split, full_check=True)
+    assert Counter(one.op_type for one in split.graph.node) == {"Cast": 2, "Conv": 4, "Add": 2}
+    inputs = {
+        "heights": rng.normal(size=(2, 16, 8, 8)).astype(np.float32),
+        "relief": rng.normal(size=(2, 1, 8, 8)).astype(np.float32),
+    }
+    for name in "yz":  # sums of 153 products of fp16
+        np.testing.assert_allclose(run(split, inputs, name)[0], run(model, inputs, name)[0], atol=0.1)
 
 
 # --- the shuffle

@@ -77,7 +77,7 @@ def test_a_backend_that_computes_something_else_is_found_and_its_scenario_named(
     diagnosis = examine(bundle.root, backends=["openvino"], precisions=["fp32"], tiles=1)
     assert [trial.outcome for trial in diagnosis.trials] == [Outcome.WORKS, Outcome.WRONG, Outcome.WORKS]
     assert "scenario missing_ndsm, output classes differs by 1 of the pixels" in diagnosis.trials[1].reason
-    assert diagnosis.exit_code == 5
+    assert diagnosis.exit_code == 6
     assert diagnosis.verdict == "NOT USABLE: no backend runs all three scenarios"
     assert "scenario missing_ndsm" in " ".join(text_of(diagnosis).split())  # wrapped where the folder's name lets it
 
