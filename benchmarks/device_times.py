@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine.backends.device import Gpu  # imports pycuda
 
 PARTS = ("h2d", "compute", "d2h")
+WANTED = (Output.CLASSES, Output.CONFIDENCE)
 BURN_IN = 10
 
 
@@ -48,7 +49,8 @@ def device_times(
     """
     from engine.backends.device import first_device
 
-    choice = choose_plans(bundle, [scenario], info.graph, host_of(info, first_device()), cache=plans)
+    host = host_of(info, first_device())
+    choice = choose_plans(bundle, [scenario], WANTED, info.graph, host, cache=plans)
     with ThreadPoolExecutor(1, "device") as thread:  # one thread makes and drops everything: see engine.backends.device
         return thread.submit(_measure, bundle, choice.plans[scenario], scenario, inputs, count).result()
 
@@ -72,7 +74,7 @@ def _events(
 ) -> Mapping[str, NDArray[np.float64]]:
     from engine.backends import device
 
-    layout = TileLayout.of(bundle.manifest, (Output.CLASSES, Output.CONFIDENCE))
+    layout = TileLayout.of(bundle.manifest, WANTED)
     engine = ScenarioEngine(TensorRt(import_library(plan.record.key.library)), scenario, plan, layout)
     scratch, memory = device.Memory(engine.scratch_bytes), device.Memory(layout.device_bytes)
     graph = None

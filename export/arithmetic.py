@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.contract.bundle import Precision
 from engine.contract.errors import BundleError
@@ -93,33 +92,6 @@ def require_share(audited: PlanAudit, key: PlanKey, minimum: float) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineLayers:
-    """What the library's inspector tells about a built engine."""
-
-    layers: int
-    by_type: Mapping[str, int]
-    """Number of layers by the type of their weights, or of their first input where they have none."""
-    reformats: int
-    """Layers that only change a tensor's type or memory layout."""
-
-
-def engine_layers(information: Mapping[str, Any]) -> EngineLayers:
-    """Read ``IEngineInspector``'s JSON (keys ``Layers``, ``LayerType``, ``Weights``, ``Inputs``, ``Format/Datatype``).
-
-    Raises:
-        BundleError: it holds layer names alone, as for an engine built without detailed profiling verbosity.
-    """
-    layers = information.get("Layers", [])
-    if not layers or not all(isinstance(layer, dict) for layer in layers):
-        raise BundleError("the engine holds no layer information: build it again with `python -m export.build --force`")
-    return EngineLayers(
-        layers=len(layers),
-        by_type=Counter(_engine_type(layer) for layer in layers if layer["LayerType"] != "Reformat"),
-        reformats=sum(layer["LayerType"] == "Reformat" for layer in layers),
-    )
-
-
 def _product(layer: Layer, producers: Mapping[str, Layer]) -> Product:
     operands = [_integer_type(tensor.name, producers) for tensor in layer.inputs[:2]]
     activation, weights = operands[0], operands[1] if len(operands) > 1 else None
@@ -154,15 +126,3 @@ def _weights_bytes(layers: Iterable[Layer]) -> int:
         if layer.weights_dtype in BITS:
             bits += layer.weights_elements * BITS[quantised.get(layer.outputs[0].name, layer.weights_dtype)]
     return bits // 8
-
-
-def _engine_type(layer: Mapping[str, Any]) -> str:
-    weights = layer.get("Weights")
-    words = str(weights.get("Type", "")) if isinstance(weights, dict) else ""
-    if not words:
-        words = str(next((tensor.get("Format/Datatype", "") for tensor in layer.get("Inputs", [])), ""))
-    words = words.lower()
-    # Spelled in many ways: "Int8", "Half", "Row major linear FP16 format", "Channel major FP32 format", "BFloat16".
-    spellings = {"int8": "int8", "fp8": "fp8", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16"}
-    spellings |= {"fp32": "fp32", "float": "fp32"}
-    return next((type_ for spelling, type_ in spellings.items() if spelling in words), "other")

@@ -4,12 +4,15 @@ Examples:
     python -m export.audit --bundle engine/demo/bundle                         a line for each graph
     python -m export.audit --bundle engine/demo/bundle --precision int8 --layers
     python -m export.audit --bundle engine/demo/bundle --json audit.json
-    python -m export.audit --bundle engine/demo/bundle --engines               also what became of it, on the device
+    python -m export.audit --bundle engine/demo/bundle --engines               ask the device what became of it
+    python -m export.audit --bundle engine/demo/bundle --traffic               what the built plans write, as a table
 
 Shares are of the multiply-accumulates (MAC) of the network as TensorRT parses it, so no GPU is needed. A convolution or
 matrix product counts as int8 only where both its operands are quantised. "fell back" counts those in a wider type than
-the engine is named after; "casts" counts conversions at run time, each of which may cost a pass over memory. --engines
-loads the plans that `python -m export.build` made and asks TensorRT's inspector: it needs the device.
+the engine is named after; "casts" counts conversions at run time, each of which may cost a pass over memory. "engine" is
+what the library made of it, by its own list of layers: kernels, what they write for one tile, and the type that each of
+the network's products is computed in. The list comes from the log of `python -m export.build`; with --engines from
+TensorRT's inspector, which needs the device.
 
 Exit codes: 0 every engine is what it is called; 2 wrong options; 5 the bundle, or an engine below its share; 6 the
 library or its device.
@@ -28,20 +31,13 @@ import msgspec
 
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BundleError, EngineError
-from engine.contract.plan_cache import find_plan, usable_plans
-from engine.contract.plans import Host, PlanAudit
+from engine.contract.plan_cache import default_cache, find_plan, stored_plans, usable_plans
+from engine.contract.plans import EngineAudit, Host, PlanAudit, measured_on, refusal
 from engine.contract.sensors import Scenario
-from export.arithmetic import (
-    EngineLayers,
-    Product,
-    audit,
-    computes,
-    engine_layers,
-    products,
-    share_within,
-)
+from export.arithmetic import Product, audit, computes, products, share_within
+from export.built_layers import audit_engine
 from export.cuda_device import current_device
-from export.engine_options import add_shared, min_shares, wanted_precisions
+from export.engine_options import PRECISIONS, add_shared, min_shares, wanted_precisions
 from export.trt_library import open_library
 from export.trt_network import Layer
 
@@ -72,9 +68,11 @@ class GraphAudit:
     min_share: float
     counts: PlanAudit
     layers: tuple[LayerLine, ...]
-    engine: EngineLayers | None = None
+    engine: EngineAudit | None = None
+    """Of the built plan; None where there is none, or its library did not tell."""
     latency_ms: float | None = None
     latency_device: str | None = None
+    """And its power mode."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     add_shared(options)
     options.add_argument("--layers", action="store_true", help="every layer, not only totals")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all of it to a file")
-    options.add_argument("--engines", action="store_true", help="also inspect the built plans; needs the device")
+    options.add_argument("--engines", action="store_true", help="inspect the built plans on the device")
+    options.add_argument("--traffic", action="store_true", help="a table of what the built plans write, and no more")
     return options
 
 
@@ -106,10 +105,11 @@ def audit_bundle(options: argparse.Namespace) -> list[GraphAudit]:
         for precision in wanted_precisions(options, bundle, scenario):
             layers = tuple(library.parse(bundle.graph(scenario, precision)).layers())
             counts = audit(layers, precision)
-            plan, inspected = plans.get(scenario, {}).get(precision), None
+            plan = plans.get(scenario, {}).get(precision)
+            engine = plan.record.audit.engine if plan else None
             if options.engines:
                 plan = find_plan(bundle, scenario, precision, host, cache=options.cache)
-                inspected = engine_layers(library.inspect(plan.read()))
+                engine = audit_engine(library.inspect(plan.read()), products(layers), precision)
             found.append(
                 GraphAudit(
                     scenario=scenario,
@@ -118,9 +118,9 @@ def audit_bundle(options: argparse.Namespace) -> list[GraphAudit]:
                     min_share=shares[precision],
                     counts=counts,
                     layers=layer_lines(layers),
-                    engine=inspected,
+                    engine=engine,
                     latency_ms=plan.record.latency_ms if plan else None,
-                    latency_device=plan.record.latency_device if plan else None,
+                    latency_device=measured_on(plan.record) if plan and plan.record.latency_ms is not None else None,
                 )
             )
     return found
@@ -143,7 +143,7 @@ def layer_lines(layers: Sequence[Layer]) -> tuple[LayerLine, ...]:
 
 
 def table(audits: Sequence[GraphAudit]) -> str:
-    """A line for each graph, and for each engine that was inspected."""
+    """A line for each graph, and one for each engine."""
     lines = [
         f"{'scenario':<13} {'engine':<6} {'GMAC':>6} "
         + " ".join(f"{type_:>6}" for type_ in TYPES)
@@ -157,8 +157,12 @@ def table(audits: Sequence[GraphAudit]) -> str:
             + f" {len(counts.fallbacks):10} {counts.layers:7} {counts.casts:6} {counts.weights_bytes / 1e6:6.2f} MB"
         )
         if found.engine is not None:
-            types = ", ".join(f"{count} {type_}" for type_, count in sorted(found.engine.by_type.items()))
-            lines.append(f"  engine: {found.engine.layers} layers ({types}), {found.engine.reformats} reformats")
+            types = ", ".join(f"{share:.1%} {type_}" for type_, share in found.engine.mac_share.items())
+            widened = f", {found.engine.widened} int8 layers hand on floating point" if found.engine.widened else ""
+            lines.append(
+                f"  engine: {types}; {found.engine.kernels} kernels write {found.engine.bytes_written / 1e6:.1f} MB"
+                f"{widened}"
+            )
         if found.latency_ms is not None:
             lines.append(f"  measured: {found.latency_ms:.2f} ms a tile on {found.latency_device}")
     return "\n".join(lines)
@@ -189,10 +193,46 @@ def layer_table(found: GraphAudit) -> str:
     return "\n".join(lines)
 
 
+def traffic(options: argparse.Namespace) -> str:
+    """What each kernel of each plan hands to the next through memory, for one tile, as a Markdown table.
+
+    Raises:
+        BundleError: there is no plan of these graphs whose library told.
+        EngineError: the bundle or a record cannot be read.
+    """
+    bundle, cache = Bundle.load(options.bundle), options.cache
+    lines = [
+        "| engine | outputs | kernels | written | fp32 | fp16 | int8 | int8 layers that hand on floating point |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found = [plan.record for plan in stored_plans(cache or default_cache(bundle))]
+    asked = {scenario: wanted_precisions(options, bundle, scenario) for scenario in Scenario}
+    for record in sorted(
+        found, key=lambda r: (list(Scenario).index(r.key.scenario), PRECISIONS.index(r.key.precision), r.created_utc)
+    ):
+        key, engine = record.key, record.audit.engine
+        here = Host(library=key.library, library_version=key.library_version, device=None)
+        if engine is None or key.precision not in asked[key.scenario] or refusal(record, bundle, here):
+            continue
+        megabytes = [engine.written.get(type_, 0) / 1e6 for type_ in ("fp32", "fp16", "int8")]
+        lines.append(
+            f"| {key.scenario} {key.precision} | {'all' if key.probabilities else 'classes, confidence'} "
+            f"| {engine.kernels} | {engine.bytes_written / 1e6:.1f} MB | "
+            + " | ".join(f"{size:.1f}" for size in megabytes)
+            + f" | {engine.widened} |"
+        )
+    if len(lines) == 2:
+        raise BundleError(f"no plan in {cache or default_cache(bundle)} is of {bundle.root}: run `python -m export.build`")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
+        if options.traffic:
+            print(traffic(options), flush=True)
+            return 0
         audits = audit_bundle(options)
         if options.layers:
             for found in audits:

@@ -5,13 +5,15 @@ Examples:
     python -m export.build --bundle engine/demo/bundle --precision fp16,int8       some of them
     python -m export.build --bundle engine/demo/bundle --list                      what is there, and what may be loaded
     python -m export.build --bundle engine/demo/bundle --target 86,89 --library tensorrt_rtx
+    python -m export.build --bundle engine/demo/bundle --probabilities             for maps with `--blend hann`
 
 Plans go to DIR/plans, or to --cache. One that was built from the same graph by the same library for the same devices
 with the same options is up to date and is left alone; any other is built anew. TensorRT 10 and 11 (JetPack 6 and 7)
 build on the device they build for. TensorRT-RTX also builds on a machine without a GPU.
 
 Before anything is built the parsed network is audited: a graph that is called int8 but computes in floating point is
-refused (`python -m export.audit` shows it layer by layer). Neither torch nor onnx is needed.
+refused (`python -m export.audit` shows it layer by layer). So is an engine that the library made otherwise than it was
+asked, by the library's own list of its layers. Neither torch nor onnx is needed.
 
 Exit codes: 0 done; 1 internal error; 2 wrong options; 4 the cache folder; 5 the bundle, or a graph that is not what it
 is called; 6 the library or its device; 130 interrupted (finished plans stay; repeat the command to go on).
@@ -24,24 +26,26 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.contract.bundle import Bundle
+from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendUnavailableError, EngineError, IntegrityError
 from engine.contract.plan_cache import (
     StoredPlan,
     choose,
     default_cache,
+    load_hint,
     load_plan,
+    save_hint,
     save_plan,
     stored_plans,
     usable_plans,
-    write_whole,
 )
-from engine.contract.plans import Host, PlanKey, refusal, source_sha256
+from engine.contract.plans import EngineAudit, Host, PlanKey, measured_on, refusal, source_sha256
 from engine.contract.sensors import Scenario
-from export.arithmetic import audit, require_share, share_within
+from export.arithmetic import audit, products, require_share, share_within
+from export.built_layers import audit_engine, require_built
 from export.cuda_device import current_device
 from export.engine_options import (
     add_engine,
@@ -103,7 +107,7 @@ def jobs(options: argparse.Namespace, bundle: Bundle, library: TrtLibrary) -> li
                 target=target,
                 batch=batch,
                 workspace_mib=workspace_mib,
-                version_compatible=options.version_compatible,
+                probabilities=options.probabilities,
             ),
             min_share=shares[precision],
         )
@@ -117,23 +121,37 @@ def have_plan(job: Job, library: TrtLibrary, cache: Path, *, force: bool, stop: 
 
     Raises:
         BundleError: the graph is not of the precision it is called.
+        BackendError: the engine is not, though its graph is; nothing was written.
         EngineError: it cannot be built or written.
     """
     found = None if force else _up_to_date(job.key, cache)
     if found is not None:
         require_share(found.record.audit, job.key, job.min_share)
+        require_built(found.record.audit, job.key, job.min_share)
         return found, False
-    network = library.parse(job.graph)
-    audited = audit(tuple(network.layers()), job.key.precision)
+    network = library.parse(job.graph, probabilities=job.key.probabilities)
+    layers = tuple(network.layers())
+    audited = audit(layers, job.key.precision)
     require_share(audited, job.key, job.min_share)
     timing_cache = cache / f"timing-{library.version}.cache"
-    known = timing_cache.read_bytes() if library.has_timing_cache and timing_cache.exists() else b""
+    known = load_hint(timing_cache, "every kernel is timed again") if library.has_timing_cache else b""
     start = time.perf_counter()
     with Bar(f"{job.key.scenario} {job.key.precision}", stop) as bar:
         built = library.build(network, job.key, progress=bar, timing_cache=known)
-    stored = save_plan(cache, job.key, built.plan, audit=audited, build_s=round(time.perf_counter() - start, 2))
+    build_s = round(time.perf_counter() - start, 2)
+    if built.layers:
+        audited = replace(audited, engine=audit_engine(built.layers, products(layers), job.key.precision))
+        require_built(audited, job.key, job.min_share)
+    else:
+        log.warning(
+            "%s %s did not list the layers of %s: ask `python -m export.audit --engines` what it computes in",
+            library.name,
+            library.version,
+            job.key.stem,
+        )
+    stored = save_plan(cache, job.key, built.plan, audit=audited, build_s=build_s)
     if built.timing_cache:
-        write_whole(timing_cache, built.timing_cache)
+        save_hint(timing_cache, built.timing_cache, "the next build takes as long")
     return stored, True
 
 
@@ -152,10 +170,39 @@ def build(options: argparse.Namespace) -> None:
     todo = jobs(options, bundle, library)
     with Stop().on_signals() as stop:
         _say(f"{library.name} {library.version}, for {todo[0].key.target}, batch {todo[0].key.batch}, plans in {cache}")
+        plans = []
         for job in todo:
             stop.check()
             plan, was_built = have_plan(job, library, cache, force=options.force, stop=stop)
+            plans.append(plan)
             _say(_line(plan, f"built in {plan.record.build_s:.1f} s" if was_built else "up to date"))
+        for sentence in heavier(plans):
+            log.warning("%s", sentence)
+
+
+def heavier(plans: Sequence[StoredPlan]) -> list[str]:
+    """A sentence for each int8 engine that hands more through memory than its fp16 sibling of the same build.
+
+    Its arithmetic is a small part of such a network's time; what it writes, another kernel has to read.
+    """
+
+    def engine(key: PlanKey, precision: Precision) -> EngineAudit | None:
+        found = (plan.record for plan in plans if plan.record.key.precision == precision)
+        siblings = (record for record in found if replace(record.key, source_sha256="", precision="fp32") == key)
+        return next((record.audit.engine for record in siblings), None)
+
+    keys = {replace(plan.record.key, source_sha256="", precision="fp32"): None for plan in plans}
+    sentences = []
+    for key in keys:
+        int8, fp16 = engine(key, "int8"), engine(key, "fp16")
+        if int8 is not None and fp16 is not None and int8.bytes_written > fp16.bytes_written:
+            sentences.append(
+                f"{key.scenario}: the int8 engine writes {int8.bytes_written / 1e6:.1f} MB a tile in {int8.kernels} "
+                f"kernels ({int8.widened} of its int8 layers hand on floating point), the fp16 engine "
+                f"{fp16.bytes_written / 1e6:.1f} MB in {fp16.kernels}: expect fp16 to be faster; int8 runs by default "
+                "only where `python -m benchmarks.latency --backends tensorrt --record` measured it to be"
+            )
+    return sentences
 
 
 def listing(bundle: Bundle, cache: Path, library: str) -> str:
@@ -170,10 +217,11 @@ def listing(bundle: Bundle, cache: Path, library: str) -> str:
             state = "usable, but a newer one is taken"
         lines.append(_line(plan, state))
         details = (
-            f"{record.key.library} {record.key.library_version}, for {record.key.target}, batch {record.key.batch}"
+            f"{record.key.library} {record.key.library_version}, for {record.key.target}, batch {record.key.batch}, "
+            f"with{'' if record.key.probabilities else 'out'} probabilities"
         )
         if record.latency_ms is not None:
-            details += f", {record.latency_ms:.2f} ms on {record.latency_device}"
+            details += f", {record.latency_ms:.2f} ms on {measured_on(record)}"
         lines.append(f"    {plan.path.name}: {details}, {record.created_utc[:19]}")
     if host is not None and host.device is not None:
         for scenario, by_precision in usable.items():
@@ -231,9 +279,11 @@ def _line(plan: StoredPlan, state: str) -> str:
     key, audited = plan.record.key, plan.record.audit
     share = share_within(audited, key.precision)
     size = plan.record.plan.size_bytes / 1e6
+    engine = audited.engine
+    written = f"{engine.kernels:3} kernels write {engine.bytes_written / 1e6:5.1f} MB  " if engine is not None else ""
     return (
         f"{key.scenario:<13} {key.precision}  {size:6.2f} MB  {share:6.1%} of {audited.macs / 1e9:.2f} GMAC "
-        f"in {key.precision}  {state}"
+        f"in {key.precision}  {written}{state}"
     )
 
 

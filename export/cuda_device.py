@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 
 from engine.contract.errors import BackendUnavailableError
-from engine.contract.plans import Device
+from engine.contract.plans import Device, power_mode
 
 DRIVER = "libcuda.so.1"
 NAME_BYTES = 256
 # https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html, CUdevice_attribute
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
+CAPABILITY_MAJOR, CAPABILITY_MINOR, MULTIPROCESSORS = 75, 76, 16
 
 
 def current_device() -> Device:
@@ -23,14 +23,23 @@ def current_device() -> Device:
         driver = ctypes.CDLL(DRIVER)
     except OSError as error:
         raise BackendUnavailableError(f"no CUDA driver on this machine: {error}") from error
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    device = ctypes.c_int()
     name = ctypes.create_string_buffer(NAME_BYTES)
     _call(driver, "cuInit", 0)
     _call(driver, "cuDeviceGet", ctypes.byref(device), 0)
     _call(driver, "cuDeviceGetName", name, NAME_BYTES, device)
-    _call(driver, "cuDeviceGetAttribute", ctypes.byref(major), CAPABILITY_MAJOR, device)
-    _call(driver, "cuDeviceGetAttribute", ctypes.byref(minor), CAPABILITY_MINOR, device)
-    return Device(name=name.value.decode(), compute_capability=10 * major.value + minor.value)
+    found = []
+    for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR, MULTIPROCESSORS):
+        value = ctypes.c_int()
+        _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        found.append(value.value)
+    major, minor, multiprocessors = found
+    return Device(
+        name=name.value.decode(),
+        compute_capability=10 * major + minor,
+        multiprocessors=multiprocessors,
+        power_mode=power_mode(),
+    )
 
 
 def _call(driver: ctypes.CDLL, function: str, *arguments: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import UsageError
-from engine.contract.plans import BatchRange, Target
+from engine.contract.plans import AMPERE, BatchRange, Target
 from engine.contract.sensors import Scenario
 from export.arithmetic import MIN_SHARE
 from export.cuda_device import current_device
@@ -47,7 +47,8 @@ def add_engine(options: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--target",
         metavar="WHERE",
-        help="device (this one only), ampere+ (compute capability 8.0 and later) or capabilities such as 86,89 "
+        help="device (this one only), ampere+ (compute capability 8.0 and later, for TensorRT-RTX those that it lists) "
+        "or capabilities such as 86,89 "
         "(default: device for TensorRT, ampere+ for TensorRT-RTX)",
     )
     engine.add_argument(
@@ -55,7 +56,9 @@ def add_engine(options: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a layer (no limit)")
     engine.add_argument(
-        "--version-compatible", action="store_true", help="also for later TensorRT of the same major version; slower"
+        "--probabilities",
+        action="store_true",
+        help="plans with the output `probabilities`, which `engine.run --blend hann` reads; without it they write less",
     )
 
 
@@ -96,10 +99,11 @@ def target_of(text: str | None, library: TrtLibrary) -> Target:
     if text is None:
         text = "device" if library.needs_device else "ampere+"
     if text == "ampere+":
-        return Target(scope="ampere_and_later")
+        listed = tuple(known for known in library.compute_capabilities if known >= AMPERE)
+        # TensorRT-RTX's own words are "8.0 and later"; it means those that it lists, and 8.7 and 9.0 are not among them.
+        return Target(scope="capabilities", compute_capabilities=listed) if listed else Target(scope="ampere_and_later")
     if text == "device":
-        device = current_device()
-        return Target(scope="device", device_name=device.name, compute_capabilities=(device.compute_capability,))
+        return Target.of(current_device())
     try:
         capabilities = tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError as error:

@@ -1,18 +1,19 @@
 """TensorRT 10, TensorRT 11 and TensorRT-RTX behind one small class; nothing else in export imports them.
 
 Their Python modules are one API, and everything here asks for the least of it. Precision is in the graph alone:
-networks are strongly typed, and no precision flag, calibrator or weak typing is ever used. What differs:
+networks are strongly typed, and no precision flag, calibrator or weak typing is ever used. A plan runs in the version
+that built it alone: a version-compatible one would need a lean runtime loaded beside it. What differs:
 
 ================  ======================  ======================  ==================================
                   TensorRT 10             TensorRT 11             TensorRT-RTX 1
 ================  ======================  ======================  ==================================
 strong typing     creation flag           always; flag ignored    always; flag ignored
 builds on         the target device       the target device       any machine, also without a GPU
-is for            that device, or         as TensorRT 10          compute capability 8.0 and later,
+is for            that device, or         as TensorRT 10          its compute capabilities from 8.0,
                   ``HardwareCompati-                              or those listed with
                   bilityLevel``                                   ``set_compute_capability``
 timing cache      yes                     yes                     none (asks for a GPU, no effect)
-another version   ``VERSION_COMPATIBLE``  ``VERSION_COMPATIBLE``  never
+another version   never                   never                   never
 kernels           chosen in the build     chosen in the build     compiled on the device at load
 ================  ======================  ======================  ==================================
 
@@ -35,18 +36,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+import numpy as np
+
 from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError, UsageError
-from engine.contract.plans import Library, PlanKey, Target
+from engine.contract.plans import AMPERE, Library, PlanKey, Target
+from export.built_layers import LIST_TITLES, BuiltLayer, layers_of_inspector, layers_of_log
 from export.trt_network import Layer, read_layers
 
 log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
+NUMPY_1_UNTIL = (10, 3)
+"""The last ``tensorrt`` whose bindings are known to read a layer's weights through NumPy 1 alone: they are made with
+pybind11's internals version 4; 10.16 and 11.4 have version 11."""
 INSTALL = {
     "tensorrt": "pip install tensorrt (on a Jetson: part of JetPack)",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
 MIB = 1 << 20
+PROBABILITIES = "probabilities"
+"""The output that a plan may lack."""
 
 
 class Progress(Protocol):
@@ -79,6 +88,8 @@ class Built:
     """What a build yields."""
 
     plan: bytes
+    layers: tuple[BuiltLayer, ...]
+    """What the builder logged about the engine; empty if it said nothing."""
     timing_cache: bytes
     """Empty where the library has none."""
 
@@ -97,6 +108,22 @@ class TrtLibrary:
             raise BackendUnavailableError(
                 f"{name} {OLDEST_MAJOR[name]} or later is needed (strongly typed networks), found {self.version}"
             )
+        numpy_major = int(np.__version__.split(".")[0])
+        if name == "tensorrt" and self._release[:2] <= NUMPY_1_UNTIL and numpy_major > 1:
+            raise BackendUnavailableError(
+                f"the Python bindings of tensorrt {self.version} need NumPy 1 to read weights, found NumPy "
+                f"{np.__version__}: pip install 'numpy<2'"
+            )
+
+    @property
+    def _release(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split(".") if part.isdigit())
+
+    @property
+    def compute_capabilities(self) -> tuple[int, ...]:
+        """Those that TensorRT-RTX can be told to build for; empty for TensorRT, which builds for its own device."""
+        names = self._trt.ComputeCapability.__members__ if self.name == "tensorrt_rtx" else ()
+        return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
     @property
     def needs_device(self) -> bool:
@@ -108,16 +135,21 @@ class TrtLibrary:
         """Whether a build can start from the kernel times of an earlier one."""
         return self.name == "tensorrt"
 
-    def parse(self, graph: Path) -> Network:
+    def parse(self, graph: Path, *, probabilities: bool = True) -> Network:
         """An ONNX file, with its external weights, as a strongly typed network.
 
+        Args:
+            graph: to read.
+            probabilities: False leaves that output out, and all that only it needs.
+
         Raises:
+            BackendUnavailableError: the library, or the driver under it, does not start.
             BackendError: the library does not understand the graph.
         """
         trt = self._trt
         logger = _logger(trt)
-        logger.errors.clear()
-        builder = trt.Builder(logger)
+        logger.clear()
+        builder = self._started(trt.Builder, logger)
         definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(definition, logger)
         if not parser.parse_from_file(str(graph)):
@@ -126,7 +158,21 @@ class TrtLibrary:
             raise BackendError(
                 f"{self.name} {self.version} cannot parse {graph}: {'; '.join(found) or 'no reason given'}"
             )
+        outputs = [definition.get_output(index) for index in range(definition.num_outputs)]
+        for output in outputs:
+            if output.name == PROBABILITIES and not probabilities:
+                definition.unmark_output(output)
         return Network(trt=trt, logger=logger, builder=builder, definition=definition, parser=parser)
+
+    def _started(self, factory: Any, logger: Any) -> Any:
+        """A ``Builder`` or ``Runtime``; the bindings raise TypeError for a null pointer and log the reason."""
+        try:
+            return factory(logger)
+        except TypeError as error:
+            raise BackendUnavailableError(
+                f"{self.name} {self.version} does not start ({error}): {logger.reasons()}: check the driver with "
+                "nvidia-smi (tegrastats on a Jetson)"
+            ) from error
 
     def build(self, network: Network, key: PlanKey, *, progress: Progress, timing_cache: bytes = b"") -> Built:
         """The serialised engine that ``key`` describes; its name is ``key.stem``.
@@ -143,12 +189,12 @@ class TrtLibrary:
             InterruptedRunError: ``progress`` stopped the build.
         """
         trt, definition = self._trt, network.definition
-        network.logger.errors.clear()
+        network.logger.clear()
         definition.name = key.stem
         config = network.builder.create_builder_config()
         monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
-        # So that an inspector can tell what became of each layer; it changes nothing that runs.
+        # So that the builder's log and the inspector tell what became of each layer; it changes nothing that runs.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         # A graph that says float32 gets float32, not the 10-bit mantissa of TF32.
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -158,11 +204,6 @@ class TrtLibrary:
         if key.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib * MIB)
         self._set_target(config, key.target)
-        if key.version_compatible:
-            if self.name == "tensorrt_rtx":
-                raise UsageError("TensorRT-RTX engines never fit another release: leave --version-compatible out")
-            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-            config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
         profile = network.builder.create_optimization_profile()
         for index in range(definition.num_inputs):
             tensor = definition.get_input(index)
@@ -171,8 +212,9 @@ class TrtLibrary:
             profile.set_shape(tensor.name, *((size, *tile) for size in sizes))
         config.add_optimization_profile(profile)
         if self.has_timing_cache:
-            known = config.create_timing_cache(timing_cache)
-            if not config.set_timing_cache(known, ignore_mismatch=False):  # of another device
+            known = config.create_timing_cache(timing_cache)  # None, or refused: of another device, or not one at all
+            if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+                log.warning("every kernel is timed again: the timing cache is of another device or release")
                 config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
         serialised = network.builder.build_serialized_network(definition, config)
@@ -184,23 +226,31 @@ class TrtLibrary:
                 f"{network.logger.reasons()}"
             )
         measured = bytes(config.get_timing_cache().serialize()) if self.has_timing_cache else b""
-        return Built(plan=bytes(serialised), timing_cache=measured)
+        return Built(plan=bytes(serialised), layers=layers_of_log(network.logger.layers), timing_cache=measured)
 
-    def inspect(self, plan: bytes) -> dict[str, Any]:
+    def inspect(self, plan: bytes) -> tuple[BuiltLayer, ...]:
         """What the library tells about an engine, layer by layer, for a batch of one. Needs a CUDA device.
 
         Raises:
+            BackendUnavailableError: the library, or the driver under it, does not start.
             BackendError: the engine cannot be deserialised here, or says nothing.
         """
         trt = self._trt
         logger = _logger(trt)
-        logger.errors.clear()
-        runtime = trt.Runtime(logger)
+        logger.clear()
+        runtime = self._started(trt.Runtime, logger)
         runtime.engine_host_code_allowed = False
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(f"{self.name} {self.version} cannot deserialise the plan: {logger.reasons()}")
-        context = engine.create_execution_context()
+        # Nothing runs, so it gets no memory; and a plan that requires the user's own would refuse any other context.
+        own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.name == "tensorrt_rtx":
+            configuration = engine.create_runtime_config()
+            configuration.set_execution_context_allocation_strategy(own_memory)
+            context = engine.create_execution_context(configuration)
+        else:
+            context = engine.create_execution_context(own_memory)
         if context is None:
             raise BackendError(f"{self.name} {self.version} cannot run the plan: {logger.reasons()}")
         for index in range(engine.num_io_tensors):
@@ -211,7 +261,7 @@ class TrtLibrary:
         inspector = engine.create_engine_inspector()
         inspector.execution_context = context
         try:
-            return dict(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+            return layers_of_inspector(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
         except (TypeError, ValueError) as error:
             raise BackendError(f"the inspector of {self.name} {self.version} gave no JSON: {error}") from error
 
@@ -227,10 +277,11 @@ class TrtLibrary:
             if unknown:
                 raise UsageError(
                     f"TensorRT-RTX {self.version} builds for the compute capabilities "
-                    f"{', '.join(name[2:] for name in known if name.startswith('SM'))}; received "
+                    f"{', '.join(map(str, self.compute_capabilities))}; received "
                     f"{', '.join(name[2:] for name in unknown)}: list some of them, or take --target ampere+"
                 )
-            if wanted:  # else its own default, 8.0 and later
+            all_later = tuple(one for one in self.compute_capabilities if one >= AMPERE)
+            if target.compute_capabilities != all_later:  # these are its default, and one kernel serves them all
                 config.num_compute_capabilities = len(wanted)
                 for index, name in enumerate(wanted):
                     config.set_compute_capability(known[name], index)
@@ -264,7 +315,7 @@ def open_library(name: str) -> TrtLibrary:
 
 @functools.cache
 def _logger(trt: Any) -> Any:
-    """Keeps errors for the exception that follows them; the rest goes to Python's log.
+    """Keeps errors for the exception that follows them, and the list of layers; all goes to Python's log at DEBUG.
 
     One per library, and never freed: TensorRT registers the first logger it meets for the whole process and goes on
     calling it when the objects it was given for are long gone.
@@ -273,11 +324,17 @@ def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
             self.errors: list[str] = []
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors.append(message.strip())
+            elif message.lstrip().startswith(LIST_TITLES):
+                self.layers = message
             log.debug("%s: %s", severity.name, message)
 
         def reasons(self) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engine.backends.layout import ALIGNMENT, aligned
 from engine.contract.errors import BackendError, BackendUnavailableError
-from engine.contract.plans import Device
+from engine.contract.plans import Device, power_mode
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: no implicit order with the default stream, which would also invalidate a capture."""
@@ -61,7 +61,12 @@ def first_device() -> Device:
             raise BackendUnavailableError("a CUDA device is needed, the driver lists none: use --backend openvino")
         device = cuda.Device(0)
         major, minor = device.compute_capability()
-        return Device(name=device.name(), compute_capability=10 * major + minor)
+        return Device(
+            name=device.name(),
+            compute_capability=10 * major + minor,
+            multiprocessors=device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT),
+            power_mode=power_mode(),
+        )
     except cuda.Error as error:
         raise BackendUnavailableError(
             f"a CUDA device is needed, and the driver says: {error}: check it with nvidia-smi (tegrastats on a "

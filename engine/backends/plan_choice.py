@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from engine.backends.base import ExecutionPrecision
+from engine.backends.base import ExecutionPrecision, Output
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.plan_cache import StoredPlan, choose, find_plan, usable_plans
 from engine.contract.plans import Host
@@ -36,11 +37,18 @@ class PlanChoice:
 
 
 def choose_plans(
-    bundle: Bundle, scenarios: Sequence[Scenario], precision: ExecutionPrecision, host: Host, *, cache: Path | None
+    bundle: Bundle,
+    scenarios: Sequence[Scenario],
+    wanted: Iterable[Output],
+    precision: ExecutionPrecision,
+    host: Host,
+    *,
+    cache: Path | None,
 ) -> PlanChoice:
     """Find the newest plans that ``host`` may load; nothing of them has been verified or read yet.
 
-    ``auto`` takes what :func:`~engine.contract.plan_cache.choose` says of the first scenario.
+    ``auto`` takes what :func:`~engine.contract.plan_cache.choose` says of the first scenario. Where ``wanted`` has no
+    probabilities, plans that do not compute them come first.
 
     Raises:
         ManifestError: the bundle has no graph of that precision.
@@ -48,12 +56,14 @@ def choose_plans(
         IntegrityError: a plan's record is malformed.
     """
 
-    def find(wanted: Precision) -> dict[Scenario, StoredPlan]:
-        return {scenario: find_plan(bundle, scenario, wanted, host, cache=cache, batch=BATCH) for scenario in scenarios}
+    need: dict[str, Any] = {"cache": cache, "batch": BATCH, "probabilities": Output.PROBABILITIES in wanted}
+
+    def find(asked: Precision) -> dict[Scenario, StoredPlan]:
+        return {scenario: find_plan(bundle, scenario, asked, host, **need) for scenario in scenarios}
 
     if precision != "auto":
         return PlanChoice(precision=precision, plans=find(precision), reason=f"{precision}: asked for")
-    usable = usable_plans(bundle, host, cache=cache, batch=BATCH)
+    usable = usable_plans(bundle, host, **need)
     first = usable.get(scenarios[0], {})
     candidates = [
         plan for name, plan in first.items() if all(name in usable.get(scenario, {}) for scenario in scenarios)

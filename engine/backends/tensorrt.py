@@ -78,7 +78,8 @@ class TensorRtBackend(Backend):
     ) -> None:
         del threads
         device = first_device()
-        library, choice = _library_and_plans(bundle, tuple(scenarios), precision, device, plans)
+        wanted = tuple(wanted)
+        library, choice = _library_and_plans(bundle, tuple(scenarios), wanted, precision, device, plans)
         log.info("TensorRT plans in %s", choice.reason)
         layout = TileLayout.of(bundle.manifest, wanted)
         self._closed = False
@@ -159,14 +160,19 @@ class TensorRtBackend(Backend):
 
 
 def _library_and_plans(
-    bundle: Bundle, scenarios: Sequence[Scenario], precision: ExecutionPrecision, device: Device, plans: Path | None
+    bundle: Bundle,
+    scenarios: Sequence[Scenario],
+    wanted: Sequence[Output],
+    precision: ExecutionPrecision,
+    device: Device,
+    plans: Path | None,
 ) -> tuple[Library, PlanChoice]:
     """The first library that can be imported and has plans; TensorRT before TensorRT-RTX."""
     refusals = []
     for library in get_args(Library):
         try:
             host = Host(library=library, library_version=import_library(library).__version__, device=device)
-            return library, choose_plans(bundle, scenarios, precision, host, cache=plans)
+            return library, choose_plans(bundle, scenarios, wanted, precision, host, cache=plans)
         except BackendUnavailableError as error:
             refusals.append(str(error))
     raise BackendUnavailableError("; ".join(refusals))

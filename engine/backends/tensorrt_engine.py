@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from engine.backends.base import Output
 from engine.backends.layout import Span, TileLayout
 from engine.backends.plan_choice import BATCH
 from engine.contract.errors import BackendError, BackendUnavailableError, IntegrityError, OutputError
@@ -111,7 +112,13 @@ class ScenarioEngine:
         self._engine = library.deserialise(plan)
         self._spans: dict[str, Span] = {str(sensor): layout.inputs[sensor] for sensor in scenario.sensors}
         inputs = set(self._spans)
-        self._spans.update({str(output): span for output, span in layout.outputs.items()})
+        self._spans.update(
+            {
+                str(output): span
+                for output, span in layout.outputs.items()
+                if output is not Output.PROBABILITIES or plan.record.key.probabilities
+            }
+        )
         self._check_tensors(trt, inputs)
         self._configuration: Any = None
         self._cache: Any = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,8 @@ from engine.contract.bundle import Bundle, FileRef, Precision
 from engine.contract.errors import BackendUnavailableError, IntegrityError, OutputError
 from engine.contract.plans import RECORD_VERSION, Device, Host, PlanAudit, PlanKey, PlanRecord, refusal
 from engine.contract.sensors import Scenario
+
+log = logging.getLogger(__name__)
 
 CACHE_NAME = "plans"
 PLAN_SUFFIX = ".plan"
@@ -74,7 +77,12 @@ class StoredPlan:
         Raises:
             OutputError: the record cannot be written.
         """
-        record = replace(self.record, latency_ms=latency_ms, latency_device=device.name)
+        record = replace(
+            self.record,
+            latency_ms=latency_ms,
+            latency_device=device.model,
+            latency_power_mode=device.power_mode,
+        )
         write_whole(self.folder / f"{record.key.stem}{RECORD_SUFFIX}", _encode(record))
         return replace(self, record=record)
 
@@ -120,13 +128,17 @@ def load_plan(cache: Path, key: PlanKey) -> StoredPlan | None:
 def stored_plans(
     cache: Path, scenario: Scenario | None = None, precision: Precision | None = None
 ) -> Iterator[StoredPlan]:
-    """Every plan with a record, by name.
+    """Every plan with a record, by name; those that an earlier version of this program wrote are passed over.
 
     Raises:
         IntegrityError: a record is malformed or belongs to another plan.
     """
     for path in sorted(cache.glob(f"{scenario or '*'}-{precision or '*'}-*{RECORD_SUFFIX}")):
-        yield _read_record(path)
+        plan = _read_record(path)
+        if plan is None:
+            log.info("%s was written by an earlier version of this program: delete it, it is not loaded any more", path)
+        else:
+            yield plan
 
 
 def find_plan(
@@ -137,8 +149,9 @@ def find_plan(
     *,
     cache: Path | None = None,
     batch: int | None = None,
+    probabilities: bool = False,
 ) -> StoredPlan:
-    """The newest plan of a graph that ``host`` may load.
+    """The newest plan of a graph that ``host`` may load; one without ``probabilities`` first where they are not wanted.
 
     Raises:
         ManifestError: the bundle has no such graph.
@@ -148,13 +161,13 @@ def find_plan(
     bundle.graph(scenario, precision)
     folder = cache or default_cache(bundle)
     refused = []
-    newest_first = sorted(stored_plans(folder, scenario, precision), key=lambda plan: plan.record.created_utc)[::-1]
-    for plan in newest_first:
-        why = refusal(plan.record, bundle, host, batch=batch)
+    for plan in sorted(stored_plans(folder, scenario, precision), key=_preference)[::-1]:
+        why = refusal(plan.record, bundle, host, batch=batch, probabilities=probabilities)
         if why is None:
             return plan
         refused.append(f"{plan.path.name} {why}")
     options = ["--bundle", str(bundle.root), *(["--cache", str(cache)] if cache else []), "--precision", precision]
+    options += ["--probabilities"] if probabilities else []
     raise BackendUnavailableError(
         f"{scenario} in {precision} needs a plan for {host.library} {host.library_version} in {folder}; "
         f"{'; '.join(refused) or 'there is none'}: run `python -m export.build {' '.join(options)}`"
@@ -162,16 +175,21 @@ def find_plan(
 
 
 def usable_plans(
-    bundle: Bundle, host: Host, *, cache: Path | None = None, batch: int | None = None
+    bundle: Bundle,
+    host: Host,
+    *,
+    cache: Path | None = None,
+    batch: int | None = None,
+    probabilities: bool = False,
 ) -> Mapping[Scenario, Mapping[Precision, StoredPlan]]:
-    """The newest plan of each graph that ``host`` may load; a graph without one is left out.
+    """The plan of each graph that :func:`find_plan` would take; a graph without one is left out.
 
     Raises:
         IntegrityError: a record is malformed.
     """
     usable: dict[Scenario, dict[Precision, StoredPlan]] = {}
-    for plan in sorted(stored_plans(cache or default_cache(bundle)), key=lambda plan: plan.record.created_utc):
-        if refusal(plan.record, bundle, host, batch=batch) is None:
+    for plan in sorted(stored_plans(cache or default_cache(bundle)), key=_preference):
+        if refusal(plan.record, bundle, host, batch=batch, probabilities=probabilities) is None:
             usable.setdefault(plan.record.key.scenario, {})[plan.record.key.precision] = plan
     return usable
 
@@ -184,7 +202,7 @@ def choose(plans: Iterable[StoredPlan], device: Device) -> tuple[StoredPlan, str
 
     Args:
         plans: at least one, each of another precision.
-        device: that will run it; latencies of other devices do not count.
+        device: that will run it; latencies of other devices, or in another power mode, do not count.
     """
     by_precision = {plan.record.key.precision: plan for plan in plans}
     order: tuple[Precision, ...] = ("fp16", "fp32", "int8")
@@ -193,16 +211,43 @@ def choose(plans: Iterable[StoredPlan], device: Device) -> tuple[StoredPlan, str
     measured = {
         plan.record.key.precision: plan.record.latency_ms
         for plan in candidates
-        if plan.record.latency_ms is not None and plan.record.latency_device == device.name
+        if plan.record.latency_ms is not None and _measured_on(plan.record, device)
     }
+    here = device.name if device.power_mode is None else f"{device.name} in power mode {device.power_mode}"
     name = default.record.key.precision
     if len(candidates) == 1:
         return default, f"{name}: the only plan"
     if name not in measured or len(measured) == 1:
-        return default, f"{name}: its latency beside the others has not been measured on {device.name}"
+        return default, f"{name}: its latency beside the others has not been measured on {here}"
     fastest = min(measured, key=lambda precision: measured[precision])  # the first of equals
     times = ", ".join(f"{precision} {latency:.2f} ms" for precision, latency in measured.items())
-    return by_precision[fastest], f"{fastest}: fastest on {device.name} ({times})"
+    return by_precision[fastest], f"{fastest}: fastest on {here} ({times})"
+
+
+def save_hint(path: Path, content: bytes, otherwise: str) -> None:
+    """Keep what only saves time, with its SHA-256 in front; ``otherwise`` says what it costs if it cannot be written."""
+    try:
+        sealed = hashlib.sha256(content).digest() + content
+        if not (path.exists() and path.read_bytes() == sealed):
+            write_whole(path, sealed)
+    except (OSError, OutputError) as error:
+        log.warning("%s: %s", otherwise, str(error))
+
+
+def load_hint(path: Path, otherwise: str) -> bytes:
+    """What :func:`save_hint` kept; empty if it is not there, cannot be read or is damaged, which is logged."""
+    try:
+        sealed = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        log.warning("%s: %s cannot be read (%s)", otherwise, path, error.strerror)
+        return b""
+    digest, content = sealed[: hashlib.sha256().digest_size], sealed[hashlib.sha256().digest_size :]
+    if hashlib.sha256(content).digest() != digest:
+        log.warning("%s: %s is damaged, and is written anew", otherwise, path)
+        return b""
+    return content
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -228,10 +273,29 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _read_record(path: Path) -> StoredPlan:
+def _preference(plan: StoredPlan) -> tuple[bool, str]:
+    """Grows with how much a plan is wanted, among those that may be loaded."""
+    return not plan.record.key.probabilities, plan.record.created_utc
+
+
+def _measured_on(record: PlanRecord, device: Device) -> bool:
+    return (record.latency_device, record.latency_power_mode) == (device.model, device.power_mode)
+
+
+class _Version(msgspec.Struct):
+    """What every version of a record has."""
+
+    record_version: int
+
+
+def _read_record(path: Path) -> StoredPlan | None:
+    """None for a record of an earlier version, which holds less than is asked of a plan today."""
     again = "delete it and run `python -m export.build` again"
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=PlanRecord)
+        content = path.read_bytes()
+        if msgspec.json.decode(content, type=_Version).record_version < RECORD_VERSION:
+            return None
+        record = msgspec.json.decode(content, type=PlanRecord)
     except (OSError, msgspec.MsgspecError) as error:
         raise IntegrityError(f"{path} is not a plan's record: {error}: {again}") from error
     if record.record_version != RECORD_VERSION:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import msgspec
@@ -20,10 +21,11 @@ import msgspec
 from engine.contract.bundle import Bundle, FileRef, Precision
 from engine.contract.sensors import Scenario
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 PLATFORM = f"{sys.platform}-{platform.machine()}"
 """Serialised engines do not move between operating systems or machine architectures."""
 AMPERE = 80
+POWER_STATUS = Path("/var/lib/nvpmodel/status")
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 """The import name of a library; TensorRT 10 and 11 share theirs and differ in :attr:`PlanKey.library_version`."""
@@ -32,13 +34,24 @@ Scope = Literal["device", "capabilities", "ampere_and_later"]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A CUDA device as the driver describes it (``cuDeviceGetName``, compute capability 8.7 as 87)."""
+    """A CUDA device as the driver describes it (``cuDeviceGetName``, compute capability 8.7 as 87).
+
+    The name alone is not enough: three Jetson boards call theirs "Orin", and differ in their multiprocessors.
+    """
 
     name: str
     compute_capability: int
+    multiprocessors: int
+    power_mode: str | None = None
+    """A Jetson's ``nvpmodel`` mode, on which its clocks depend; None elsewhere. Any plan for the device fits any mode."""
+
+    @property
+    def model(self) -> str:
+        """What tells it from other devices: ``Orin, 16 multiprocessors``."""
+        return f"{self.name}, {self.multiprocessors} multiprocessors"
 
     def __str__(self) -> str:
-        return f"{self.name} (sm_{self.compute_capability})"
+        return f"{self.name} (sm_{self.compute_capability}, {self.multiprocessors} multiprocessors)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +67,29 @@ class Target:
 
     scope: Scope
     device_name: str | None = None
+    multiprocessors: int | None = None
     compute_capabilities: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.device_name is not None) != (self.scope == "device"):
-            raise ValueError(f"a device's name belongs to scope 'device' alone, received {self}")
+        for identity in (self.device_name, self.multiprocessors):
+            if (identity is not None) != (self.scope == "device"):
+                raise ValueError(f"a device's name and multiprocessors belong to scope 'device' alone, received {self}")
         listed = len(self.compute_capabilities)
         if not {"device": listed == 1, "capabilities": listed > 0, "ampere_and_later": listed == 0}[self.scope]:
             raise ValueError(
                 "compute capabilities: one for scope 'device', at least one for 'capabilities', none for "
                 f"'ampere_and_later', received {self.compute_capabilities} for {self.scope!r}"
             )
+
+    @classmethod
+    def of(cls, device: Device) -> Target:
+        """Devices of this model alone."""
+        return cls(
+            scope="device",
+            device_name=device.name,
+            multiprocessors=device.multiprocessors,
+            compute_capabilities=(device.compute_capability,),
+        )
 
     def accepts(self, device: Device) -> bool:
         """Whether a plan for this target may be loaded on ``device``."""
@@ -74,13 +99,13 @@ class Target:
             case "capabilities":
                 return device.compute_capability in self.compute_capabilities
             case "device":
-                return (self.device_name, self.compute_capabilities) == (device.name, (device.compute_capability,))
+                return self == Target.of(device)
 
     def __str__(self) -> str:
         if self.scope == "ampere_and_later":
             return f"sm_{AMPERE} and later"
         listed = ", ".join(f"sm_{capability}" for capability in self.compute_capabilities)
-        return f"{self.device_name} ({listed})" if self.device_name is not None else listed
+        return f"{self.device_name} ({listed}, {self.multiprocessors} multiprocessors)" if self.device_name else listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +142,8 @@ class PlanKey:
     batch: BatchRange
     workspace_mib: int | None = None
     """Most scratch memory a layer may ask for; None leaves the library's own limit."""
-    version_compatible: bool = False
-    """Built to be loaded by later versions of the same major release as well (TensorRT only). The runtime that such a
-    plan could carry inside itself is left out, so that no plan needs ``engine_host_code_allowed``."""
+    probabilities: bool = False
+    """Whether the engine has the output ``probabilities``, which blended maps need and others need not write."""
     platform: str = PLATFORM
 
     @property
@@ -131,6 +155,24 @@ class PlanKey:
     def stem(self) -> str:
         """Name of the plan's files without suffix, and of the engine itself (``ICudaEngine.name``)."""
         return f"{self.scenario}-{self.precision}-{self.digest[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAudit:
+    """What the library made of the network, by its own list of the engine's layers."""
+
+    kernels: int
+    bytes_written: int
+    """By all kernels for one tile: what each hands to the next through memory."""
+    written: Mapping[str, int]
+    """Those bytes by type."""
+    mac_share: Mapping[str, float]
+    """Share of the network's multiply-accumulates by the type that the engine computes them in, as in
+    :attr:`PlanAudit.mac_share`; ``unknown`` where the list does not say which layer computes them."""
+    fallbacks: tuple[str, ...]
+    """Layers of the network with multiply-accumulates that the engine computes in a wider type than its precision."""
+    widened: int
+    """int8 layers that hand floating point on, so that another kernel has to quantise it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +189,8 @@ class PlanAudit:
     casts: int
     """Conversions between floating-point types or to int8: each one may cost a pass over memory."""
     weights_bytes: int
+    engine: EngineAudit | None = None
+    """What became of it; None where the library did not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +206,9 @@ class PlanRecord:
     latency_ms: float | None = None
     """Median time of one tile on :attr:`latency_device`, transfers included; None until a benchmark measured it."""
     latency_device: str | None = None
-    """:attr:`Device.name` it was measured on."""
+    """:attr:`Device.model` it was measured on."""
+    latency_power_mode: str | None = None
+    """:attr:`Device.power_mode` at that time."""
     record_version: int = RECORD_VERSION
 
 
@@ -174,6 +220,25 @@ class Host:
     library_version: str
     device: Device | None
     platform: str = PLATFORM
+
+
+def measured_on(record: PlanRecord) -> str:
+    """Where a plan's latency was measured, in words."""
+    mode = record.latency_power_mode
+    return f"{record.latency_device}{'' if mode is None else f', power mode {mode}'}"
+
+
+def power_mode(status: Path = POWER_STATUS) -> str | None:
+    """The mode that a Jetson's ``nvpmodel`` has set, as it numbers them; None on other machines.
+
+    ``nvpmodel -q`` reads the same file, which holds ``pmode:0000``.
+    """
+    try:
+        text = status.read_text()
+    except OSError:
+        return None
+    found = re.search(r"pmode:(\d+)", text)
+    return str(int(found[1])) if found else None
 
 
 def source_sha256(bundle: Bundle, scenario: Scenario, precision: Precision) -> str:
@@ -195,7 +260,9 @@ def source_sha256(bundle: Bundle, scenario: Scenario, precision: Precision) -> s
     return total.hexdigest()
 
 
-def refusal(record: PlanRecord, bundle: Bundle, host: Host, *, batch: int | None = None) -> str | None:
+def refusal(
+    record: PlanRecord, bundle: Bundle, host: Host, *, batch: int | None = None, probabilities: bool = False
+) -> str | None:
     """Why this plan must not be loaded, in words that complete "it ..."; None when it may be.
 
     Args:
@@ -203,6 +270,7 @@ def refusal(record: PlanRecord, bundle: Bundle, host: Host, *, batch: int | None
         bundle: whose graph is to run.
         host: that is to run it.
         batch: tiles at a time.
+        probabilities: whether that output is wanted.
     """
     key = record.key
     available = bundle.manifest.graphs[key.scenario]
@@ -210,21 +278,12 @@ def refusal(record: PlanRecord, bundle: Bundle, host: Host, *, batch: int | None
         return "was built from another graph or other weights than the bundle holds now"
     if (key.library, key.platform) != (host.library, host.platform):
         return f"was built by {key.library} on {key.platform}, this is {host.library} on {host.platform}"
-    if not _version_accepted(key, host.library_version):
+    if key.library_version != host.library_version:
         return f"was built by {key.library} {key.library_version}, found {host.library_version}"
     if host.device is not None and not key.target.accepts(host.device):
         return f"was built for {key.target}, this is {host.device}"
     if batch is not None and not key.batch.minimum <= batch <= key.batch.maximum:
         return f"takes {key.batch.minimum} to {key.batch.maximum} tiles at a time, {batch} are wanted"
+    if probabilities and not key.probabilities:
+        return "was built without the output probabilities, which are wanted"
     return None
-
-
-def _version_accepted(key: PlanKey, running: str) -> bool:
-    if key.library_version == running:
-        return True
-    if not key.version_compatible or key.library != "tensorrt":
-        return False
-    built_as, runs_as = (
-        [int(part) for part in text.split(".") if part.isdigit()] for text in (key.library_version, running)
-    )
-    return built_as[:1] == runs_as[:1] and built_as < runs_as

@@ -68,6 +68,7 @@ class Plan:
     scenario: Scenario
     tile_px: int
     tensors: tuple[str, ...] = ()
+    probabilities: bool = True
     scratch_bytes: int = 1000
 
     def encode(self) -> bytes:
@@ -80,6 +81,7 @@ class Gpu:
 
     name: str = "Emulated GPU"
     capability: tuple[int, int] = (8, 7)
+    multiprocessors: int = 16
     devices: int = 1
     lazy: bool = True
     capturable: bool = True
@@ -231,8 +233,15 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
         def compute_capability(self) -> tuple[int, int]:
             return gpu.capability
 
+        def get_attribute(self, attribute: DeviceAttribute) -> int:
+            assert attribute == DeviceAttribute.MULTIPROCESSOR_COUNT
+            return gpu.multiprocessors
+
         def retain_primary_context(self) -> Context:
             return Context()
+
+    class DeviceAttribute(IntEnum):
+        MULTIPROCESSOR_COUNT = 16
 
     class EventFlags(IntEnum):
         BLOCKING_SYNC = 1
@@ -262,6 +271,7 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
     driver.mem_get_info = lambda: (2**30 - sum(content.size for content in gpu.memory.values()), 2**30)
     driver.mem_alloc = DeviceAllocation
     driver.event_flags = EventFlags
+    driver.device_attribute = DeviceAttribute
     for thing in (Stream, Event, Context, Device, pagelocked_empty, memset_d8, memcpy_htod_async, memcpy_dtoh_async):
         setattr(driver, thing.__name__, thing)
     driver.init = init
@@ -432,14 +442,15 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
 
             scenario = self._engine.plan.scenario
             answer = toy_probabilities(scenario, {sensor: tensor(sensor) for sensor in scenario.sensors}, 0)
-            tensor("probabilities")[:] = answer
+            if "probabilities" in self._engine.names:
+                tensor("probabilities")[:] = answer
             tensor("classes")[:] = answer.argmax(axis=0)
             tensor("confidence")[:] = np.rint(answer.max(axis=0) * 255)
 
     class Engine:
         def __init__(self, plan: Plan) -> None:
             self.plan, self.name = plan, plan.name
-            outputs = ("classes", "confidence", "probabilities")
+            outputs = ("classes", "confidence", *(["probabilities"] if plan.probabilities else []))
             self.names = plan.tensors or (*(s.value for s in Sensor if s in plan.scenario.sensors), *outputs)
             self.num_io_tensors = len(self.names)
             self.device_memory_size_v2 = plan.scratch_bytes

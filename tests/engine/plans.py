@@ -51,8 +51,9 @@ def build(
                 library_version=LIBRARIES["tensorrt"],
                 target=ORIN,
                 batch=BatchRange(minimum=1, optimum=1, maximum=1),
+                probabilities=True,
             )
         )
-        plan = Plan(name=key.stem, scenario=scenario, tile_px=TILE_PX)
+        plan = Plan(name=key.stem, scenario=scenario, tile_px=TILE_PX, probabilities=key.probabilities)
         stored[scenario] = save_plan(folder or default_cache(bundle), key, content(plan), audit=audit, build_s=1.0)
     return stored

@@ -16,19 +16,31 @@ from engine.contract.plan_cache import (
     choose,
     default_cache,
     find_plan,
+    load_hint,
     load_plan,
+    save_hint,
     save_plan,
     stored_plans,
     usable_plans,
 )
-from engine.contract.plans import BatchRange, Device, Host, PlanAudit, PlanKey, Target, refusal, source_sha256
+from engine.contract.plans import (
+    BatchRange,
+    Device,
+    Host,
+    PlanAudit,
+    PlanKey,
+    Target,
+    power_mode,
+    refusal,
+    source_sha256,
+)
 from engine.contract.sensors import Scenario
 
 CONTENT = bytes(range(256)) * 40
-ORIN = Device(name="Orin", compute_capability=87)
-ADA = Device(name="NVIDIA RTX 4090", compute_capability=89)
+ORIN = Device(name="Orin", compute_capability=87, multiprocessors=16)
+ADA = Device(name="NVIDIA RTX 4090", compute_capability=89, multiprocessors=128)
 HOST = Host(library="tensorrt", library_version="10.3.0", device=ORIN)
-ON_ORIN = Target(scope="device", device_name="Orin", compute_capabilities=(87,))
+ON_ORIN = Target.of(ORIN)
 AUDIT = PlanAudit(macs=1000, mac_share={"fp16": 1.0}, layers=3, fallbacks=(), casts=0, weights_bytes=12)
 
 
@@ -79,7 +91,7 @@ OTHER_VALUES = {
     "target": Target(scope="ampere_and_later"),
     "batch": BatchRange(minimum=1, optimum=2, maximum=4),
     "workspace_mib": 64,
-    "version_compatible": True,
+    "probabilities": True,
     "platform": "linux-riscv64",
 }
 
@@ -146,7 +158,7 @@ def test_another_scenarios_record_under_this_name_is_refused(cache: Path, key: P
 @pytest.mark.parametrize(
     ("find", "put", "says"),
     [
-        ('"record_version": 1', '"record_version": 99', "record_version must be 1, found 99"),
+        ('"record_version": 2', '"record_version": 99', "record_version must be 2, found 99"),
         ('"build_s"', '"built_in"', "is not a plan's record"),
         ('"workspace_mib": null', '"workspace_mib": 12', "bears the name of its plan"),
         ("-fp16-", "-int8-", "bears the name of its plan"),
@@ -181,8 +193,12 @@ def test_a_plan_of_this_graph_library_and_device_is_accepted(bundle: Bundle, cac
         ({"library_version": "10.16.1"}, "was built by tensorrt 10.16.1, found 10.3.0"),
         ({"library_version": "11.4.0"}, "was built by tensorrt 11.4.0, found 10.3.0"),
         (
-            {"target": Target(scope="device", device_name="NVIDIA RTX 4090", compute_capabilities=(89,))},
-            r"was built for NVIDIA RTX 4090 \(sm_89\), this is Orin \(sm_87\)",
+            {"target": Target.of(ADA)},
+            r"was built for NVIDIA RTX 4090 \(sm_89, 128 multiprocessors\), this is Orin \(sm_87, 16 multiprocessors\)",
+        ),
+        (
+            {"target": replace(ON_ORIN, multiprocessors=8)},
+            r"was built for Orin \(sm_87, 8 multiprocessors\), this is Orin \(sm_87, 16 multiprocessors\)",
         ),
         (
             {"target": Target(scope="capabilities", compute_capabilities=(86, 89))},
@@ -212,21 +228,32 @@ def test_a_precision_that_the_bundle_lacks_is_not_a_missing_plan(toy_bundle: Bun
         find_plan(toy_bundle, Scenario.FULL, "int8", HOST)
 
 
-@pytest.mark.parametrize(
-    ("built", "running", "library", "accepted"),
-    [
-        ("10.3.0", "10.16.1", "tensorrt", True),
-        ("10.16.1", "10.3.0", "tensorrt", False),
-        ("10.3.0", "11.4.0", "tensorrt", False),
-        ("1.6.0", "1.7.1", "tensorrt_rtx", False),
-    ],
-)
-def test_version_compatible_plans_move_forward_within_a_major_release_of_tensorrt(
-    bundle: Bundle, cache: Path, key: PlanKey, built: str, running: str, library: str, accepted: bool
+def test_a_plan_without_probabilities_is_taken_where_nobody_wants_them(
+    bundle: Bundle, cache: Path, key: PlanKey
 ) -> None:
-    record = save(cache, replace(key, library=library, library_version=built, version_compatible=True)).record
-    why = refusal(record, bundle, Host(library=library, library_version=running, device=ORIN))
-    assert (why is None) is accepted
+    lean = save(cache, key, now=1.0)
+    with pytest.raises(BackendUnavailableError, match="without the output probabilities") as refused:
+        find_plan(bundle, Scenario.FULL, "fp16", HOST, probabilities=True)
+    assert str(refused.value).endswith("--precision fp16 --probabilities`")
+    whole = save(cache, replace(key, probabilities=True), now=2.0)
+    for wanted, expected in ((False, lean), (True, whole)):
+        assert find_plan(bundle, Scenario.FULL, "fp16", HOST, probabilities=wanted) == expected
+        assert usable_plans(bundle, HOST, probabilities=wanted) == {Scenario.FULL: {"fp16": expected}}
+    lean.path.with_suffix(".json").unlink()
+    assert find_plan(bundle, Scenario.FULL, "fp16", HOST) == whole
+
+
+def test_records_of_an_earlier_version_are_passed_over_and_named(
+    bundle: Bundle, cache: Path, key: PlanKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    old = cache / "full-fp16-0123456789ab.json"
+    cache.mkdir()
+    old.write_text('{"record_version": 1, "key": {"version_compatible": false}}')
+    assert list(stored_plans(cache)) == []
+    assert f"{old} was written by an earlier version" in caplog.text
+    plan = save(cache, key)
+    assert find_plan(bundle, Scenario.FULL, "fp16", HOST) == plan
 
 
 def test_the_newest_of_several_plans_is_taken(bundle: Bundle, cache: Path, key: PlanKey) -> None:
@@ -247,8 +274,11 @@ def test_the_newest_of_several_plans_is_taken(bundle: Bundle, cache: Path, key: 
     ],
 )
 def test_a_target_accepts_its_devices_alone(target: Target, accepts: list[Device]) -> None:
-    turing = Device(name="T4", compute_capability=75)
-    namesake = Device(name="Orin", compute_capability=101)
+    turing = Device(name="T4", compute_capability=75, multiprocessors=40)
+    namesake = replace(ORIN, compute_capability=101)
+    smaller = replace(ORIN, multiprocessors=8)  # Orin NX and Orin Nano call themselves Orin too
+    assert target.accepts(smaller) is (target.scope == "ampere_and_later")
+    assert target.accepts(replace(ORIN, power_mode="2")) is target.accepts(ORIN), "a mode changes clocks, no engine"
     assert [device for device in (ORIN, ADA, turing) if target.accepts(device)] == accepts
     assert target.accepts(namesake) is (target.scope == "ampere_and_later")
 
@@ -256,8 +286,9 @@ def test_a_target_accepts_its_devices_alone(target: Target, accepts: list[Device
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"scope": "device", "compute_capabilities": (87,)},
-        {"scope": "device", "device_name": "Orin"},
+        {"scope": "device", "multiprocessors": 16, "compute_capabilities": (87,)},
+        {"scope": "device", "device_name": "Orin", "compute_capabilities": (87,)},
+        {"scope": "device", "device_name": "Orin", "multiprocessors": 16},
         {"scope": "capabilities"},
         {"scope": "capabilities", "device_name": "Orin", "compute_capabilities": (87,)},
         {"scope": "ampere_and_later", "compute_capabilities": (87,)},
@@ -335,11 +366,57 @@ def test_a_latency_of_another_device_does_not_count(cache: Path, key: PlanKey) -
     assert "has not been measured on NVIDIA RTX 4090" in reason
 
 
+def test_a_latency_in_another_power_mode_or_on_another_orin_does_not_count(cache: Path, key: PlanKey) -> None:
+    plans = [
+        save(cache, replace(key, precision=precision)).with_latency(latency_ms, replace(ORIN, power_mode="0"))
+        for precision, latency_ms in (("int8", 1.0), ("fp16", 2.0))
+    ]
+    chosen, reason = choose(plans, replace(ORIN, power_mode="0"))
+    assert (chosen.record.key.precision, reason) == (
+        "int8",
+        "int8: fastest on Orin in power mode 0 (fp16 2.00 ms, int8 1.00 ms)",
+    )
+    for other in (replace(ORIN, power_mode="2"), ORIN, replace(ORIN, power_mode="0", multiprocessors=8)):
+        chosen, reason = choose(plans, other)
+        assert chosen.record.key.precision == "fp16"
+        assert "has not been measured on Orin" in reason
+
+
+@pytest.mark.parametrize(("status", "mode"), [("pmode:0002", "2"), ("pmode:0000\n", "0"), ("", None), (None, None)])
+def test_the_power_mode_is_read_as_nvpmodel_keeps_it(tmp_path: Path, status: str | None, mode: str | None) -> None:
+    if status is not None:
+        (tmp_path / "status").write_text(status)
+    assert power_mode(tmp_path / "status") == mode
+
+
+@pytest.mark.parametrize("spoil", ["damaged", "unreadable", "truncated", "gone"])
+def test_what_only_saves_time_is_never_trusted_and_never_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: str
+) -> None:
+    path = tmp_path / "timing.cache"
+    save_hint(path, CONTENT, "slow again")
+    assert load_hint(path, "slow again") == CONTENT
+    match spoil:
+        case "damaged":
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:7])
+        case "unreadable":
+            path.unlink()
+            path.mkdir()
+        case "gone":
+            path.unlink()
+    assert load_hint(path, "slow again") == b""
+    assert ("slow again" in caplog.text) is (spoil != "gone")
+    save_hint(tmp_path / "timing.cache" / "below", CONTENT, "not kept")
+    assert ("not kept" in caplog.text) is (spoil in ("damaged", "truncated")), "a file stands where a folder must"
+
+
 def test_a_measured_latency_is_kept_with_the_plan(cache: Path, key: PlanKey) -> None:
     save(cache, key).with_latency(1.25, ORIN)
     found = load_plan(cache, key)
     assert found is not None
-    assert (found.record.latency_ms, found.record.latency_device) == (1.25, "Orin")
+    assert (found.record.latency_ms, found.record.latency_device) == (1.25, "Orin, 16 multiprocessors")
     assert found.read() == CONTENT
 
 

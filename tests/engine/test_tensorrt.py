@@ -261,7 +261,7 @@ def test_auto_takes_fp16_unless_int8_is_measured_faster(bundle, gpu) -> None:
     fp16, int8 = build(bundle, "fp16"), build(bundle, "int8")
     with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert (backend.info.graph, backend.info.precision) == ("fp16", "f16")
-    orin = Device(name=gpu.name, compute_capability=87)
+    orin = Device(name=gpu.name, compute_capability=87, multiprocessors=gpu.multiprocessors)
     fp16[Scenario.FULL].with_latency(2.0, orin)
     int8[Scenario.FULL].with_latency(1.5, orin)
     with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
@@ -344,7 +344,7 @@ def test_tensorrt_is_preferred_to_rtx_and_each_reason_is_told(bundle) -> None:
 def test_auto_runs_tensorrt_where_it_can(bundle, gpu) -> None:
     build(bundle)
     with open_backend("auto", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
-        assert (backend.info.name, backend.info.device) == ("tensorrt", "Emulated GPU (sm_87)")
+        assert (backend.info.name, backend.info.device) == ("tensorrt", "Emulated GPU (sm_87, 16 multiprocessors)")
 
 
 @pytest.mark.parametrize("case", ["no device", "driver silent", "no library", "no plans"])

@@ -19,7 +19,7 @@ from engine.contract.plans import Device
 from engine.contract.sensors import Scenario, Sensor
 from export import audit as command
 from export import build
-from export.arithmetic import audit, engine_layers, products
+from export.arithmetic import audit, products
 from export.trt_library import TrtLibrary, open_library
 from export.trt_network import Layer
 from tests.conftest import CHANNELS, CLASSES
@@ -277,7 +277,7 @@ def test_the_command_fails_for_an_engine_that_is_not_what_it_is_called(
 def test_an_int8_engine_that_was_measured_to_be_slower_is_reported(
     bundle: Bundle, library: TrtLibrary, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = Device(name="NVIDIA RTX 4090", compute_capability=89)
+    device = Device(name="NVIDIA RTX 4090", compute_capability=89, multiprocessors=128)
     options = build.parser().parse_args(["--bundle", str(bundle.root), "--precision", "fp16,int8", *RTX])
     for job in build.jobs(options, bundle, library):
         counts = audit(tuple(library.parse(job.graph).layers()), job.key.precision)
@@ -286,7 +286,7 @@ def test_an_int8_engine_that_was_measured_to_be_slower_is_reported(
         plan.with_latency(2.0 if slow else 1.0, device)
     assert command.main(["--bundle", str(bundle.root), *RTX]) == 0
     out = capsys.readouterr().out
-    assert "full: int8 is slower than fp16 on NVIDIA RTX 4090 (2.00 ms, 1.00 ms) and does not run by default" in out
+    assert "full: int8 is slower than fp16 on NVIDIA RTX 4090, 128 multiprocessors (2.00 ms, 1.00 ms) and does" in out
     assert out.count("is slower than") == 1
     assert out.count("measured: ") == 6
 
@@ -299,40 +299,25 @@ def test_inspecting_engines_needs_their_device_and_their_plans(
     assert "no CUDA driver" in error or "needs a plan" in error
 
 
-INFORMATION = {
-    "Layers": [
-        {
-            "Name": "first",
-            "LayerType": "Reformat",
-            "Inputs": [{"Name": "a", "Format/Datatype": "Row major linear FP32"}],
-            "Outputs": [{"Name": "b", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
-        },
-        {
-            "Name": "second",
-            "LayerType": "CaskConvolution",
-            "Inputs": [{"Name": "b", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
-            "Outputs": [{"Name": "c", "Format/Datatype": "Half"}],
-            "Weights": {"Type": "Int8", "Count": 576},
-        },
-        {"Name": "third", "LayerType": "kgen", "Inputs": [{"Name": "c", "Format/Datatype": "BFloat16"}]},
-        {"Name": "fourth", "LayerType": "kgen", "Inputs": [{"Name": "d", "Format/Datatype": "Half"}]},
-        {
-            "Name": "fifth",
-            "LayerType": "kgen",
-            "Inputs": [{"Name": "e", "Format/Datatype": "N/A due to dynamic shapes"}],
-        },
-        {"Name": "sixth", "LayerType": "Constant", "Inputs": []},
+def test_what_the_built_plans_write_is_a_table(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--bundle", str(bundle.root), "--precision", "fp16,int8"]
+    assert command.main([*arguments, "--traffic"]) == 5
+    assert "run `python -m export.build`" in capsys.readouterr().err
+    assert build.main([*arguments, *RTX]) == 0
+    assert build.main([*arguments, *RTX, "--probabilities"]) == 0
+    capsys.readouterr()
+    assert command.main([*arguments, "--traffic"]) == 0
+    rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    expected = [
+        [f"{scenario} {precision}", outputs]
+        for scenario in Scenario
+        for precision in ("fp16", "int8")
+        for outputs in ("classes, confidence", "all")
     ]
-}
-
-
-def test_an_inspectors_answer_is_counted_by_type() -> None:
-    found = engine_layers(INFORMATION)
-    assert (found.layers, found.reformats) == (6, 1)
-    assert found.by_type == {"int8": 1, "bf16": 1, "fp16": 1, "other": 2}
-
-
-@pytest.mark.parametrize("information", [{}, {"Layers": []}, {"Layers": ["first", "second"]}])
-def test_an_inspector_that_knows_names_alone_is_an_error(information: dict[str, object]) -> None:
-    with pytest.raises(BundleError, match="holds no layer information"):
-        engine_layers(information)
+    assert [row[:2] for row in rows] == expected
+    for lean, whole in zip(rows[::2], rows[1::2], strict=True):
+        assert float(lean[3].split()[0]) <= float(whole[3].split()[0])
+    assert command.main([*arguments, *RTX]) == 0
+    assert "  engine: 100.0% fp16; " in capsys.readouterr().out
