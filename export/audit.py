@@ -222,7 +222,9 @@ def traffic(options: argparse.Namespace) -> str:
             + f" | {engine.widened} |"
         )
     if len(lines) == 2:
-        raise BundleError(f"no plan in {cache or default_cache(bundle)} is of {bundle.root}: run `python -m export.build`")
+        raise BundleError(
+            f"no plan in {cache or default_cache(bundle)} is of {bundle.root}: run `python -m export.build`"
+        )
     return "\n".join(lines)
 
 

@@ -100,7 +100,9 @@ def layers_of_inspector(information: Mapping[str, Any]) -> tuple[BuiltLayer, ...
     """
     layers = information.get("Layers", [])
     if not layers or not all(isinstance(layer, dict) for layer in layers):
-        raise BackendError("the engine holds no layer information: build it again with `python -m export.build --force`")
+        raise BackendError(
+            "the engine holds no layer information: build it again with `python -m export.build --force`"
+        )
     return tuple(_inspected(layer) for layer in layers)
 
 

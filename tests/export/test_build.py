@@ -108,7 +108,12 @@ def test_the_runtime_finds_what_was_built_by_this_version_and_refuses_it_to_anot
     with pytest.raises(BackendUnavailableError, match=f"was built by tensorrt_rtx {library.version}, found 1.8.0"):
         find_plan(built, Scenario.MISSING_RGIR, "int8", replace(here, library_version="1.8.0"))
     with pytest.raises(BackendUnavailableError, match=r"was built for sm_80, .*, this is T4 \(sm_75"):
-        find_plan(built, Scenario.FULL, "fp16", replace(here, device=Device(name="T4", compute_capability=75, multiprocessors=40)))
+        find_plan(
+            built,
+            Scenario.FULL,
+            "fp16",
+            replace(here, device=Device(name="T4", compute_capability=75, multiprocessors=40)),
+        )
 
 
 def test_a_second_build_leaves_everything_as_it_is(built: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

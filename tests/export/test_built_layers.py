@@ -205,7 +205,9 @@ def test_an_int8_engine_that_writes_more_than_its_fp16_sibling_is_named(tmp_path
         stored("int8", 90, probabilities=True),
     ]
     (sentence,) = heavier(plans)
-    assert sentence.startswith("full: the int8 engine writes 90.0 MB a tile in 90 kernels (7 of its int8 layers hand on")
+    assert sentence.startswith(
+        "full: the int8 engine writes 90.0 MB a tile in 90 kernels (7 of its int8 layers hand on"
+    )
     assert "the fp16 engine 50.0 MB in 50: expect fp16 to be faster" in sentence
 
 
