@@ -9,9 +9,9 @@ Examples:
 
 Shares are of the multiply-accumulates (MAC) of the network as TensorRT parses it, so no GPU is needed. A convolution or
 matrix product counts as int8 only where both its operands are quantised. "fell back" counts those in a wider type than
-the engine is named after; "casts" counts conversions at run time, each of which may cost a pass over memory. "engine" is
-what the library made of it, by its own list of layers: kernels, what they write for one tile, and the type that each of
-the network's products is computed in. The list comes from the log of `python -m export.build`; with --engines from
+the engine is named after; "casts" counts conversions at run time, each of which may cost a pass over memory. "engine"
+is what the library made of it, by its own list of layers: kernels, what they write for one tile, and the type that each
+of the network's products is computed in. The list comes from the log of `python -m export.build`; with --engines from
 TensorRT's inspector, which needs the device.
 
 Exit codes: 0 every engine is what it is called; 2 wrong options; 5 the bundle, or an engine below its share; 6 the

@@ -158,9 +158,9 @@ def require_built(audited: PlanAudit, key: PlanKey, minimum: float) -> None:
     worst = [name for name in engine.fallbacks if name not in audited.fallbacks]
     named = ", ".join(worst[:5]) + (", …" if len(worst) > 5 else "")
     raise BackendError(
-        f"{key.library} {key.library_version} was asked for {key.scenario} in {key.precision} for {key.target} and made "
-        f"an engine that computes {types} of its multiply-accumulates; at least {minimum:.0%} must be in {key.precision} "
-        f"({len(worst)} layers are wider than the graph says: {named}): take another --precision or --target, or lower "
+        f"{key.library} {key.library_version} was asked for {key.scenario} in {key.precision} for {key.target} and "
+        f"made an engine that computes {types} of its multiply-accumulates; at least {minimum:.0%} must be in "
+        f"{key.precision} ({len(worst)} layers are wider than the graph says: {named}): take another --precision or --target, or lower "
         f"--min-{key.precision}-share"
     )
 

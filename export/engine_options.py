@@ -100,7 +100,7 @@ def target_of(text: str | None, library: TrtLibrary) -> Target:
         text = "device" if library.needs_device else "ampere+"
     if text == "ampere+":
         listed = tuple(known for known in library.compute_capabilities if known >= AMPERE)
-        # TensorRT-RTX's own words are "8.0 and later"; it means those that it lists, and 8.7 and 9.0 are not among them.
+        # TensorRT-RTX says "8.0 and later" and means those that it lists: 8.7 and 9.0 are not among them.
         return Target(scope="capabilities", compute_capabilities=listed) if listed else Target(scope="ampere_and_later")
     if text == "device":
         return Target.of(current_device())

@@ -225,7 +225,7 @@ def choose(plans: Iterable[StoredPlan], device: Device) -> tuple[StoredPlan, str
 
 
 def save_hint(path: Path, content: bytes, otherwise: str) -> None:
-    """Keep what only saves time, with its SHA-256 in front; ``otherwise`` says what it costs if it cannot be written."""
+    """Keep what only saves time, with its SHA-256 in front; ``otherwise`` says what it costs if it is not kept."""
     try:
         sealed = hashlib.sha256(content).digest() + content
         if not (path.exists() and path.read_bytes() == sealed):

@@ -43,7 +43,7 @@ class Device:
     compute_capability: int
     multiprocessors: int
     power_mode: str | None = None
-    """A Jetson's ``nvpmodel`` mode, on which its clocks depend; None elsewhere. Any plan for the device fits any mode."""
+    """A Jetson's ``nvpmodel`` mode, on which its clocks depend; None elsewhere. A plan fits every mode."""
 
     @property
     def model(self) -> str:

@@ -35,7 +35,7 @@ KEY = PlanKey(
 
 # Shortened, in the form of TensorRT-RTX 1.7.1.
 RTX = """Layers:
-Name: __myl_wait_0, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: 
+Name: __myl_wait_0, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata:
 Name: __myl_CastMul_myl0_1, LayerType: kgen, Inputs: [ { Name: rgir, Dimensions: [1,3,8,8], Strides: [192,64,8,1], \
 StrideOrder: [3,2,1,0], Datatype: UInt8, Format: (Linear) Row major linear format }], Constants: [ { Name: c0, \
 Dimensions: [1,1,64,64], Strides: [1], StrideOrder: [0], Datatype: Half, Format: (NHWC) Channel major format }], \
@@ -63,7 +63,7 @@ Name: Reformatting CopyNode for Input Tensor 0 to {ForeignNode[first...second]},
 { Name: rgir, Location: Device, Dimensions: [1,3,8,8], Format/Datatype: Row major linear UINT8 format }], Outputs: [ \
 { Name: Reformatted Input Tensor 0 to {ForeignNode[first...second]}, Location: Device, Dimensions: [1,4,8,8], \
 Format/Datatype: Thirty-two wide channel vectorized row major Int8 format }], ParameterType: Reformat, StreamId: 0, \
-Metadata: 
+Metadata:
 Name: first + PWN(first/Relu), LayerType: CaskConvolution, Inputs: [ { Name: a, Location: Device, Dimensions: \
 [1,4,8,8], Format/Datatype: Thirty-two wide channel vectorized row major Int8 format }], Outputs: [ { Name: b, \
 Location: Device, Dimensions: [1,16,8,8], Format/Datatype: Thirty-two wide channel vectorized row major Int8 format \
@@ -71,7 +71,7 @@ Location: Device, Dimensions: [1,16,8,8], Format/Datatype: Thirty-two wide chann
 "Count": 16}, StreamId: 0, Metadata: [ONNX Layer: first]\x1e[ONNX Layer: first/Relu]
 Name: second, LayerType: CaskConvolution, Inputs: [ { Name: b, Location: Device, Dimensions: [1,16,8,8], \
 Format/Datatype: Half }], Outputs: [ { Name: c, Location: Device, Dimensions: [1,16,8,8], Format/Datatype: Row major \
-linear FP32 }], ParameterType: Convolution, Weights: {"Type": "Half", "Count": 256}, StreamId: 0, Metadata: 
+linear FP32 }], ParameterType: Convolution, Weights: {"Type": "Half", "Count": 256}, StreamId: 0, Metadata:
 """
 
 
