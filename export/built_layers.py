@@ -160,8 +160,8 @@ def require_built(audited: PlanAudit, key: PlanKey, minimum: float) -> None:
     raise BackendError(
         f"{key.library} {key.library_version} was asked for {key.scenario} in {key.precision} for {key.target} and "
         f"made an engine that computes {types} of its multiply-accumulates; at least {minimum:.0%} must be in "
-        f"{key.precision} ({len(worst)} layers are wider than the graph says: {named}): take another --precision or --target, or lower "
-        f"--min-{key.precision}-share"
+        f"{key.precision} ({len(worst)} layers are wider than the graph says: {named}): take another --precision or "
+        f"--target, or lower --min-{key.precision}-share"
     )
 
 
