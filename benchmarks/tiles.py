@@ -29,8 +29,8 @@ def tiles_of(bundle: Bundle, scene: Mapping[Sensor, Path], count: int) -> list[T
         scene: two rasters on one grid; where one has no data it takes its nearest value, as in flight.
         count: how many.
     """
-    with np.load(bundle.golden_path) as golden:
-        tiles: list[Tile] = [{sensor: golden[sensor.value] for sensor in Sensor}]
+    golden = bundle.golden()
+    tiles: list[Tile] = [{sensor: golden[sensor.value] for sensor in Sensor}]
     rasters = {sensor: _read(scene[sensor]) for sensor in Sensor}
     side = bundle.manifest.tile_px
     height, width = (min(raster.shape[axis] for raster in rasters.values()) for axis in (1, 2))

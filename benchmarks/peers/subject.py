@@ -101,7 +101,6 @@ def with_int8(subject: Subject) -> Subject:
     if all("int8" in by_precision for by_precision in subject.bundle.manifest.graphs.values()):
         return subject
     try:
-        import numpy as np
         import onnx
 
         from calib import publish, qdq, quantize, ranges, rewrites
@@ -113,8 +112,8 @@ def with_int8(subject: Subject) -> Subject:
     graphs = {}
     for scenario in Scenario:
         floating = rewrites.prepare(onnx.load(subject.bundle.graph(scenario, "fp32")))
-        with np.load(subject.bundle.golden_path) as golden:
-            tile = {sensor.value: golden[sensor.value][None] for sensor in scenario.sensors}
+        golden = subject.bundle.golden()
+        tile = {sensor.value: golden[sensor.value][None] for sensor in scenario.sensors}
         placed = quantize.place(floating, tile)
         found = ranges.collect(floating, qdq.ranged_tensors(placed), [tile])
         thresholds = {tensor: ranges.threshold(magnitudes, "max") for tensor, magnitudes in found.items()}

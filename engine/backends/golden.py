@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.backends import instruction_sets
 from engine.backends.base import Backend, BackendInfo, Output
 from engine.contract.bundle import GOLDEN_STRIDE, Bundle, Precision
-from engine.contract.errors import GoldenMismatchError, IntegrityError
+from engine.contract.errors import GoldenMismatchError
 from engine.contract.sensors import Scenario
 
 
@@ -52,28 +52,25 @@ def check_golden_tile(
     """Run the bundle's golden tile through each scenario and compare every wanted output.
 
     Raises:
-        IntegrityError: the golden file lacks an array.
+        IntegrityError: the golden file differs from the manifest, or lacks an array.
         GoldenMismatchError: an output differs by more than its tolerance; the message says which and by how much.
     """
     info = backend.info
     tolerance = tolerance_of(info.graph, info.precision)
-    with np.load(bundle.golden_path) as golden:
-        try:
-            for scenario in scenarios:
-                answer = backend.infer(scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
-                classes = golden[f"{scenario}/classes"]
-                probabilities = golden[f"{scenario}/probabilities"].astype(np.float32)
-                for output in wanted:
-                    for difference, limit, unit in _compare(output, answer[output], classes, probabilities, tolerance):
-                        if difference <= limit:
-                            continue
-                        raise GoldenMismatchError(
-                            f"{info}{_processor(info)} does not reproduce the golden tile of {bundle.root}: scenario "
-                            f"{scenario}, output {output} differs by {difference:.4g} {unit} (limit {limit:.4g}): "
-                            "try --precision fp32 or another --backend"
-                        )
-        except KeyError as error:
-            raise IntegrityError(f"{bundle.golden_path}: {error.args[0]}: export the bundle again") from error
+    golden = bundle.golden()
+    for scenario in scenarios:
+        answer = backend.infer(scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
+        classes = golden[f"{scenario}/classes"]
+        probabilities = golden[f"{scenario}/probabilities"].astype(np.float32)
+        for output in wanted:
+            for difference, limit, unit in _compare(output, answer[output], classes, probabilities, tolerance):
+                if difference <= limit:
+                    continue
+                raise GoldenMismatchError(
+                    f"{info}{_processor(info)} does not reproduce the golden tile of {bundle.root}: scenario "
+                    f"{scenario}, output {output} differs by {difference:.4g} {unit} (limit {limit:.4g}): "
+                    "try --precision fp32 or another --backend"
+                )
 
 
 def _processor(info: BackendInfo) -> str:

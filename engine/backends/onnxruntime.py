@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
+from engine.backends.signature import Tensor, check_signature
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -16,6 +20,8 @@ PROVIDER = "CPUExecutionProvider"
 AS_WRITTEN = ("session.disable_quant_qdq", "1")
 """Otherwise pairs of Quantize and Dequantize are fused into integer kernels that round elsewhere than the graph does
 (onnxruntime_session_options_config_keys.h)."""
+_DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""Element types of our graphs, by ONNX Runtime's names; any other is none of ours."""
 ERRORS_ONLY = 3
 """One warning for each constant that it has no 16-bit kernel to fold, otherwise."""
 
@@ -43,13 +49,12 @@ class OnnxRuntimeBackend(Backend):
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry(*AS_WRITTEN)
-        paths = {scenario: bundle.graph(scenario, graph) for scenario in scenarios}
-        try:
-            self._sessions = {
-                scenario: ort.InferenceSession(path, options, providers=[PROVIDER]) for scenario, path in paths.items()
-            }
-        except Exception as error:  # its own classes have no common base
-            raise BackendError(f"ONNX Runtime could not prepare the bundle {bundle.root}: {error}") from error
+        with bundle.opened(scenarios, graph) as paths:
+            self._sessions = {scenario: _session(bundle, path, options) for scenario, path in paths.items()}
+        for scenario, session in self._sessions.items():
+            check_signature(
+                bundle, scenario, inputs=_tensors(session.get_inputs()), outputs=_tensors(session.get_outputs())
+            )
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
         self.info = BackendInfo(
             name="onnxruntime",
@@ -77,3 +82,20 @@ class OnnxRuntimeBackend(Backend):
         """Wait for the queue to empty; free the graphs."""
         self._pool.shutdown()
         self._sessions.clear()
+
+
+def _session(bundle: Bundle, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(path, options, providers=[PROVIDER])
+    except Exception as error:  # its own classes have no common base
+        raise BackendError(f"ONNX Runtime could not prepare the bundle {bundle.root}: {error}") from error
+
+
+def _tensors(nodes: Iterable[Any]) -> dict[str, Tensor]:
+    return {
+        node.name: (
+            _DTYPES.get(node.type, np.void),
+            tuple(axis if isinstance(axis, int) else None for axis in node.shape),
+        )
+        for node in nodes
+    }

@@ -16,6 +16,7 @@ import openvino.properties.hint as hints
 
 from engine.backends import instruction_sets
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
+from engine.backends.signature import Tensor, check_signature
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -67,14 +68,14 @@ class OpenVinoBackend(Backend):
             config[props.inference_num_threads] = threads
         self._idle: dict[Scenario, queue.SimpleQueue[ov.InferRequest]] = {}
         core = shared_core()
-        paths = {scenario: bundle.graph(scenario, graph) for scenario in scenarios}
         try:
-            for scenario, path in paths.items():
-                compiled = core.compile_model(self._read(core, path, scenario), DEVICE, config)
-                slots = int(compiled.get_property(props.optimal_number_of_infer_requests))
-                self._idle[scenario] = queue.SimpleQueue()
-                for _ in range(slots):
-                    self._idle[scenario].put(compiled.create_infer_request())
+            with bundle.opened(scenarios, graph) as paths:
+                for scenario, path in paths.items():
+                    compiled = core.compile_model(self._read(core, bundle, path, scenario), DEVICE, config)
+                    slots = int(compiled.get_property(props.optimal_number_of_infer_requests))
+                    self._idle[scenario] = queue.SimpleQueue()
+                    for _ in range(slots):
+                        self._idle[scenario].put(compiled.create_infer_request())
             self.info = BackendInfo(
                 name="openvino",
                 library=f"openvino {ov.__version__.split('-')[0]}",
@@ -88,12 +89,13 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {error}") from error
 
-    def _read(self, core: ov.Core, path: Path, scenario: Scenario) -> ov.Model:
+    def _read(self, core: ov.Core, bundle: Bundle, path: Path, scenario: Scenario) -> ov.Model:
         """The scenario's graph with the wanted outputs only and a batch of one.
 
         Streams, not batches, keep CPU cores busy, and static shapes compile to faster code.
         """
         model = core.read_model(path)
+        check_signature(bundle, scenario, inputs=_tensors(model.inputs), outputs=_tensors(model.outputs))
         pruned = ov.Model([model.output(name.value) for name in self._wanted], model.get_parameters(), scenario.value)
         pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
         return pruned
@@ -136,7 +138,8 @@ def first_wrong_layer(bundle: Bundle, scenario: Scenario, inputs: Inputs) -> str
     """
     core = ov.Core()
     try:
-        model = core.read_model(bundle.graph(scenario, "int8"))
+        with bundle.opened([scenario], "int8") as paths:
+            model = core.read_model(paths[scenario])
         layers = [op for op in model.get_ordered_ops() if op.get_type_name() in _LAYERS]
         cut = ov.Model([op.output(0) for op in layers], model.get_parameters(), scenario.value)
         cut.reshape({port: [1, *list(port.partial_shape)[1:]] for port in cut.inputs})
@@ -152,3 +155,13 @@ def first_wrong_layer(bundle: Bundle, scenario: Scenario, inputs: Inputs) -> str
     except RuntimeError as error:
         raise BackendError(f"OpenVINO could not run {scenario} layer by layer: {error}") from error
     return ""
+
+
+def _tensors(ports: Iterable[Any]) -> dict[str, Tensor]:
+    return {
+        port.any_name: (
+            port.element_type.to_dtype(),
+            tuple(None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape),
+        )
+        for port in ports
+    }

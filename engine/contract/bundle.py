@@ -21,50 +21,39 @@ and ``probabilities`` float32 [N, C, T, T]. T is :attr:`Manifest.tile_px`; N is 
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import IntegrityError, ManifestError
+from engine.contract.files import FileRef, private_copies
+from engine.contract.formats import MalformedError, from_json, from_npz, read_file
 from engine.contract.health import HealthLimits, default_limits
+from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Scenario, Sensor
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 GOLDEN_STRIDE = 4
 NODATA_CLASS = 255
+MANIFEST_LIMIT_BYTES = 4 << 20
+TILE_LIMIT_PX = 8192
+NAME_LIMIT = 200
+
+_SENSORS = ((Sensor.RGIR, "uint8", 3), (Sensor.NDSM, "float32", 1))
+_SENSORS_TOLD = " and ".join(f"{sensor} {dtype} with {bands} band(s)" for sensor, dtype, bands in _SENSORS)
 
 Precision = Literal["fp32", "fp16", "int8"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRef:
-    """A file of the bundle, by its path relative to the bundle's folder.
-
-    Raises:
-        ValueError: the path leaves the bundle, or the hash is not 64 hexadecimal digits.
-    """
-
-    path: str
-    size_bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path)
-        if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-            raise ValueError(f"a bundle file's path must stay inside the bundle, received {self.path!r}")
-        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise ValueError(f"sha256 must be 64 lower-case hexadecimal digits, received {self.sha256!r}")
-
-    @classmethod
-    def of(cls, file: Path, root: Path) -> FileRef:
-        """Describe ``file`` as it is on disk now."""
-        return cls(path=file.relative_to(root).as_posix(), size_bytes=file.stat().st_size, sha256=sha256_of(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +61,14 @@ class ClassSpec:
     """A land-cover class; its index is its place in :attr:`Manifest.classes`.
 
     Raises:
-        ValueError: a colour component is not in 0..255.
+        ValueError: the name is no printable text, or a colour component is not in 0..255.
     """
 
     name: str
     rgb: tuple[int, int, int]
 
     def __post_init__(self) -> None:
+        _check_text("a class's name", self.name, NAME_LIMIT)
         if any(not 0 <= component <= 255 for component in self.rgb):
             raise ValueError(f"class {self.name!r}: colour components lie in 0..255, received {self.rgb}")
 
@@ -141,21 +131,39 @@ class Manifest:
                 f"schema_version must be {SCHEMA_VERSION}, received {self.schema_version}: "
                 "export the bundle again with `python -m export.run`, or update this runtime"
             )
+        _check_text("name", self.name, NAME_LIMIT)
         if not 0 < len(self.classes) < NODATA_CLASS:
             raise ValueError(f"1 to {NODATA_CLASS - 1} classes are allowed, received {len(self.classes)}")
-        if [spec.sensor for spec in self.sensors] != list(Sensor):
-            raise ValueError(f"sensors must be {list(Sensor)} in this order")
-        if self.tile_px <= 0 or self.tile_px % 32:
-            raise ValueError(f"tile_px must be a positive multiple of 32, received {self.tile_px}")
+        for what in ("name", "rgb"):
+            values = [getattr(spec, what) for spec in self.classes]
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ValueError(f"each class needs a {what} of its own, received {twice!r} twice")
+        for spec, (sensor, dtype, bands) in zip(self.sensors, _SENSORS, strict=False):
+            if (spec.sensor, spec.dtype, len(spec.bands)) != (sensor, dtype, bands):
+                raise ValueError(
+                    f"sensors must be {_SENSORS_TOLD} in this order, received {spec.sensor} {spec.dtype} with "
+                    f"{len(spec.bands)} band(s)"
+                )
+        if len(self.sensors) != len(Sensor):
+            raise ValueError(f"sensors must be {_SENSORS_TOLD} in this order, received {len(self.sensors)} of them")
+        if not 0 < self.tile_px <= TILE_LIMIT_PX or self.tile_px % 32:
+            raise ValueError(
+                f"tile_px must be a positive multiple of 32 up to {TILE_LIMIT_PX}, received {self.tile_px}"
+            )
         if not 0 <= 2 * self.halo_px < self.tile_px:
             raise ValueError(f"halo_px must lie in [0, tile_px / 2), received {self.halo_px} for tile {self.tile_px}")
-        if not 0 < self.gsd_m[0] <= self.gsd_m[1]:
+        if not 0 < self.gsd_m[0] <= self.gsd_m[1] < math.inf:
             raise ValueError(f"gsd_m must be (finest, coarsest) in metres, received {self.gsd_m}")
         missing = [scenario for scenario in Scenario if not self.graphs.get(scenario)]
         if missing:
             raise ValueError(f"a graph is needed for each of {list(Scenario)}; missing: {missing}")
         if set(self.health) != set(Sensor):
             raise ValueError(f"health must hold limits for each of {list(Sensor)}, received {list(self.health)}")
+        known: dict[str, FileRef] = {MANIFEST_NAME: self.golden}
+        for ref in self.files():
+            if known.setdefault(ref.path, ref) != ref or ref.path == MANIFEST_NAME:
+                raise ValueError(f"a path names one file, with one size and hash; received two for {ref.path!r}")
 
     def sensor(self, sensor: Sensor) -> SensorSpec:
         """The spec of one sensor."""
@@ -186,18 +194,17 @@ class Bundle:
         """
         path = root / MANIFEST_NAME
         try:
-            text = path.read_bytes()
+            text = read_file(path, MANIFEST_LIMIT_BYTES)
+            manifest = from_json(text, Manifest)
         except OSError as error:
             raise ManifestError(
                 f"a bundle is a folder with {MANIFEST_NAME} in it; {path} cannot be read ({error.strerror}): "
                 "pass the folder that `python -m export.run` wrote"
             ) from error
-        try:
-            manifest = msgspec.json.decode(text, type=Manifest)
-        except msgspec.MsgspecError as error:
+        except MalformedError as error:
             raise ManifestError(f"{path} is not a valid manifest: {error}") from error
         for ref in manifest.files():
-            _verify(root, ref)
+            ref.verify(root)
         return cls(root=root, manifest=manifest, digest=hashlib.sha256(text).hexdigest())
 
     def graph(self, scenario: Scenario, precision: Precision) -> Path:
@@ -213,10 +220,67 @@ class Bundle:
             )
         return self.root / available[precision].path
 
+    @contextmanager
+    def opened(self, scenarios: Iterable[Scenario], precision: Precision) -> Iterator[dict[Scenario, Path]]:
+        """Private copies of graphs and of the weights they read, to be opened by an inference library.
+
+        What lies in the copies has been hashed on its way there, so that nothing can be swapped between the check and
+        the use, and a graph finds no other file than those of the manifest.
+
+        Raises:
+            ManifestError: the bundle has no graph of that precision.
+            IntegrityError: a file differs from the manifest, or a graph names a file that is not in it.
+            BundleError: there is no room for the copies.
+        """
+        paths = {scenario: self.graph(scenario, precision) for scenario in scenarios}
+        listed = {ref.path: ref for ref in self.manifest.weights}
+        wanted: dict[str, FileRef] = {}
+        for scenario, path in paths.items():
+            ref = self.manifest.graphs[scenario][precision]
+            wanted[ref.path] = ref
+            try:
+                names = external_files(ref.read(self.root))
+            except MalformedError as error:
+                raise IntegrityError(f"{path}: {error}: export the bundle again") from error
+            for name in sorted(names):
+                place = (PurePosixPath(ref.path).parent / name).as_posix()
+                if place not in listed:
+                    raise IntegrityError(
+                        f"{path} reads the file {name!r}, which the manifest does not list among its weights: "
+                        "export the bundle again"
+                    )
+                wanted[place] = listed[place]
+        with private_copies(self.root, wanted.values()) as folder:
+            yield {scenario: folder / self.manifest.graphs[scenario][precision].path for scenario in paths}
+
     @property
     def golden_path(self) -> Path:
-        """The golden tile's file."""
+        """The golden tile's file; :meth:`golden` reads it verified."""
         return self.root / self.manifest.golden.path
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the golden tile, by the names in the head of this module.
+
+        Raises:
+            IntegrityError: the file differs from the manifest, or is not what the manifest promises.
+        """
+        manifest, ref = self.manifest, self.manifest.golden
+        side, classes = manifest.tile_px, len(manifest.classes)
+        strided = -(-side // GOLDEN_STRIDE)
+        arrays: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
+            spec.sensor.value: (spec.dtype, (len(spec.bands), side, side)) for spec in manifest.sensors
+        }
+        for scenario in Scenario:
+            arrays[f"{scenario}/classes"] = np.uint8, (side, side)
+            arrays[f"{scenario}/probabilities"] = np.float16, (classes, strided, strided)
+        try:
+            found = from_npz(io.BytesIO(ref.read(self.root)), arrays)
+        except MalformedError as error:
+            raise IntegrityError(f"{self.root / ref.path}: {error}: export the bundle again") from error
+        for name, values in found.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise IntegrityError(f"{self.root / ref.path}: {name} must be finite: export the bundle again")
+        return found
 
 
 def save_manifest(manifest: Manifest, root: Path) -> Path:
@@ -231,21 +295,6 @@ def save_manifest(manifest: Manifest, root: Path) -> Path:
     return root / MANIFEST_NAME
 
 
-def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _verify(root: Path, ref: FileRef) -> None:
-    file = root / ref.path
-    again = "copy the bundle again or export it anew with `python -m export.run`"
-    try:
-        size = file.stat().st_size
-        if size != ref.size_bytes:
-            raise IntegrityError(f"{file}: the manifest says {ref.size_bytes} bytes, found {size}: {again}")
-        found = sha256_of(file)
-    except OSError as error:
-        raise IntegrityError(f"{file}: named by the manifest but cannot be read ({error.strerror}): {again}") from error
-    if found != ref.sha256:
-        raise IntegrityError(f"{file}: the manifest says sha256 {ref.sha256[:12]}…, found {found[:12]}…: {again}")
+def _check_text(what: str, text: str, longest: int) -> None:
+    if not 0 < len(text) <= longest or not text.isprintable():
+        raise ValueError(f"{what} must be 1 to {longest} printable characters, received {text[:80]!r} ({len(text)})")

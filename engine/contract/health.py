@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,11 @@ from typing import Any
 import msgspec
 
 from engine.contract.errors import UsageError
+from engine.contract.formats import MalformedError, from_builtins, from_json, from_toml, read_file
 from engine.contract.sensors import Sensor
+
+LIMITS_BYTES = 1 << 20
+"""Of a file of limits, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +152,8 @@ def parse_limits(texts: Sequence[str], base: Mapping[Sensor, HealthLimits]) -> d
     for text in texts:
         _merge(limits, _changes(text), text)
     try:
-        return msgspec.convert(limits, type=dict[Sensor, HealthLimits])
-    except msgspec.ValidationError as error:
+        return from_builtins(limits, dict[Sensor, HealthLimits])
+    except MalformedError as error:
         raise UsageError(f"--health {' '.join(texts)}: {error}: correct it") from error
 
 
@@ -173,13 +175,14 @@ def _changes(text: str) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(content) if path.suffix == ".toml" else json.loads(content)
-    except (OSError, ValueError) as error:  # both decoders' errors are ValueErrors
-        raise UsageError(f"--health {path} cannot be read: {error}: check the path and its content") from error
-    if not isinstance(tables, dict):
-        raise UsageError(f"--health {path} must hold tables rgir and ndsm, received {type(tables).__name__}")
-    return tables
+        content = read_file(path, LIMITS_BYTES)
+        return from_toml(content, dict[str, Any]) if path.suffix == ".toml" else from_json(content, dict[str, Any])
+    except OSError as error:
+        raise UsageError(f"--health {path} cannot be read ({error.strerror}): check the path") from error
+    except MalformedError as error:
+        raise UsageError(
+            f"--health {path} cannot be read as tables rgir and ndsm: {error}: correct its content"
+        ) from error
 
 
 def _number(value: str, text: str) -> float | int | str:

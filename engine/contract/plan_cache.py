@@ -25,8 +25,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine.contract.bundle import Bundle, FileRef, Precision
+from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendUnavailableError, IntegrityError, OutputError
+from engine.contract.files import FileRef
+from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.plans import RECORD_VERSION, Device, Host, PlanAudit, PlanKey, PlanRecord, refusal
 from engine.contract.sensors import Scenario
 
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 CACHE_NAME = "plans"
 PLAN_SUFFIX = ".plan"
 RECORD_SUFFIX = ".json"
+RECORD_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,11 @@ class StoredPlan:
         key, plan = self.record.key, self.record.plan
         again = "run `python -m export.build` on its bundle again, which replaces damaged plans"
         try:
-            content = self.path.read_bytes()
+            content = read_file(self.path, plan.size_bytes + 1)
         except OSError as error:
             raise IntegrityError(f"{self.path}: recorded but cannot be read ({error.strerror}): {again}") from error
+        except MalformedError as error:
+            raise IntegrityError(f"{self.path}: recorded but {error}: {again}") from error
         if len(content) != plan.size_bytes:
             raise IntegrityError(f"{self.path}: {plan.size_bytes} bytes were built, found {len(content)}: {again}")
         found = hashlib.sha256(content).hexdigest()
@@ -292,11 +297,11 @@ def _read_record(path: Path) -> StoredPlan | None:
     """None for a record of an earlier version, which holds less than is asked of a plan today."""
     again = "delete it and run `python -m export.build` again"
     try:
-        content = path.read_bytes()
-        if msgspec.json.decode(content, type=_Version).record_version < RECORD_VERSION:
+        content = read_file(path, RECORD_LIMIT_BYTES)
+        if from_json(content, _Version).record_version < RECORD_VERSION:
             return None
-        record = msgspec.json.decode(content, type=PlanRecord)
-    except (OSError, msgspec.MsgspecError) as error:
+        record = from_json(content, PlanRecord)
+    except (OSError, MalformedError) as error:
         raise IntegrityError(f"{path} is not a plan's record: {error}: {again}") from error
     if record.record_version != RECORD_VERSION:
         raise IntegrityError(f"{path}: record_version must be {RECORD_VERSION}, found {record.record_version}: {again}")

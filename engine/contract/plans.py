@@ -18,7 +18,8 @@ from typing import Literal
 
 import msgspec
 
-from engine.contract.bundle import Bundle, FileRef, Precision
+from engine.contract.bundle import Bundle, Precision
+from engine.contract.files import FileRef
 from engine.contract.sensors import Scenario
 
 RECORD_VERSION = 2
@@ -250,8 +251,8 @@ def source_sha256(bundle: Bundle, scenario: Scenario, precision: Precision) -> s
     Raises:
         ManifestError: the bundle has no such graph.
     """
-    path = bundle.graph(scenario, precision)
-    graph = path.read_bytes()
+    bundle.graph(scenario, precision)
+    graph = bundle.manifest.graphs[scenario][precision].read(bundle.root)
     total = hashlib.sha256(bundle.manifest.graphs[scenario][precision].sha256.encode())
     for weights in sorted(bundle.manifest.weights, key=lambda ref: ref.path):
         name = PurePosixPath(weights.path).name

@@ -19,8 +19,6 @@ from enum import StrEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-
 from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Output
 from engine.backends.instruction_sets import VARIABLE
@@ -172,11 +170,9 @@ def _try_all(
 def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scenario: Scenario, tiles: int) -> Trial:
     began = time.perf_counter()
     try:
-        with (
-            open_backend(name, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as backend,
-            np.load(bundle.golden_path) as golden,
-        ):
+        with open_backend(name, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as backend:
             ready_s = time.perf_counter() - began
+            golden = bundle.golden()
             inputs = {sensor: golden[sensor.value] for sensor in scenario.sensors}
             latencies_ms = []
             for _ in range(tiles):
@@ -219,11 +215,11 @@ def _culprit(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, s
         return ""
     from engine.backends.openvino import first_wrong_layer  # here: the doctor outlives a broken openvino
 
-    with np.load(bundle.golden_path) as golden:
-        try:
-            layer = first_wrong_layer(bundle, scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
-        except BackendError as error:
-            return f"; {error}"
+    try:
+        golden = bundle.golden()
+        layer = first_wrong_layer(bundle, scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
+    except BackendError as error:
+        return f"; {error}"
     return f"; the first layer that is wrong is {layer}" if layer else "; every layer by itself is right"
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.backends import open_backend
+from engine import demo
+from engine.backends import BackendName, open_backend
 from engine.backends.base import Output
 from engine.backends.golden import TOLERANCES, tolerance_of
-from engine.contract.bundle import Bundle, FileRef, Precision, save_manifest
+from engine.contract.bundle import Bundle, ClassSpec, FileRef, Manifest, Precision, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
 from engine.contract.sensors import Scenario, Sensor
 from engine.run import build_parser, request_of
@@ -215,3 +217,51 @@ def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
         GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"
     ):
         open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp32")
+
+
+def _a_class_less(manifest: Manifest) -> Manifest:
+    return replace(manifest, classes=manifest.classes[:-1])
+
+
+def _a_class_more(manifest: Manifest) -> Manifest:
+    return replace(manifest, classes=(*manifest.classes, ClassSpec(name="one more", rgb=(1, 2, 3))))
+
+
+def _a_smaller_tile(manifest: Manifest) -> Manifest:
+    return replace(manifest, tile_px=32)
+
+
+def _graphs_swapped(manifest: Manifest) -> Manifest:
+    graphs = dict(manifest.graphs)
+    graphs[Scenario.FULL], graphs[Scenario.MISSING_NDSM] = graphs[Scenario.MISSING_NDSM], graphs[Scenario.FULL]
+    return replace(manifest, graphs=graphs)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_a_class_less, r"probabilities is float32 \[N, 4, 64, 64\]"),
+        (_a_class_more, r"probabilities is float32 \[N, 4, 64, 64\]"),
+        (_a_smaller_tile, r"rgir is uint8 \[N, 3, 64, 64\]"),
+        (_graphs_swapped, r"full .* it lacks ndsm"),
+    ],
+)
+def test_a_graph_that_does_not_fit_the_manifest_is_refused_where_it_is_opened(
+    name: BackendName, change: Callable[[Manifest], Manifest], why: str, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "lying"))
+    save_manifest(change(toy_bundle.manifest), root)
+    with pytest.raises(ManifestError, match=why):
+        open_backend(name, Bundle.load(root), scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_weights_behind_a_link_into_a_content_store_are_read(name: BackendName, tmp_path: Path) -> None:
+    """OpenVINO refuses weights that lie elsewhere; what it sees is a copy that does not."""
+    root = tmp_path / "linked"
+    root.mkdir()
+    for file in demo.BUNDLE.iterdir():
+        (root / file.name).symlink_to(file)
+    with open_backend(name, Bundle.load(root), scenarios=[Scenario.MISSING_NDSM], wanted=[Output.CLASSES]) as backend:
+        assert backend.info.graph == "fp32"

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
+import os
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import external_data_helper, helper, numpy_helper
 
+from engine import demo
 from engine.contract import errors
 from engine.contract.bands import Band, ndsm_spec, normalise, rgir_spec
 from engine.contract.bundle import MANIFEST_NAME, Bundle, ClassSpec, FileRef, save_manifest
 from engine.contract.errors import EngineError, IntegrityError, ManifestError, UsageError
+from engine.contract.formats import MalformedError
 from engine.contract.health import HealthLimits, Limit, default_limits, parse_limits
+from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors, scenario_for, scenarios_within
 
 
@@ -121,7 +131,21 @@ def test_every_file_of_a_bundle_is_verified(toy_bundle: Bundle, tmp_path: Path) 
     ("change", "rule"),
     [
         ({"schema_version": 99}, "schema_version must be 1, received 99"),
-        ({"tile_px": 100}, "multiple of 32, received 100"),
+        ({"tile_px": 100}, "multiple of 32 up to 8192, received 100"),
+        ({"tile_px": 2**62}, "multiple of 32 up to 8192, received 46"),
+        ({"tile_px": 10**400}, "tile_px|number"),
+        ({"name": ""}, "name must be 1 to 200"),
+        ({"name": "x" * 1_000_000}, "name must be 1 to 200"),
+        ({"name": "x" * 5_000_000}, "longer than 4194304 bytes"),
+        ({"name": "two\nlines"}, "printable"),
+        ({"classes": [{"name": "a", "rgb": [0, 0, 0]}, {"name": "b", "rgb": [0, 0, 0]}]}, "a rgb of its own"),
+        ({"classes": [{"name": "a", "rgb": [0, 0, 0]}, {"name": "a", "rgb": [0, 0, 1]}]}, "a name of its own"),
+        ({"sensors": []}, "sensors must be rgir uint8 with 3"),
+        ({"weights": [{"path": "a\0b", "size_bytes": 1, "sha256": "0" * 64}]}, "printable"),
+        ({"weights": [{"path": "a" * 256, "size_bytes": 1, "sha256": "0" * 64}]}, "255 bytes"),
+        ({"weights": [{"path": "golden.npz", "size_bytes": 1, "sha256": "0" * 64}]}, "received two for 'golden.npz'"),
+        ({"weights": [{"path": "manifest.json", "size_bytes": 1, "sha256": "0" * 64}]}, "received two for"),
+        ({"weights": [{"path": "w", "size_bytes": -1, "sha256": "0" * 64}]}, "not be negative"),
         ({"halo_px": 32}, "received 32 for tile 64"),
         ({"gsd_m": [0.5, 0.1]}, "finest, coarsest"),
         ({"graphs": {}}, "graph is needed"),
@@ -136,6 +160,204 @@ def test_manifests_that_cannot_be_true_are_refused(change, rule, toy_bundle: Bun
     (root / MANIFEST_NAME).write_bytes(msgspec.json.encode({**manifest, **change}))
     with pytest.raises(ManifestError, match=rule):
         Bundle.load(root)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"name": "\xff\xfe"}',
+        "{}".encode("utf-16"),
+        b"\0" * 100,
+        b"\xef\xbb\xbf{}",
+        b'{"schema_version": 1e400}',
+    ],
+)
+def test_a_manifest_that_is_no_json_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(content)
+    with pytest.raises(ManifestError, match="not a valid manifest") as caught:
+        Bundle.load(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_neither_a_pipe_nor_a_device_is_waited_for(toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "pipes"))
+    (root / "golden.npz").unlink()
+    os.mkfifo(root / "golden.npz")
+    with pytest.raises(IntegrityError, match="not a regular file"):
+        Bundle.load(root)
+    (root / MANIFEST_NAME).unlink()
+    (root / MANIFEST_NAME).symlink_to("/dev/zero")
+    with pytest.raises(ManifestError, match="not a regular file"):
+        Bundle.load(root)
+
+
+def test_a_file_that_is_swapped_after_the_check_is_not_used(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """As large as before and with the old time: only what is read can tell."""
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "swapped"))
+    bundle = Bundle.load(root)
+    graph = root / "full.onnx"
+    graph.write_bytes((root / "missing_ndsm.onnx").read_bytes().ljust(graph.stat().st_size, b"\0"))
+    with pytest.raises(IntegrityError, match=r"full.onnx: the manifest says"), bundle.opened([Scenario.FULL], "fp32"):
+        pass
+    golden = root / "golden.npz"
+    golden.write_bytes(bytes(golden.stat().st_size))
+    with pytest.raises(IntegrityError, match=r"golden.npz: the manifest says sha256"):
+        bundle.golden()
+
+
+def with_golden(toy_bundle: Bundle, root: Path, write: Callable[[Path, dict[str, np.ndarray]], None]) -> Bundle:
+    """A bundle whose golden file is another one, with a manifest that says so."""
+    shutil.copytree(toy_bundle.root, root)
+    write(root / "golden.npz", toy_bundle.golden())
+    golden = FileRef.of(root / "golden.npz", root)
+    save_manifest(dataclasses.replace(toy_bundle.manifest, golden=golden), root)
+    return Bundle.load(root)
+
+
+def _no_archive(path: Path, _arrays: dict[str, np.ndarray]) -> None:
+    path.write_bytes(b"PK\3\4 this is no archive")
+
+
+def _lacks_one(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "full/classes"})
+
+
+def _pickled(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **{**arrays, "rgir": np.array([{}], dtype=object)})
+
+
+def _another_shape(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **{**arrays, "ndsm": arrays["ndsm"][:, 1:]})
+
+
+def _claims_300_gb(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (3, 10**5, 10**6)})
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "rgir"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("rgir.npy", head.getvalue())
+
+
+def _cut_short(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    whole = io.BytesIO()
+    np.lib.format.write_array(whole, arrays["rgir"])
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "rgir"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("rgir.npy", whole.getvalue()[:-1])
+
+
+def _not_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, **{**arrays, "ndsm": np.full_like(arrays["ndsm"], np.nan)})
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (_no_archive, "no numpy archive"),
+        (_lacks_one, "lacks the array full/classes"),
+        (_pickled, "array rgir must be uint8"),
+        (_another_shape, r"array ndsm must be float32 \[1, 64, 64\], found float32 \[1, 63, 64\]"),
+        (_claims_300_gb, r"must be uint8 \[3, 64, 64\], found uint8 \[3, 100000, 1000000\]"),
+        (_cut_short, "ends after 12287 of 12288 bytes"),
+        (_not_finite, "ndsm must be finite"),
+    ],
+)
+def test_a_golden_file_that_is_none_is_one_line(
+    write: Callable[[Path, dict[str, np.ndarray]], None], why: str, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = with_golden(toy_bundle, tmp_path / "bad", write)
+    with pytest.raises(IntegrityError, match=why):
+        bundle.golden()
+
+
+# Private copies of graphs
+
+
+def with_external_weights(toy_bundle: Bundle, root: Path, location: str, *, listed: bool) -> Bundle:
+    """The graph for both sensors keeps its weights in another file."""
+    shutil.copytree(toy_bundle.root, root)
+    model = onnx.load(root / "full.onnx")
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "rgir_weights")
+    content = numpy_helper.to_array(weights).tobytes()
+    (root / "weights.bin").write_bytes(content)
+    weights.ClearField("raw_data")
+    weights.raw_data = content
+    external_data_helper.set_external_data(weights, location, 0, len(content))
+    weights.ClearField("raw_data")
+    (root / "full.onnx").write_bytes(model.SerializeToString())
+    graphs = {scenario: dict(by_precision) for scenario, by_precision in toy_bundle.manifest.graphs.items()}
+    graphs[Scenario.FULL]["fp32"] = FileRef.of(root / "full.onnx", root)
+    files = (FileRef.of(root / "weights.bin", root),) if listed else ()
+    save_manifest(dataclasses.replace(toy_bundle.manifest, graphs=graphs, weights=files), root)
+    return Bundle.load(root)
+
+
+def test_a_graph_finds_the_weights_of_the_manifest_and_nothing_else(toy_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = with_external_weights(toy_bundle, tmp_path / "good", "weights.bin", listed=True)
+    (bundle.root / "beside.bin").write_bytes(b"x")
+    with bundle.opened(Scenario, "fp32") as paths:
+        folder = paths[Scenario.FULL].parent
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            ["full.onnx", "missing_ndsm.onnx", "missing_rgir.onnx", "weights.bin"]
+        )
+        assert folder.stat().st_mode & 0o077 == 0
+        assert all((folder / name.name).read_bytes() == name.read_bytes() for name in bundle.root.glob("*.onnx"))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "/etc/passwd", "../../etc/passwd", "weights.bin/../other.bin"])
+def test_weights_that_the_manifest_does_not_list_are_refused(location: str, toy_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = with_external_weights(toy_bundle, tmp_path / "bad", location, listed=location != "weights.bin")
+    with pytest.raises(IntegrityError, match="does not list"), bundle.opened([Scenario.FULL], "fp32"):
+        pass
+
+
+def test_external_files_are_found_wherever_a_graph_may_hide_them() -> None:
+    def tensor(name: str) -> onnx.TensorProto:
+        made = onnx.TensorProto(name=name, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+        made.external_data.add(key="offset", value="0")
+        made.external_data.add(key="location", value=name)
+        return made
+
+    inner = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "inner", [], [], [tensor("inner.bin")])
+    loop = helper.make_node("Loop", [], [], body=inner)
+    constant = helper.make_node("Constant", [], ["c"], value=tensor("constant.bin"))
+    listed = helper.make_node("Custom", [], [])
+    listed.attribute.add(name="many", type=onnx.AttributeProto.TENSORS).tensors.append(tensor("many.bin"))
+    graph = helper.make_graph([loop, constant, listed], "outer", [], [], [tensor("outer.bin")])
+    graph.sparse_initializer.add(values=tensor("sparse.bin"))
+    function = helper.make_function("", "f", [], [], [constant], [helper.make_opsetid("", 18)])
+    function.node[0].attribute[0].t.CopyFrom(tensor("function.bin"))
+    model = helper.make_model(graph, functions=[function])
+    names = ["inner", "constant", "many", "outer", "sparse", "function"]
+    assert external_files(model.SerializeToString()) == {f"{name}.bin" for name in names}
+
+
+@pytest.mark.parametrize("path", sorted((Path(demo.BUNDLE)).glob("*.onnx")), ids=lambda path: path.name)
+def test_external_files_are_those_that_onnx_finds(path: Path) -> None:
+    model = onnx.load(path, load_external_data=False)
+    expected = {
+        entry.value
+        for tensor in external_data_helper._get_all_tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert external_files(path.read_bytes()) == expected != set()
+
+
+def test_what_is_no_graph_is_malformed_or_names_no_file() -> None:
+    rng = np.random.default_rng(0)
+    whole = (Path(demo.BUNDLE) / "full.onnx").read_bytes()
+    contents = [whole[:size] for size in (1, 7, 1000, len(whole) - 1)]
+    contents += [rng.integers(0, 256, 200, np.uint8).tobytes() for _ in range(200)]
+    contents += [b"\x3a\xff\xff\xff\xff\x0f" * 3, b"\xff" * 50, (b"\x3a\x7f" * 60).ljust(10_000, b"\0")]
+    for content in contents:
+        with contextlib.suppress(MalformedError):
+            external_files(content)
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
@@ -248,8 +470,19 @@ def test_limits_that_make_no_sense_are_refused(text: str, rule: str) -> None:
         parse_limits([text], default_limits())
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.toml", "ndsm = ["), ("a.json", "{"), ("b.json", "[1]")])
-def test_files_of_limits_that_cannot_be_read_are_named(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.toml", b"ndsm = ["),
+        ("b.toml", "[ndsm]".encode("utf-16")),
+        ("c.toml", b"a = " + b"[" * 10_000),
+        ("a.json", b"{"),
+        ("b.json", b"[1]"),
+        ("c.json", b"\xff"),
+        ("d.json", b"[" * 100_000),
+    ],
+)
+def test_files_of_limits_that_cannot_be_read_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=name):
         parse_limits([str(tmp_path / name)], default_limits())
