@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import rasterio
+from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rasterio.transform import from_origin
@@ -29,6 +30,12 @@ from engine.contract.bundle import (
 )
 from engine.contract.health import default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
+
+# Few examples, the same in every run. To search: python -m pytest tests/engine/test_properties.py \
+#     --hypothesis-profile=thorough
+settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile("repeatable")
 
 CLASSES = 4
 CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
