@@ -26,19 +26,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.agreement import BACKENDS, Reference, listed, reference_of
+from benchmarks.agreement import BACKENDS, Reference, precisions_of, reference_of
+from benchmarks.command import at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
-from benchmarks.exit_code import exit_code_of
+from benchmarks.rates import WANTED
+from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile
-from engine import demo
 from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, ExecutionPrecision, Output
+from engine.backends.base import Backend, Output
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BundleError, InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from train.metrics import Confusion, Scores
     from train.predict import EvaluationTile
 
-RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
-WANTED = (Output.CLASSES, Output.CONFIDENCE)
 REFERENCE = "reference"
 NEEDS = "scoring needs the data sources of training ({error}): pip install 'gemmnet-edge[export,train]'"
 
@@ -80,31 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         rows = score(options)
-        show(rows)
+        print(TABLES["accuracy"].markdown(rows))
+        print(f"{rows[0]['scenes']} scenes ({rows[0]['data']}), against {rows[0]['reference']}")
         write_csv(options.out, rows)
         print(f"written to {options.out}")
 
     return exit_code_of(work)
 
 
-def show(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print a line per row, and what they are of."""
-    for row in rows:
-        drop = "" if row["backend"] == REFERENCE else f"{row['drop_mf1_points']:+8.2f} {row['drop_miou_points']:+8.2f}"
-        print(
-            f"{row['backend']:<12}{row['precision']:<6}{row['arithmetic']:<6}{row['scenario']:<14}"
-            f"mF1 {row['mf1_percent']:6.2f}  mIoU {row['miou_percent']:6.2f}  OA {row['oa_percent']:6.2f}  drop {drop}"
-        )
-    about = rows[0]
-    print(f"{about['scenes']} scenes ({about['data']}); drop: points of mF1 and of mIoU below {about['reference']}")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser = parser_of("accuracy", __doc__, result="accuracy.csv")
     parser.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: plans under the bundle)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model the bundle was exported from")
     parser.add_argument("--backends", default=",".join(BACKENDS), metavar="LIST", help="default: all three")
@@ -117,7 +102,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=("validation", "test"), default="test", help="which scenes (test)")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
     return parser
 
 
@@ -165,8 +149,7 @@ def scenes_of(options: argparse.Namespace, bundle: Bundle) -> tuple[Source, list
         UsageError: the data sources are not installed, or ``--synthetic`` is not positive.
         InputError: the data cannot be used, or tells other classes apart than the bundle.
     """
-    if options.synthetic < 1:
-        raise UsageError(f"--synthetic must be at least 1, received {options.synthetic}")
+    at_least_one(options, "synthetic")
     try:
         from train.data.procedural import ProceduralSource
         from train.data.rasters import DataError
@@ -194,16 +177,6 @@ def scenes_of(options: argparse.Namespace, bundle: Bundle) -> tuple[Source, list
             "try the other --part, or check the data with `python -m train.data.check`"
         )
     return source, scenes
-
-
-def precisions_of(bundle: Bundle, text: str | None) -> list[ExecutionPrecision]:
-    """Those of ``--precisions``, by default every graph's that all of the bundle's scenarios have.
-
-    Raises:
-        UsageError: the bundle has no such precision.
-    """
-    available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
-    return available if text is None else listed(text, [*available, "auto"], "--precisions")
 
 
 def run(

@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command import at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
-from benchmarks.exit_code import exit_code_of
+from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
-from engine.backends.base import BackendInfo, Output
+from engine.backends.base import BackendInfo, ExecutionPrecision, Output
 from engine.backends.golden import tolerance_of
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BackendUnavailableError, BundleError, UsageError
 from engine.contract.sensors import Scenario
 
-RESULTS = Path(__file__).parent / "results" / "agreement.csv"
 BACKENDS: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime")
 WANTED = (Output.CLASSES, Output.PROBABILITIES)
 
@@ -74,19 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.agreement",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser = parser_of("agreement", __doc__, result="agreement.csv")
     parser.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: plans under the bundle)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the model the bundle was exported from")
     parser.add_argument("--backends", default=",".join(BACKENDS), metavar="LIST", help="default: all three")
     parser.add_argument("--precisions", metavar="LIST", help="default: all that the bundle has")
     parser.add_argument("--scene", type=Path, metavar="DIR", help="rgir.tif and ndsm.tif (default: the demo scene)")
     parser.add_argument("--tiles", type=int, default=3, metavar="N", help="tiles, the golden one first (default: 3)")
-    parser.add_argument("--csv", type=Path, default=RESULTS, help="result file; a table goes beside it as .md")
     return parser
 
 
@@ -97,8 +91,7 @@ def compare(options: argparse.Namespace) -> int:
         EngineError: it cannot be done.
     """
     bundle = Bundle.load(options.bundle)
-    if options.tiles < 1:
-        raise UsageError(f"--tiles must be at least 1, received {options.tiles}")
+    at_least_one(options, "tiles")
     scene = demo.SCENE if options.scene is None else {sensor: options.scene / f"{sensor}.tif" for sensor in demo.SCENE}
     tiles = tiles_of(bundle, scene, options.tiles)
     name, reference = reference_of(bundle, options.checkpoint)
@@ -106,7 +99,7 @@ def compare(options: argparse.Namespace) -> int:
     found: list[Agreement] = []
     failed = False
     for backend in listed(options.backends, BACKENDS, "--backends"):
-        for precision in _precisions(bundle, options.precisions):
+        for precision in precisions_of(bundle, options.precisions):
             try:
                 found += agreements(bundle, backend, precision, options.plans, tiles, expected)
             except BackendUnavailableError as error:
@@ -117,9 +110,9 @@ def compare(options: argparse.Namespace) -> int:
     if not found:
         raise BackendError("no backend could run; the reasons are above")
     rows = [{"reference": name, "tiles": len(tiles), **row(agreement), **conditions()} for agreement in found]
-    write_csv(options.csv, rows)
-    table = markdown(found, name, len(tiles))
-    options.csv.with_suffix(".md").write_text(table)
+    write_csv(options.out, rows)
+    table = TABLES["agreement"].markdown(rows) + "\n"
+    options.out.with_suffix(".md").write_text(table)
     print(table)
     return 1 if failed or not all(agreement.holds for agreement in found) else 0
 
@@ -213,41 +206,14 @@ def row(agreement: Agreement) -> dict[str, object]:
     }
 
 
-def markdown(found: Sequence[Agreement], reference: str, tiles: int) -> str:
-    """A table: a line per backend and graph, a column per scenario."""
-    lines = [
-        f"Same class as {reference}, in percent of the pixels of {tiles} tiles; largest difference of a probability.",
-        "",
-        f"| backend | graph | {' | '.join(Scenario)} |",
-        f"|{'---|' * (2 + len(Scenario))}",
-    ]
-    by_graph: dict[tuple[str, str], list[str]] = {}
-    for agreement in found:
-        backend = agreement.backend
-        mark = "" if agreement.holds else " **out of tolerance**"
-        cell = f"{agreement.class_agreement:.3%}, {agreement.max_probability_difference:.2g}{mark}"
-        title = f"{backend.library} on {backend.device} ({backend.precision})"
-        by_graph.setdefault((title, backend.graph), []).append(cell)
-    lines += [f"| {title} | {graph} | {' | '.join(cells)} |" for (title, graph), cells in by_graph.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _precisions(bundle: Bundle, text: str | None) -> list[Any]:
-    available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
-    return available if text is None else listed(text, available, "--precisions")
-
-
-def listed(text: str, known: Iterable[Any], option: str) -> list[Any]:
-    """The names of a comma-separated option.
+def precisions_of(bundle: Bundle, text: str | None) -> list[ExecutionPrecision]:
+    """Those of ``--precisions``, by default every graph's that all of the bundle's scenarios have.
 
     Raises:
-        UsageError: the list is empty or names something unknown.
+        UsageError: the bundle has no such precision.
     """
-    names, known = [name.strip() for name in text.split(",") if name.strip()], list(known)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise UsageError(f"{option} takes a list of {', '.join(known)}; received {text!r}")
-    return names
+    available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
+    return available if text is None else listed(text, [*available, "auto"], "--precisions")
 
 
 if __name__ == "__main__":

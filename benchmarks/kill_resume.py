@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import ROOT, conditions, write_csv
-from benchmarks.flight import Failure, columns_of, rows_of, write_flight
+from benchmarks.rasters import Failure, columns_of, rows_of, write_flight
 from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor

@@ -40,24 +40,32 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.agreement import BACKENDS, listed
-from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
+from benchmarks.agreement import BACKENDS
 from benchmarks.cold_start import STAGES, cold_starts
+from benchmarks.command import at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.device_times import PARTS, device_times, host_of
-from benchmarks.exit_code import exit_code_of
-from benchmarks.rates import first_after_switch, hints_of, inputs_of, offline, single_stream
+from benchmarks.rates import (
+    WANTED,
+    bare_tiles_per_s,
+    first_after_switch,
+    hints_of,
+    inputs_of,
+    offline,
+    open_bare,
+    single_stream,
+)
+from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, PerformanceHint
 from engine.backends.plan_choice import BATCH
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError, BundleError, UsageError
+from engine.contract.errors import BackendError, BundleError
 from engine.contract.plan_cache import default_cache, usable_plans
 from engine.contract.sensors import Scenario
 
-RESULTS = Path(__file__).parent / "results" / "latency.csv"
 PRECISIONS: tuple[ExecutionPrecision, ...] = ("fp32", "fp16", "int8", "auto")
 PERCENTILES = (50, 90, 95, 99)
 Choice = tuple[BackendName, ExecutionPrecision, PerformanceHint]
@@ -145,10 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser = parser_of("latency", __doc__, result="latency.csv")
     parser.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: plans under the bundle)")
     parser.add_argument("--backends", default=",".join(BACKENDS), metavar="LIST", help="default: all three")
     parser.add_argument("--precisions", metavar="LIST", help="of fp32, fp16, int8, auto (default: all that run)")
@@ -160,7 +165,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-batch", type=int, default=4, metavar="N", help="see above (default: 4; 0: none)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--record", action="store_true", help="write the medians into the TensorRT plans' records")
-    parser.add_argument("--out", "--csv", type=Path, default=RESULTS, metavar="CSV", help="result file")
     return parser
 
 
@@ -170,9 +174,7 @@ def measure(options: argparse.Namespace) -> None:
     Raises:
         EngineError: nothing can be measured.
     """
-    for name in ("tiles", "rounds", "burn_in", "switch_after"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, received {getattr(options, name)}")
+    at_least_one(options, "tiles", "rounds", "burn_in", "switch_after")
     bundle = Bundle.load(options.bundle)
     tiles = tiles_of(bundle, demo.SCENE, 3)
     rows: dict[Choice, list[Row]] = {}
@@ -223,8 +225,9 @@ def measure(options: argparse.Namespace) -> None:
     for mine in tqdm(list(rows.values()) * options.cold_starts, unit="start", desc="cold starts", leave=False):
         cold(mine, options)
     measured = [row for mine in rows.values() for row in mine]
-    show(measured)
-    write_csv(options.out, [{**row.as_dict(), "burn_in_tiles": options.burn_in, **conditions()} for row in measured])
+    lines = [{**row.as_dict(), "burn_in_tiles": options.burn_in, **conditions()} for row in measured]
+    print(TABLES["latency"].markdown(lines))
+    write_csv(options.out, lines)
     print(f"written: {options.out}")
     if options.record:
         record(bundle, options.plans, [row for row in measured if row.backend == "tensorrt"])
@@ -244,7 +247,7 @@ def batches(row: Row, bundle: Bundle, tiles: Sequence[Tile], options: argparse.N
     batch = 1
     while batch <= options.max_batch:
         path = bundle.graph(row.scenario, row.info.graph)
-        bare = open_bare(row.info, path, batch=batch, precision=row.precision, threads=options.threads)
+        bare = open_bare(row.backend, path, batch=batch, precision=row.precision, threads=options.threads)
         if bare is None:
             return
         count = max(options.tiles // 3, batch)
@@ -267,23 +270,6 @@ def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
     found = cold_starts(request)
     for row in rows:
         row.cold.append(found)
-
-
-def show(rows: Sequence[Row]) -> None:
-    """A line for each row; milliseconds but for the rates."""
-    print(
-        f"{'backend':<12}{'asked':<6}{'hint':<12}{'scenario':<14}{'p50':>9}{'p90':>9}{'p95':>9}{'p99':>9}{'jitter':>8}"
-        f"{'switch':>9}{'tiles/s':>9}{'best batch':>16}{'cold start':>12}   what runs"
-    )
-    for row in rows:
-        line = row.as_dict()
-        best = f"{line['best_batch_tiles_per_s']:.1f} at {line['best_batch']}" if row.batches else ""
-        print(
-            f"{row.backend:<12}{row.precision:<6}{row.hint:<12}{row.scenario:<14}"
-            + "".join(f"{row.percentile_ms(cut):9.2f}" for cut in PERCENTILES)
-            + f"{line['jitter_p99_over_p50']:8.2f}{line['switch_p50_ms']:9.2f}{line['offline_tiles_per_s']:9.1f}"
-            f"{best:>16}{line['cold_start_ms'] or '':>12}   {row.info}"
-        )
 
 
 def record(bundle: Bundle, plans: Path | None, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A backend on tiles held in memory, in the two ways that MLPerf inference names.
+"""A backend, or the library under it by itself, on tiles held in memory, in the two ways that MLPerf inference names.
 
 - *single-stream*: the next tile is handed over when the last one's answer is there; a latency per tile. MLPerf's figure
   of it is the 90th percentile.
@@ -6,21 +6,38 @@
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc (section "Scenarios"; run length and
 early stopping of that document are not followed).
+
+The libraries by themselves are called as one would call them first: their defaults, no streams, no slots, no checks.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino
+import openvino.properties.hint as hints
 from numpy.typing import NDArray
+from openvino.properties import inference_num_threads
 
 from benchmarks.tiles import Tile
 from engine.backends import BackendName
-from engine.backends.base import Backend, Inputs, PerformanceHint
+from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, PerformanceHint
+from engine.backends.openvino import DEVICE, shared_core
 from engine.contract.sensors import Scenario
+
+WANTED = (Output.CLASSES, Output.CONFIDENCE)
+"""What a map without blending needs."""
+Feed = Mapping[str, NDArray[np.generic]]
+"""A batch by the graph's names: ``rgir`` uint8 [N, 3, T, T], ``ndsm`` float32 [N, 1, T, T]."""
+Bare = Callable[[Feed], Any]
+"""Computes the wanted outputs of one batch and waits for them."""
 
 
 def hints_of(backend: BackendName) -> tuple[PerformanceHint, ...]:
@@ -66,3 +83,62 @@ def first_after_switch(
             single_stream(backend, other, inputs_of(other, tiles), after)
             latencies_ms.append(single_stream(backend, scenario, inputs_of(scenario, tiles), 1))
     return np.concatenate(latencies_ms)
+
+
+def compile_openvino(
+    model: Path | bytes,
+    *,
+    precision: ExecutionPrecision,
+    batch: int = 1,
+    threads: int | None = None,
+    hint: hints.PerformanceMode | None = None,
+) -> openvino.CompiledModel:
+    """A graph with only the wanted outputs and static shapes; ``fp32`` keeps it from computing in bfloat16."""
+    read = shared_core().read_model(model)
+    pruned = openvino.Model([read.output(name.value) for name in WANTED], read.get_parameters(), "bare")
+    pruned.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in pruned.inputs})
+    config: dict[Any, object] = {} if threads is None else {inference_num_threads: threads}
+    if precision == "fp32":
+        config[hints.inference_precision] = openvino.Type.f32
+    if hint is not None:
+        config[hints.performance_mode] = hint
+    return shared_core().compile_model(pruned, DEVICE, config)
+
+
+def open_bare(
+    library: str, path: Path, *, batch: int = 1, precision: ExecutionPrecision, threads: int | None = None
+) -> Bare | None:
+    """A library by itself: all cores on one batch.
+
+    None where it cannot be had so: TensorRT's plans are built for the batch of one that the engine uses.
+    """
+    if library == "openvino":
+        compiled = compile_openvino(path, batch=batch, precision=precision, threads=threads)
+        return lambda feed: compiled(dict(feed))
+    if library != "onnxruntime":
+        return None
+    import onnxruntime  # an extra: only who asks for it needs it
+
+    from engine.backends.onnxruntime import AS_WRITTEN, ERRORS_ONLY, PROVIDER
+
+    # Its graphs take any batch and compute in the types written into them; these settings get the graph's own answers.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry(*AS_WRITTEN)
+    session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+    return partial(session.run, [name.value for name in WANTED])
+
+
+def bare_tiles_per_s(infer: Bare, inputs: Sequence[Inputs], *, batch: int, count: int) -> float:
+    """Tiles per second of one batch after the other, at least ``count`` tiles, after one batch of burn-in."""
+    feeds = []
+    for first in range(0, max(batch, len(inputs) - batch + 1), batch):
+        picked = [inputs[(first + index) % len(inputs)] for index in range(batch)]
+        feeds.append({sensor.value: np.stack([tile[sensor] for tile in picked]) for sensor in picked[0]})
+    repeats = math.ceil(count / batch)
+    infer(feeds[0])
+    started = time.perf_counter()
+    for index in range(repeats):
+        infer(feeds[index % len(feeds)])
+    return repeats * batch / (time.perf_counter() - started)

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.conditions import ROOT, conditions, write_csv
-from benchmarks.flight import write_flight, write_frames
+from benchmarks.rasters import write_flight, write_frames
 from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor

@@ -37,18 +37,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-from rasterio.transform import from_origin
-from rasterio.windows import Window
 from tqdm import tqdm
 
-from benchmarks.bare import WANTED, bare_tiles_per_s, open_bare
+from benchmarks.command import at_least_one, exit_code_of, parser_of
 from benchmarks.conditions import ROOT, conditions, write_csv
-from benchmarks.exit_code import exit_code_of
-from benchmarks.flight import COMPLETE_PX, GSD_M
-from benchmarks.rates import inputs_of, offline, single_stream
+from benchmarks.rasters import Raster, write_raster
+from benchmarks.rates import WANTED, bare_tiles_per_s, inputs_of, offline, open_bare, single_stream
+from benchmarks.tables import TABLES
 from benchmarks.tiles import tiles_of_run
-from engine import demo
 from engine.backends import open_backend
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, UsageError
@@ -57,15 +53,10 @@ from engine.summary import TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import STAGES, read_tile_log
 
-RESULTS = Path(__file__).parent / "results" / "throughput.csv"
 SETTINGS = ("rgir,ndsm", "rgir", "ndsm")
 BARE_TILES = 64
 BURN_IN_TILES = 8
-BLOCK_PX = 512
-GDAL_CACHE_MB = 64
 
-Raster = tuple[float, Mapping[Sensor, Path]]
-"""Megapixels, and where each sensor's file is."""
 Round = dict[str, float]
 """What one round of one size and setting measured, by column."""
 
@@ -77,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix="throughput-", dir=options.folder) as folder:
             rows = measure(options, Path(folder))
+        print(TABLES["throughput"].markdown(rows))
         write_csv(options.out, [{**row, **conditions("openvino")} for row in rows])
         print(f"written: {options.out}")
 
@@ -85,19 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("throughput", __doc__, result="throughput.csv")
     parser.add_argument("--mpx", default="4,64", help="raster sizes in megapixels (default: 4,64)")
     parser.add_argument("--sensors", action="append", help="sensor setting, repeatable (default: all three)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: 3)")
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
     parser.add_argument("--backend", default="auto", help="as engine.run takes it (default: auto)")
     parser.add_argument("--precision", default="auto", help="as engine.run takes it (default: auto)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for rasters and maps (default: a temporary one)")
-    parser.add_argument("--out", "--csv", type=Path, default=RESULTS, metavar="CSV", help="result file")
     return parser
 
 
@@ -111,8 +97,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
     for setting in settings:
         parse_sensors(setting)  # says what is wrong before anything is written
     sizes = _sizes(options.mpx, Bundle.load(options.bundle).manifest.tile_px)
-    if options.rounds < 1:
-        raise UsageError(f"--rounds must be at least 1, received {options.rounds}")
+    at_least_one(options, "rounds")
     rows: list[dict[str, object]] = []
     fits: dict[str, list[Round]] = {setting: [] for setting in settings}
     with tqdm(total=len(sizes) * len(settings) * options.rounds, unit="round") as progress:
@@ -128,7 +113,6 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
                     progress.update()
                 rows.append(row_of(size, setting, rounds, told))
                 fits[setting] += rounds
-                progress.write(line_of(rows[-1]))
             for path in raster[1].values():
                 path.unlink()
     for setting, rounds in fits.items():
@@ -142,45 +126,6 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
                 f"R2 {fitted['fit_r2']:g}; peak memory {fitted['fit_peak_rss_mib_per_mpx']:+g} MiB per Mpx"
             )
     return rows
-
-
-def write_raster(folder: Path, mpx: float) -> Raster:
-    """What both sensors saw of the demo scene, repeated over a square raster of about that size, tiled and deflated.
-
-    Every tile is valid in both sensors, so that each setting runs exactly one graph per tile, as the bare loop does. It
-    is written by strips of blocks, so that no more than one of them is in memory.
-    """
-    side = round((mpx * 1e6) ** 0.5)
-    paths = {sensor: folder / f"{sensor}_{mpx:g}.tif" for sensor in demo.SCENE}
-    cols = np.arange(side) % COMPLETE_PX[1]
-    for sensor, path in paths.items():
-        with rasterio.open(demo.SCENE[sensor]) as scene:
-            pixels = scene.read()[:, : COMPLETE_PX[0], : COMPLETE_PX[1]]
-            profile = {name: scene.profile[name] for name in ("count", "dtype", "nodata")}
-        with (
-            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB),
-            rasterio.open(
-                path,
-                "w",
-                driver="GTiff",
-                **profile,
-                width=side,
-                height=side,
-                crs="EPSG:32632",
-                transform=from_origin(500000, 5400000, GSD_M, GSD_M),
-                tiled=True,
-                blockxsize=BLOCK_PX,
-                blockysize=BLOCK_PX,
-                compress="deflate",
-                zlevel=1,
-                num_threads="ALL_CPUS",
-                bigtiff="if_safer",
-            ) as file,
-        ):
-            for top in range(0, side, BLOCK_PX):
-                rows = np.arange(top, min(top + BLOCK_PX, side)) % COMPLETE_PX[0]
-                file.write(pixels[:, rows][:, :, cols], window=Window(0, top, side, len(rows)))
-    return side * side / 1e6, paths
 
 
 def one_round(folder: Path, raster: Raster, setting: str, options: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
@@ -257,7 +202,7 @@ def bare(bundle_root: str, backend: Any, precision: Any, setting: str, *files: s
     with open_backend(backend, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as opened:
         single_stream(opened, scenario, inputs, BURN_IN_TILES)
         saturated = offline(opened, scenario, inputs, BARE_TILES)
-        plain = open_bare(opened.info, bundle.graph(scenario, opened.info.graph), batch=1, precision=precision)
+        plain = open_bare(opened.info.name, bundle.graph(scenario, opened.info.graph), precision=precision)
         if plain is None:
             return 1e3 / float(np.mean(single_stream(opened, scenario, inputs, BARE_TILES))), saturated
     bare_tiles_per_s(plain, inputs, batch=1, count=BURN_IN_TILES)
@@ -295,17 +240,6 @@ def fit_of(rounds: Sequence[Round]) -> dict[str, float]:
     unexplained = ((wall_s - slope * mpx - intercept) ** 2).sum() / ((wall_s - wall_s.mean()) ** 2).sum()
     values = (slope, intercept, 1 - unexplained, np.polyfit(mpx, rss_mib, 1)[0])
     return {name: float(f"{value:.5g}") for name, value in zip(FIT_COLUMNS, values, strict=True)}
-
-
-def line_of(row: Mapping[str, Any]) -> str:
-    """A row for the terminal."""
-    return (
-        f"{row['mpx']:>5g} Mpx  {row['sensors']:<10}{row['end_to_end_mpx_per_s']:>7} Mpx/s end to end   "
-        f"{row['stream_tiles_per_s']:>6} tiles/s: {row['stream_over_loop']:.3f} of the bare loop, "
-        f"{row['stream_over_saturated']:.3f} of the saturated backend   read {row['read_busy']:.0%}, "
-        f"write {row['write_busy']:.0%} busy   start-up {row['share_startup']:.0%}, publish "
-        f"{row['share_publish']:.0%}   peak {row['peak_rss_mib']} MiB"
-    )
 
 
 def _sizes(text: str, tile_px: int) -> list[float]:

@@ -47,8 +47,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.agreement import listed
+from benchmarks.command import exit_code_of
 from benchmarks.conditions import conditions, write_csv
-from benchmarks.exit_code import exit_code_of
 from benchmarks.tiles import tiles_of
 from engine import demo
 from engine.contract.errors import BackendUnavailableError, EngineError, UsageError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,19 @@ import openvino
 import openvino.properties.hint as hints
 from numpy.typing import NDArray
 
-from benchmarks.bare import WANTED, open_onnxruntime, open_openvino
 from benchmarks.peers.peer import Classes, Peer, Take
 from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.subject import Subject
-from benchmarks.rates import hints_of
+from benchmarks.rates import WANTED, compile_openvino, hints_of, open_bare
 from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Inputs, Output
-from engine.backends.openvino import shared_core
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
 
 
 class LibraryPeer(Peer):
-    """A graph of the bundle in a library's plain call, see :mod:`benchmarks.bare`: all cores on one tile."""
+    """A graph of the bundle in a library's plain call (:func:`benchmarks.rates.open_bare`): all cores on one tile."""
 
     def __init__(self, library: str, infer: Callable[[Mapping[str, NDArray[np.generic]]], Any]) -> None:
         self.library = library
@@ -44,15 +43,10 @@ class OpenVinoQueue(Peer):
     """
 
     def __init__(self, subject: Subject, scenario: Scenario, precision: Precision) -> None:
-        self.library = _openvino_version()
-        core = shared_core()
-        model = core.read_model(subject.bundle.graph(scenario, precision))
-        pruned = openvino.Model([model.output(name.value) for name in WANTED], model.get_parameters(), "queue")
-        pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
-        config: dict[str, Any] = {hints.performance_mode: hints.PerformanceMode.THROUGHPUT}
-        if precision == "fp32":
-            config[hints.inference_precision] = openvino.Type.f32
-        self._queue = openvino.AsyncInferQueue(core.compile_model(pruned, "CPU", config))
+        self.library = f"openvino {version('openvino').split('-')[0]}"
+        path = subject.bundle.graph(scenario, precision)
+        throughput = hints.PerformanceMode.THROUGHPUT
+        self._queue = openvino.AsyncInferQueue(compile_openvino(path, precision=precision, hint=throughput))
 
     def infer(self, inputs: Inputs) -> Classes:
         """See :meth:`Peer.infer`."""
@@ -125,19 +119,14 @@ def _torch(kind: type[TorchPeer], environment: Mapping[str, str] | None = None) 
     )
 
 
-def _onnxruntime(subject: Subject, scenario: Scenario) -> Peer:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailableError(f"ONNX Runtime is not installed ({error}): pip install onnxruntime") from error
-    infer = open_onnxruntime(subject.bundle.graph(scenario, "fp32"), batch=1, precision="fp32", threads=None)
-    return LibraryPeer(f"onnxruntime {onnxruntime.__version__}", infer)
-
-
-def _openvino(precision: Precision) -> Opener:
+def _bare(library: str, precision: Precision) -> Opener:
     def open_it(subject: Subject, scenario: Scenario) -> Peer:
-        path = subject.bundle.graph(scenario, precision)
-        return LibraryPeer(_openvino_version(), open_openvino(path, batch=1, precision=precision, threads=None))
+        try:
+            infer = open_bare(library, subject.bundle.graph(scenario, precision), precision=precision)
+        except ImportError as error:
+            raise BackendUnavailableError(f"{library} is not installed ({error}): pip install {library}") from error
+        assert infer is not None, library
+        return LibraryPeer(f"{library} {version(library).split('-')[0]}", infer)
 
     return open_it
 
@@ -154,11 +143,11 @@ CPU_PEERS: Mapping[tuple[str, str], Opener] = {
     (EAGER, "fp32"): _torch(TorchPeer),
     (EAGER_KEEPING, "fp32"): _torch(TorchPeer, KEEP_MEMORY),
     ("torch.compile", "fp32"): _torch(CompiledTorchPeer),
-    ("ONNX Runtime", "fp32"): _onnxruntime,
-    ("OpenVINO infer", "fp32"): _openvino("fp32"),
+    ("ONNX Runtime", "fp32"): _bare("onnxruntime", "fp32"),
+    ("OpenVINO infer", "fp32"): _bare("openvino", "fp32"),
     ("OpenVINO AsyncInferQueue", "fp32"): _queue("fp32"),
     (ENGINE, "fp32"): _engine("fp32"),
-    ("OpenVINO infer", "int8"): _openvino("int8"),
+    ("OpenVINO infer", "int8"): _bare("openvino", "int8"),
     (ENGINE, "int8"): _engine("int8"),
 }
 """By name and precision."""
@@ -184,7 +173,3 @@ def open_peer(opener: Opener, subject: Subject, scenario: Scenario) -> Peer:
         return opener(subject, scenario)
     except RuntimeError as error:  # OpenVINO's and PyTorch's own errors
         raise BackendError(f"the library refuses the network: {error}") from error
-
-
-def _openvino_version() -> str:
-    return f"openvino {openvino.__version__.split('-')[0]}"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.peers.libraries import Opener, open_peer
 from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
-from benchmarks.throughput import write_raster
+from benchmarks.rasters import write_raster
 from engine.backends.base import BackendInfo, Inputs
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import BackendUnavailableError

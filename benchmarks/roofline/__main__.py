@@ -33,7 +33,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.exit_code import exit_code_of
+from benchmarks.command import exit_code_of
 from engine import demo
 from engine.contract.errors import UsageError
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import onnx
 from tqdm import tqdm
 
-from benchmarks.accuracy import precisions_of
-from benchmarks.agreement import listed
+from benchmarks.agreement import listed, precisions_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.rates import inputs_of, offline
 from benchmarks.roofline import plot

@@ -14,8 +14,8 @@ import openvino.properties.hint as hints
 import torch
 from tqdm import tqdm
 
+from benchmarks.rates import compile_openvino
 from benchmarks.sweep.variants import Variant
-from engine.backends.openvino import shared_core
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 from export.golden import Tile, synthetic_tile
@@ -27,7 +27,6 @@ from train.system import System
 
 TILE_SEED = 3_000_000
 """A procedural scene that no training draws; float32 arithmetic takes the same time on any."""
-WANTED = ("classes", "confidence")
 
 
 @dataclass(kw_only=True)
@@ -93,17 +92,9 @@ def prepare(variant: Variant, model: System, scenario: Scenario, tile: Tile, thr
     """
     graph, _ = operate(export_graph(model, scenario, tile.rgir.shape[-1]))
     sensors = inputs_of(scenario)
-    config = {
-        hints.performance_mode: hints.PerformanceMode.LATENCY,
-        hints.inference_precision: ov.Type.f32,
-        props.inference_num_threads: threads,
-    }
+    hint = hints.PerformanceMode.LATENCY
     try:
-        core = shared_core()
-        read = core.read_model(graph.SerializeToString())
-        pruned = ov.Model([read.output(name) for name in WANTED], read.get_parameters(), str(scenario))
-        pruned.reshape({port: [1, *list(port.partial_shape)[1:]] for port in pruned.inputs})
-        compiled = core.compile_model(pruned, "CPU", config)
+        compiled = compile_openvino(graph.SerializeToString(), precision="fp32", threads=threads, hint=hint)
         request = compiled.create_infer_request()
         for sensor in sensors:
             request.set_tensor(sensor.value, ov.Tensor(np.ascontiguousarray(tile.sensor(sensor)[None])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib
 
 from benchmarks.sweep.latency import Timed
 from benchmarks.sweep.training import Scores
+from benchmarks.tables import TABLES
 from engine.contract.sensors import Scenario
 from train.checkpoint import replacing
 
@@ -83,35 +85,11 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def markdown(found: Sequence[Row]) -> str:
-    """A line per variant, scenarios side by side as full / without nDSM / without RGIR."""
-    scored = found[0]["mean_f1"] != ""
-    columns = ["variant", "encoder widths", "refinements", "stem", "token stride, px", "transformers", "parameters, M"]
-    columns += ["GMAC", "latency, ms", f"of {found[0]['reference']}"]
-    columns += ["trained on", "mF1, %", "on the front"] if scored else []
-    lines = ["Full / missing nDSM / missing RGIR.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for at in range(0, len(found), len(Scenario)):
-        mine = found[at : at + len(Scenario)]
-        first = mine[0]
-        cells = [
-            first["variant"],
-            first["encoder_widths"],
-            first["encoder_refinements"],
-            f"{first['stem_stride']}{', pixels packed' if first['pixel_shuffle'] else ''}",
-            first["token_stride_px"],
-            first["token_depth"],
-            f"{first['parameters'] / 1e6:.2f}",
-            _triple(mine, "gmac", "{:.1f}"),
-            _triple(mine, "latency_ms", "{:.1f}"),
-            _triple(mine, "latency_over_reference", "{:.2f}"),
-        ]
-        if scored:
-            cells += [
-                _trained_on(first),
-                _triple(mine, "mean_f1", "{:.1f}", scale=100),
-                "yes" if first["pareto"] else "",
-            ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+    """A line per variant, as on the page; without scores where nothing was trained."""
+    table = TABLES["sweep"]
+    if found[0]["mean_f1"] == "":
+        table = replace(table, cells=dict(list(table.cells.items())[:-2]))
+    return table.markdown(found) + "\n"
 
 
 def plot(found: Sequence[Row], path: Path) -> None:
@@ -149,10 +127,6 @@ def plot(found: Sequence[Row], path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
-
-
-def _triple(mine: Sequence[Row], column: str, form: str, *, scale: float = 1) -> str:
-    return " / ".join(form.format(scale * float(row[column])) for row in mine)
 
 
 def _trained_on(row: Row) -> str:

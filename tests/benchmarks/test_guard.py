@@ -7,9 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.bare import WANTED
-from benchmarks.rates import inputs_of, offline, single_stream
-from benchmarks.throughput import write_raster
+from benchmarks.rasters import write_raster
+from benchmarks.rates import WANTED, inputs_of, offline, single_stream
 from benchmarks.tiles import tiles_of_run
 from engine import demo
 from engine.backends import open_backend

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import latency
-from benchmarks.bare import WANTED, open_bare
 from benchmarks.cold_start import STAGES, cold_starts
-from benchmarks.rates import first_after_switch, inputs_of
+from benchmarks.rates import WANTED, first_after_switch, inputs_of, open_bare
 from benchmarks.tiles import tiles_of
 from engine import demo
 from engine.backends import open_backend
@@ -89,7 +88,9 @@ def test_the_library_by_itself_answers_what_the_backend_does(toy_bundle, name, b
     scenario = Scenario.FULL
     inputs = inputs_of(scenario, tiles_of(toy_bundle, demo.SCENE, batch))
     with open_backend(name, toy_bundle, scenarios=[scenario], wanted=WANTED, precision="fp32") as backend:
-        bare = open_bare(backend.info, toy_bundle.graph(scenario, "fp32"), batch=batch, precision="fp32", threads=1)
+        bare = open_bare(
+            backend.info.name, toy_bundle.graph(scenario, "fp32"), batch=batch, precision="fp32", threads=1
+        )
         classes = next(iter(as_list(bare({s.value: np.stack([tile[s] for tile in inputs]) for s in scenario.sensors}))))
         expected = [backend.infer(scenario, tile)[Output.CLASSES] for tile in inputs]
     assert classes.shape == (batch, 64, 64)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme.__main__ import PAGES, main
-from benchmarks.readme.blocks import BLOCKS
-from benchmarks.readme.results import RESULTS
+from benchmarks.readme import PAGES, main
+from benchmarks.tables import RESULTS, TABLES
 
 PAGE = (
     "# Page\n\n<!-- table: throughput -->\nold\n<!-- /table -->\n\nBetween.\n\n<!-- table: soak -->\n<!-- /table -->\n"
@@ -134,7 +133,7 @@ def test_table1_is_a_mean_over_seeds_with_its_range(place) -> None:
 ORDER = ("full", "missing_ndsm", "missing_rgir")
 
 
-@pytest.mark.parametrize("name", sorted(name for name, made in BLOCKS.items() if (RESULTS / made.file).exists()))
+@pytest.mark.parametrize("name", sorted(name for name, made in TABLES.items() if (RESULTS / made.file).exists()))
 def test_every_result_of_the_repository_makes_a_short_table(tmp_path, name: str) -> None:
     (tmp_path / "README.md").write_text(f"<!-- table: {name} -->\n<!-- /table -->\n")
     assert main(["--readme", str(tmp_path / "README.md")]) == 0

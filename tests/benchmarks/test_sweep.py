@@ -72,7 +72,7 @@ def test_the_picture_and_the_table_lie_beside_the_csv(finished) -> None:
     folder, _ = finished
     with Image.open(folder / "sweep.png") as picture:
         assert min(picture.size) > 400
-    assert (folder / "sweep.md").read_text().count("| tiny |") == 1
+    assert (folder / "sweep.md").read_text().count("| **tiny** |") == 1
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -181,4 +181,5 @@ def test_scores_are_means_over_seeds_and_the_front_is_of_means_over_scenarios() 
     assert [row["mean_f1"] for row in rows[:3]] == [0.6, 0.4, 0.2]
     assert (rows[0]["mean_f1_min"], rows[0]["mean_f1_max"], rows[0]["steps"]) == (0.5, 0.7, 7)
     assert [row["pareto"] for row in rows] == [True] * 3 + [False] * 3
-    assert "| 60.0 / 40.0 / 20.0 | yes |" in report.markdown(rows)
+    assert "**a**" in report.markdown(rows)
+    assert "| 60.0 / 40.0 / 20.0 |" in report.markdown(rows)

@@ -13,8 +13,8 @@ import rasterio
 
 from benchmarks import throughput
 from benchmarks.conditions import ROOT
-from benchmarks.flight import COMPLETE_PX
-from benchmarks.throughput import BLOCK_PX, fit_of, write_raster
+from benchmarks.rasters import BLOCK_PX, COMPLETE_PX, write_raster
+from benchmarks.throughput import fit_of
 from benchmarks.tiles import tiles_of_run
 from engine import demo
 from engine.contract.sensors import Sensor

@@ -76,7 +76,8 @@ def test_targets_cover_the_raster_within_what_is_read(
     for tile in tiles:
         rows, cols = tile.target.within(tile.reads)
         assert 0 <= rows.start < rows.stop <= grid.tile_px
-        assert 0 <= cols.start < cols.stop <= grid.tile_px
+        # beside a strip a tile may have nothing to give, where there is no halo to cross-fade
+        assert 0 <= cols.start < cols.stop + (strip_tiles is not None) <= grid.tile_px + 1
         cover[tile.target.row :, tile.target.col :][: tile.target.height, : tile.target.width] += 1
     assert (cover >= 1).all()
     assert strip_tiles is not None or (cover == 1).all()

@@ -1,1 +1,0 @@
-"""The tables of README.md, made from the files of ``benchmarks/results``."""
