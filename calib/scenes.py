@@ -155,13 +155,13 @@ class Tile:
 
     def _read(self, path: Path) -> NDArray[np.generic]:
         rows, columns = (slice(start, start + self.size_px) for start in (self.top, self.left))
-        if path.suffix == ".npy":
-            whole = np.load(path, mmap_mode="r")
-            return np.array((whole if whole.ndim == 3 else whole[None])[:, rows, columns])
         try:
+            if path.suffix == ".npy":
+                whole = np.load(path, mmap_mode="r")
+                return np.array((whole if whole.ndim == 3 else whole[None])[:, rows, columns])
             with rasterio.open(path) as source:
                 band = source.read(window=Window(self.left, self.top, self.size_px, self.size_px), masked=True)
-        except RasterioError as error:
+        except (OSError, ValueError, EOFError, RasterioError) as error:
             raise RasterOpenError(f"{path} cannot be read: {error}: restore the scene or leave it out") from error
         return band.filled(np.nan if band.dtype.kind == "f" else band.fill_value)
 
@@ -259,7 +259,7 @@ def _shape(path: Path, bands: int) -> tuple[int, int]:
         else:
             with rasterio.open(path) as source:
                 shape, dtype = (source.count, source.height, source.width), np.dtype(source.dtypes[0])
-    except (OSError, ValueError, RasterioError) as error:
+    except (OSError, ValueError, EOFError, RasterioError) as error:
         raise RasterOpenError(f"{path} cannot be read: {error}: restore the scene or leave it out") from error
     kind = "a floating type" if path.stem == Sensor.NDSM else "uint8"
     fits = dtype.kind == "f" if path.stem == Sensor.NDSM else dtype == np.uint8

@@ -89,10 +89,11 @@ def search(
     if steps[-1].loss_points <= budget_points:
         return tuple(steps)
     best = min(steps, key=lambda step: step.loss_points)
-    blamed = "\n".join(f"  {one.layer}: {one.spared:.2e} of a probability" for one in ranking[:BLAMED])
+    blamed = ", ".join(f"{one.layer} {one.spared:.2e}" for one in ranking[:BLAMED])
     raise BundleError(
         f"int8 may cost at most {budget_points:g} points of mF1 and must keep {min_int8_share:.0%} of the "
         f"multiply-accumulates; for {scenario} the least loss found is {best.loss_points:.2f} points with "
-        f"{len(best.released)} layers left floating ({best.int8_share:.0%} int8). Most to blame, by the damage each "
-        f"one alone does:\n{blamed}\nRaise --budget, lower --min-int8-share, or train longer with smaller activations"
+        f"{len(best.released)} layers left floating ({best.int8_share:.0%} int8). Most to blame, by the part of a "
+        f"probability that each alone costs: {blamed}. Raise --budget, lower --min-int8-share, or train longer with "
+        "smaller activations"
     )

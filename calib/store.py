@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from engine.contract.errors import OutputError
+from engine.contract.formats import MalformedError, from_json, read_file
 
 Value = TypeVar("Value")
 
@@ -47,10 +48,10 @@ class Store:
         """A result that JSON can hold: read if it is there, else computed and written whole."""
         path = self.root / f"{kind}-{key[:32]}.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=of)
+            return from_json(read_file(path), of)
         except FileNotFoundError:
             pass
-        except msgspec.MsgspecError:
+        except MalformedError:
             path.unlink(missing_ok=True)  # of another version of this program
         found = compute()
         self._write(path, msgspec.json.encode(found))

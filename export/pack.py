@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from engine.contract.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -26,6 +24,7 @@ from engine.contract.bundle import (
     Training,
 )
 from engine.contract.errors import OutputError, UsageError
+from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
 from export.onnx_graphs import SharedWeights
 from train.checkpoint import CheckpointInfo
@@ -70,8 +69,8 @@ def training_of(checkpoint: Path, info: CheckpointInfo, metrics: Path | None) ->
     else:
         again = f"run `python -m train.evaluate {checkpoint}` again"
         try:
-            measured = msgspec.json.decode(path.read_bytes(), type=_Metrics)
-        except (OSError, msgspec.MsgspecError) as error:
+            measured = from_json(read_file(path), _Metrics)
+        except (OSError, MalformedError) as error:
             raise UsageError(f"metrics are a file of `python -m train.evaluate`; {path}: {error}: {again}") from error
         if measured.step != info.step:
             raise UsageError(

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError, UsageError
+from engine.contract.formats import from_json
 from engine.contract.plans import AMPERE, Library, PlanKey, Target
 from export.built_layers import LIST_TITLES, BuiltLayer, layers_of_inspector, layers_of_log
 from export.trt_network import Layer, read_layers
@@ -261,7 +261,8 @@ class TrtLibrary:
         inspector = engine.create_engine_inspector()
         inspector.execution_context = context
         try:
-            return layers_of_inspector(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+            told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+            return layers_of_inspector(from_json(told, dict[str, Any]))
         except (TypeError, ValueError) as error:
             raise BackendError(f"the inspector of {self.name} {self.version} gave no JSON: {error}") from error
 

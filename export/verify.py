@@ -178,10 +178,14 @@ def verify(
             for precision, limit in TOLERANCES.items()
             if any(p.precision == precision for p in failed)
         )
+        received = "; ".join(
+            f"{p.scenario} {p.precision} in {p.runtime} {p.class_agreement:.4%}, {p.probability_error:.1e} and "
+            f"{p.confidence_error}"
+            for p in failed
+        )
         raise BundleError(
-            f"each graph must give PyTorch's answer ({allowed}); nothing was published. Received\n"
-            f"{parity_table(failed)}\nA model with unbounded activations can do this: check its training, then "
-            "report the checkpoint with this table"
+            f"each graph must give PyTorch's answer ({allowed}); received {received}; nothing was published: a model "
+            "with unbounded activations can do this, so check its training, then report the checkpoint"
         )
     return parities
 

@@ -32,6 +32,7 @@ import msgspec
 import torch
 
 from engine.contract.errors import InterruptedRunError, UsageError
+from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
 from train import budget, checkpoint, run
 from train.config import PRESETS, differences
@@ -165,8 +166,8 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     kept = path.with_name(SCORES_NAME)
     key = hashlib.sha256(path.read_bytes() + source.digest("test").encode()).hexdigest()
     # What another version wrote is scored again.
-    with suppress(FileNotFoundError, msgspec.DecodeError):
-        known = msgspec.json.decode(kept.read_bytes(), type=dict[str, list[Entry]])
+    with suppress(FileNotFoundError, MalformedError):
+        known = from_json(read_file(kept), dict[str, list[Entry]])
         if key in known:
             return known[key]
     model, info = checkpoint.load(path)

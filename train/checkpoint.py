@@ -6,6 +6,7 @@ name and renamed, so a reader never sees half a file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,6 +24,8 @@ import torch
 from torch import Tensor
 
 from engine.contract.bands import SensorSpec
+from engine.contract.errors import one_line
+from engine.contract.formats import MalformedError, from_json
 from engine.contract.sensors import Scenario
 from train.config import ModelConfig, TrainConfig
 from train.data.labels import ISPRS_LABELS, LabelSet
@@ -95,7 +99,8 @@ def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> Non
     text = msgspec.json.encode(info)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"info": text.decode()})
+        metadata = {"info": text.decode(), "weights_sha256": _digest(tensors)}
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
 
@@ -105,18 +110,58 @@ def load(path: Path) -> tuple[System, CheckpointInfo]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of this project, or of another format.
+        ValueError: it is no checkpoint of this project, or of another format, or its tensors are not those that were
+            saved: renamed, swapped, altered, of another shape or not finite.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        info = msgspec.json.decode(metadata["info"], type=CheckpointInfo)
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        info = from_json(metadata["info"], CheckpointInfo)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist: pass the best.safetensors of `python -m train.run`") from error
-    except (safetensors.SafetensorError, KeyError, msgspec.MsgspecError) as error:
-        raise ValueError(f"{path} is no checkpoint of `python -m train.run` ({error})") from error
+    except (safetensors.SafetensorError, OSError, KeyError, MalformedError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of `python -m train.run` ({one_line(error)})") from error
     if info.format != FORMAT:
         raise ValueError(f"{path}: checkpoint format must be {FORMAT}, received {info.format}: train again")
+    again = "copy the checkpoint again, or train anew"
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{path}: {len(wrong)} of {len(tensors)} tensors are not finite, as {wrong[0]}: {again}")
     model = build(info.model)
-    model.load_state_dict(safetensors.torch.load_file(path))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its tensors are not those of its model ({one_line(error, 300)}): {again}") from error
+    # a checkpoint of an earlier version has no digest
+    if metadata.get("weights_sha256", digest := _digest(tensors)) != digest:
+        raise ValueError(f"{path}: its tensors are not those that were saved under their names: {again}")
     return model.eval(), info
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What :meth:`train.trainer.Trainer.state` said when ``path`` was written.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # zipfile's, pickle's and torch's own, with no class in common
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {one_line(error, 300)}): start from the weights that are left "
+            f"with --init {path.with_name('last.safetensors')} and another --out"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {type(found).__name__}, not the state of a training: pass another --out")
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

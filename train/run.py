@@ -36,6 +36,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from engine.contract.errors import one_line
+from engine.contract.formats import from_builtins, from_json
 from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
@@ -291,6 +293,7 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     group = group or Group()
     source = source_of(options)
     preset = settings(options, source)
+    group.part(0, 0, preset.train.batch)  # a batch that cannot be divided is told before anything is prepared
 
     state_path = options.out / "resume.pt"
     if state_path.exists() and not options.resume:
@@ -330,7 +333,11 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
         if left and group.leads:
             log.info("%s has no weights for %s: they start at random", options.init, ", ".join(left))
     if options.resume:
-        trainer.restore(torch.load(state_path, map_location=trainer.device, weights_only=True))
+        state = checkpoint.load_state(state_path, trainer.device)
+        try:
+            trainer.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{state_path} is not the state of this training: {one_line(error, 300)}") from error
     return Run(
         trainer=trainer,
         out=options.out,
@@ -357,12 +364,12 @@ def changed(config: Config, text: str, option: str) -> Config:
     """
     kind = type(config)
     try:
-        changes = msgspec.json.decode(text, type=dict[str, object])
+        changes = from_json(text, dict[str, object])
         unknown = sorted(set(changes) - set(vars(config)))
         if unknown:
             raise ValueError(f"no such field: {', '.join(unknown)}")
-        return msgspec.convert(msgspec.to_builtins(config) | changes, kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+        return from_builtins(msgspec.to_builtins(config) | changes, kind)
+    except ValueError as error:
         raise ValueError(f"{option} takes a JSON object of fields of train.config.{kind.__name__}: {error}") from error
 
 
@@ -392,7 +399,7 @@ def _run(options: argparse.Namespace, command: str, group: Group) -> int:
     try:
         prepared = prepare(options, command, group)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped before the first step; scenes made so far are kept in --cache", file=sys.stderr)

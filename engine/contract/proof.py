@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.contract.errors import BackendError, BundleError
+from engine.contract.formats import MalformedError, from_json
 
 
 def prove(root: Path, precisions: Sequence[str]) -> tuple[str, ...]:
@@ -35,8 +34,8 @@ def prove(root: Path, precisions: Sequence[str]) -> tuple[str, ...]:
     command += ["--bundle", str(root), "--precision", ",".join(precisions), "--instruction-sets", "all"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     try:
-        trials: list[dict[str, Any]] = msgspec.json.decode(done.stdout)["trials"]
-    except (msgspec.DecodeError, KeyError) as error:
+        trials = from_json(done.stdout, dict[str, Any])["trials"]
+    except (MalformedError, KeyError) as error:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise BackendError(f"engine.doctor could not prove the bundle ({done.returncode}): {last}") from error
     for trial in trials:

@@ -4,7 +4,7 @@ A frame is one raster per sensor with the same stamp (:mod:`engine.live.frame_na
 
 **Whole.** A file is not opened before it has landed whole. A sidecar written after its file vouches for it. Without one
 its size and time must be the same in two looks, and every byte range that the TIFF names must be there
-(:mod:`engine.live.completeness`). A file that was renamed into place is therefore taken at the second look.
+(:mod:`engine.contract.tiff`). A file that was renamed into place is therefore taken at the second look.
 
 **Pairs.** The partner of a file is awaited for a set time, counted from the moment the first of them was whole; then
 the frame goes without it (LATE). A partner that comes later is counted and not mapped, as are duplicates. A file that
@@ -33,8 +33,8 @@ import msgspec
 
 from engine.contract.errors import InputError
 from engine.contract.sensors import Sensor
+from engine.contract.tiff import unfinished
 from engine.health.monitor import Absent, Fault
-from engine.live.completeness import unfinished
 from engine.live.frame_name import Pattern, Sidecar, StampOrder, stamp_order
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
-from engine.live.completeness import unfinished
+from engine.contract.tiff import unfinished
 from engine.rasters.georeference import GDAL_ERRORS
 from engine.rasters.names import RasterName, gdal_name, local_file
 

@@ -12,7 +12,7 @@ from rasterio.errors import RasterioError
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from engine.live.completeness import unfinished
+from engine.contract.tiff import unfinished
 
 PLACE = from_origin(650000, 6860000, 0.2, 0.2)
 PIXELS = np.random.default_rng(0).integers(1, 256, (3, 40, 37), np.uint8)

@@ -5,7 +5,7 @@ generators. Rasters may differ in grid; everything comes onto that of ``rgir.tif
 alone. ``dataset.toml``::
 
     rgir_bands = [1, 2, 3]          # bands of NIR, red, green (default)
-    ndsm_scale_m = 1.0              # metres per unit of nDSM (default)
+    ndsm_scale_m = 1.0              # metres per unit of nDSM, after the file's own scale tag (default)
 
     [split]                         # default: every fifth scene by name validates, none tests
     validation = ["north"]
@@ -22,7 +22,7 @@ three (black: unknown).
 
 from __future__ import annotations
 
-import tomllib
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.bundle import ClassSpec
+from engine.contract.formats import MalformedError, from_toml, read_file
 from train.data.isprs import Part
 from train.data.labels import IGNORE_INDEX, ISPRS_LABELS, LabelSet, decode_colours
 from train.data.rasters import DataError, Raster
@@ -40,7 +41,9 @@ from train.data.scenes import Scene, is_current, write_scene
 
 DESCRIPTION = "dataset.toml"
 FILES = ("rgir", "ndsm", "labels")
-PREPARED_FORMAT = 1
+DESCRIPTION_LIMIT_BYTES = 1 << 20
+PREPARED_FORMAT = 2
+"""Grows when a scene's arrays come out otherwise than before from the same files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +193,12 @@ class FolderSource:
 
     def _read_ndsm(self, raster: Raster, grid: Raster) -> dict[str, NDArray[Any]]:
         values, valid = raster.read((1,), like=grid)
-        metres = values.astype(np.float32) * np.float32(self._described.ndsm_scale_m)
+        scale, offset = raster.factors(1)
+        metres = (values.astype(np.float32) * np.float32(scale) + np.float32(offset)) * np.float32(
+            self._described.ndsm_scale_m
+        )
         metres[:, ~valid] = np.nan
+        metres[~np.isfinite(metres)] = np.nan
         if not np.isfinite(metres).any():
             raise DataError(f"{raster.path} holds no height at all: remove the file, or check its nodata value")
         return {"ndsm": metres.astype(np.float16)}
@@ -227,6 +234,13 @@ def _describe(root: Path) -> _Description:
     if not path.exists():
         return _Description()
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), type=_Description)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        described = from_toml(read_file(path, DESCRIPTION_LIMIT_BYTES), _Description)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except MalformedError as error:
         raise DataError(f"{path}: {error}: see `python -m train.data.check --help` for an example") from error
+    if min(described.rgir_bands) < 1:
+        raise DataError(f"{path}: rgir_bands are counted from 1, received {list(described.rgir_bands)}")
+    if not (math.isfinite(described.ndsm_scale_m) and described.ndsm_scale_m > 0):
+        raise DataError(f"{path}: ndsm_scale_m must be a positive number, received {described.ndsm_scale_m}")
+    return described

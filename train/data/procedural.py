@@ -56,7 +56,7 @@ class ProceduralSource:
     def digest(self, part: Part) -> str:
         """Of a part's scenes: which they are, and the generator that made the cache (SHA-256, hexadecimal)."""
         fill(self.cache, self._seeds(part))
-        made_by = (self.cache / GENERATOR_NOTE).read_text()
+        made_by = (self.cache / GENERATOR_NOTE).read_text(errors="replace")
         return hashlib.sha256(f"{made_by} {self.describe(part)}".encode()).hexdigest()
 
     def _seeds(self, part: Part) -> range:
@@ -109,7 +109,7 @@ def _note_generator(cache: Path) -> None:
     note = cache / GENERATOR_NOTE
     if not note.exists():
         note.write_text(digest)
-    elif note.read_text() != digest:
+    elif note.read_text(errors="replace") != digest:
         log.warning(
             "%s holds scenes of another version of train.data.synthetic; they are kept and reused. "
             "Pass another --cache for scenes of this version alone.",

@@ -27,9 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract import holes
+from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Sensor
 from train.data.labels import IGNORE_INDEX
+from train.data.rasters import DataError
 
+SOURCE_NAME = "source.json"
 ARRAYS = {"rgir": np.uint8, "rgir_valid": np.bool_, "ndsm": np.float16, "labels": np.uint8, "labels_eroded": np.uint8}
 
 
@@ -142,7 +145,10 @@ class Scene:
 
     def _open(self, name: str) -> NDArray[Any] | None:
         path = self.folder / f"{name}.npy"
-        return np.load(path, mmap_mode="r") if path.exists() else None
+        try:
+            return np.load(path, mmap_mode="r") if path.exists() else None
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is damaged ({error}): delete {self.folder}, it will be prepared again") from error
 
 
 def fill_height(height: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -171,7 +177,7 @@ def write_scene(folder: Path, arrays: Mapping[str, NDArray[Any]], source: Mappin
     try:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array.astype(ARRAYS[name], copy=False))
-        (temporary / "source.json").write_bytes(msgspec.json.encode(source))
+        (temporary / SOURCE_NAME).write_bytes(msgspec.json.encode(source))
         if not folder.is_dir():
             temporary.rename(folder)
     except OSError:
@@ -184,12 +190,21 @@ def write_scene(folder: Path, arrays: Mapping[str, NDArray[Any]], source: Mappin
 
 
 def is_current(folder: Path, source: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` holds the scene made from ``source``; one made from something else is removed."""
+    """Whether ``folder`` holds the scene made from ``source``; one made from something else is removed.
+
+    Raises:
+        DataError: the folder is none that :func:`write_scene` made, so that it must not be removed.
+    """
     if not folder.is_dir():
         return False
     try:
-        known = msgspec.json.decode((folder / "source.json").read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+        known = from_json(read_file(folder / SOURCE_NAME), object)
+    except OSError as error:
+        raise DataError(
+            f"{folder} would be replaced, but holds no {SOURCE_NAME} to show that it is a prepared scene "
+            f"({error.strerror}): move it, or choose another --cache"
+        ) from error
+    except MalformedError:
         known = None
     if known == msgspec.to_builtins(dict(source)):
         return True
