@@ -73,7 +73,7 @@ def _start(request: Mapping[str, Any]) -> list[float]:
     from engine.contract.bundle import Bundle
     from engine.contract.sensors import Scenario
 
-    for name in ("engine.segment", f"engine.backends.{request['backend']}"):  # what a run imports: rasterio too
+    for name in ("engine.runner", f"engine.backends.{request['backend']}"):  # what a run imports: rasterio too
         importlib.import_module(name)
     stamps.append(time.monotonic())
     bundle = Bundle.load(Path(request["bundle"]))

@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.contract.errors import OutputError
-from engine.doctor.host import examine_host, own_version
+from engine.doctor.host import examine_host
+from engine.version import own_version
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES: Mapping[str, tuple[str, ...]] = {

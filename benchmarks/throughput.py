@@ -49,7 +49,7 @@ from engine.backends import open_backend
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors, scenario_for
-from engine.summary import TileTimes
+from engine.record import TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import STAGES, read_tile_log
 

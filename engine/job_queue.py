@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the pipeline is built on this
-    from engine.stream import Job
+from engine.job import Job
 
 
 class JobQueue:

@@ -1,9 +1,14 @@
 """What an unfinished run leaves behind, so that ``--resume`` ends with the bytes of an uninterrupted one.
 
-While a run is under way its output folder holds ``.unfinished/`` with the uncompressed maps, the preview, the tile log
-and ``journal.json``: the run's key (everything its bytes depend on), how many tiles are safely in the maps, the
-statistics so far and what the health monitor knew. The journal is written after the maps and the tile log have been
-flushed, under a temporary name, then renamed.
+While a run is under way its output folder holds ``.unfinished/``::
+
+    journal.json   the run's key (everything its bytes depend on), how many tiles are safely in the maps, the
+                   statistics so far and what the health monitor knew
+    tiles.csv      the tile log
+    frame/         the uncompressed maps and the preview of the frame under way
+
+The journal is replaced last, once the maps and the tile log are on the disk, and is on the disk itself when the
+checkpoint ends: what it promises survives a power cut, not just a killed process.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ import msgspec
 import numpy as np
 
 from engine.contract.errors import ResumeError
+from engine.contract.atomic import write_whole
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
 from engine.health.history import SensorHistory
-from engine.mosaic import MapBlock
-from engine.stream import Job, pixels_of
+from engine.job import Job, pixels_of
+from engine.stitcher import MapBlock
 
 FOLDER = ".unfinished"
 MAX_SWITCHES = 1000
@@ -39,12 +45,38 @@ class Switch:
 
 
 @dataclass(kw_only=True)
+class PixelCounts:
+    """Finished map pixels, by what they were mapped from and by class."""
+
+    provenance: list[int] = field(default_factory=lambda: [0] * len(Provenance))
+    """By value of :class:`~engine.contract.sensors.Provenance`."""
+    classes: list[int] = field(default_factory=lambda: [0] * 256)
+    """By class index; the last is no class."""
+
+    @classmethod
+    def of(cls, block: MapBlock) -> PixelCounts:
+        """Those of a block."""
+        provenance = pixels_of(block.provenance)
+        classes = np.bincount(block.classes.ravel(), minlength=256).tolist()
+        return cls(provenance=[provenance[source] for source in Provenance], classes=classes)
+
+    def add(self, more: PixelCounts) -> None:
+        """Count these too."""
+        self.provenance = [mine + its for mine, its in zip(self.provenance, more.provenance, strict=True)]
+        self.classes = [mine + its for mine, its in zip(self.classes, more.classes, strict=True)]
+
+    @property
+    def by_provenance(self) -> dict[str, int]:
+        """As files name them."""
+        return {source.name.lower(): self.provenance[source] for source in Provenance}
+
+
+@dataclass(kw_only=True)
 class Statistics:
     """Counts that ``run.json`` reports; they go on across a resume."""
 
     inferences: dict[Scenario, int] = field(default_factory=lambda: dict.fromkeys(Scenario, 0))
-    provenance_pixels: list[int] = field(default_factory=lambda: [0] * len(Provenance))
-    class_pixels: list[int] = field(default_factory=lambda: [0] * 256)
+    pixels: PixelCounts = field(default_factory=PixelCounts)
     switch_count: int = 0
     switches: list[Switch] = field(default_factory=list)
     """The first :data:`MAX_SWITCHES` of them."""
@@ -54,7 +86,7 @@ class Statistics:
 
     def add_tile(self, job: Job) -> None:
         """Count a tile's inferences, and note it when a sensor changed or most of its pixels changed scenario."""
-        self.sensors.add(job.tile.index, job.verdicts, frame=job.frame)
+        self.sensors.add(job.tile.index, job.verdicts, frame=job.stamp)
         for scenario in job.scenarios:
             self.inferences[scenario] += 1
         if not job.scenarios or job.scenarios[0] is self.scenario:
@@ -64,13 +96,6 @@ class Statistics:
             if len(self.switches) < MAX_SWITCHES:
                 self.switches.append(_switch(job))
         self.scenario = job.scenarios[0]
-
-    def add_block(self, block: MapBlock) -> None:
-        """Count finished map pixels."""
-        for source, pixels in pixels_of(block.provenance).items():
-            self.provenance_pixels[source] += pixels
-        for value, count in enumerate(np.bincount(block.classes.ravel())):
-            self.class_pixels[value] += int(count)
 
 
 def _switch(job: Job) -> Switch:
@@ -95,6 +120,7 @@ class Entry:
 
     key: Mapping[str, Any]
     tiles_done: int
+    """Rows of the tile log whose tiles are in the maps."""
     statistics: Statistics
     monitor: Mapping[str, Any] | None = None
     """The health monitor's state after those tiles."""
@@ -115,6 +141,11 @@ class Journal:
     def exists(self) -> bool:
         """An unfinished run is there."""
         return self.folder.exists()
+
+    @property
+    def begun(self) -> bool:
+        """There is an entry to go on from; a run that was killed before its first checkpoint left none."""
+        return self._path.exists()
 
     def read(self, key: Mapping[str, Any]) -> Entry:
         """The entry of the unfinished run, provided it is the run that ``key`` describes.
@@ -141,9 +172,7 @@ class Journal:
 
     def write(self, encoded: bytes) -> None:
         """Replace the journal by an encoded :class:`Entry`; what it promises must already be in the maps."""
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(encoded)
-        temporary.replace(self._path)
+        write_whole(self._path, encoded, durable=True)
 
     def remove(self) -> None:
         """Forget the unfinished run."""

@@ -1,32 +1,196 @@
-"""Options that a run over rasters and a flight over a live folder share, as the fields of their requests."""
+"""The options of ``python -m engine.run``, and the request that they make."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import get_args
 
+from engine import demo
+from engine.backends import BackendName
+from engine.backends.base import ExecutionPrecision, PerformanceHint
+from engine.backends.options import BackendOptions
 from engine.contract.errors import UsageError
+from engine.contract.sensors import Sensor, parse_sensors
 from engine.health.faults import parse_faults
+from engine.live.frame_name import Pattern
+from engine.rasters.names import raster_name
+from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
+from engine.stitcher import Blend
+from engine.telemetry.log import LogFormat
+
+DEADLINE_MS = 1000.0
+"""Of a tile, when --rate is given and --deadline is not."""
+BY_SIDECAR = "sidecar"
+"""The word for ``--pattern`` that goes by sidecars alone."""
+PARTNER_WAIT_MS = 500.0
 
 
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of :class:`engine.request.Settings` that the command line names in the same way everywhere.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every option of the command."""
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster with near-infrared, red, green")
+    inputs.add_argument("--ndsm", type=raster_name, metavar="PATH", help="raster with height above ground")
+    inputs.add_argument(
+        "--sensors",
+        metavar="LIST",
+        help="auto watches the health of those given (default for both); rgir, ndsm or rgir,ndsm trusts what it names",
+    )
+    inputs.add_argument("--rgir-bands", metavar="N,N,N", help="band numbers of NIR, red, green, as in 4,1,2")
+    inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
+    live = parser.add_argument_group("live folder")
+    live.add_argument("--live", type=Path, metavar="DIR", help="map the frames that land here, each into a folder")
+    live.add_argument(
+        "--pattern",
+        metavar="NAME",
+        help=f"of frames' files (default: {PATTERN.text}); {BY_SIDECAR}: only those that a JSON file beside them names",
+    )
+    live.add_argument(
+        "--partner-wait",
+        type=float,
+        metavar="MS",
+        help=f"a frame waits so long for its second sensor (default: {PARTNER_WAIT_MS:g})",
+    )
+    live.add_argument(
+        "--idle-exit", type=float, metavar="S", help="end when nothing has landed for so long (default: at SIGTERM)"
+    )
+    flight = parser.add_argument_group("flight")
+    flight.add_argument(
+        "--health",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80",
+    )
+    flight.add_argument("--rate", type=_rate_hz, metavar="HZ", help="replay at so many tiles a second, as in 10Hz")
+    flight.add_argument(
+        "--deadline",
+        type=float,
+        metavar="MS",
+        help=f"count tiles later than this, from available to written (default with --rate: {DEADLINE_MS:g})",
+    )
+    flight.add_argument(
+        "--when-behind",
+        choices=("block", "drop-oldest"),
+        default="block",
+        help="tiles that come too fast wait, or the oldest is skipped and counted (default: block)",
+    )
+    flight.add_argument(
+        "--inject", metavar="FAULTS", help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:late@300-"'
+    )
+    flight.add_argument(
+        "--metrics",
+        metavar="[HOST]:PORT",
+        help="serve /metrics for Prometheus and /healthz, as in :9102 (this machine alone unless a host is given)",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
+    model.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
+    model.add_argument(
+        "--precision", choices=get_args(ExecutionPrecision), default="auto", help="fp32 is exact; auto is fastest"
+    )
+    model.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: those under the bundle)")
+    model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
+    model.add_argument(
+        "--hint",
+        choices=get_args(PerformanceHint),
+        help="OpenVINO takes several tiles at a time, or one on all cores (default: latency with --rate)",
+    )
+    model.add_argument(
+        "--watchdog",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="a backend silent for so long is replaced by the next (default: 30)",
+    )
+    model.add_argument("--halo", type=int, metavar="PX", help="context around each tile (default: the bundle's)")
+    model.add_argument("--blend", choices=get_args(Blend), default="none", help="hann cross-fades tiles; slower")
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
+    results.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    results.add_argument("--resume", action="store_true", help="finish an interrupted run")
+    results.add_argument("--report", action="store_true", help="also write report.html, to read in a browser")
+    results.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
+    results.add_argument(
+        "--log-format", choices=get_args(LogFormat), default="text", help="of log lines on standard error (text)"
+    )
+    results.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
+    results.add_argument("--quiet", action="store_true", help="errors only")
+
+
+def request_of(options: argparse.Namespace) -> RunRequest:
+    """The options as a request.
 
     Raises:
-        UsageError: a text cannot be understood.
+        UsageError: they contradict each other, or a text cannot be understood.
     """
-    same = ("bundle", "backend", "precision", "threads", "plans", "when_behind", "overwrite", "resume")
-    return {
-        **{name: getattr(options, name) for name in same},
-        # Tiles that come at a pace are mostly alone in flight.
-        "hint": options.hint or ("throughput" if options.rate is None else "latency"),
-        "health": tuple(options.health),
-        "watchdog_s": options.watchdog,
-        "halo_px": options.halo,
-        "inject": () if options.inject is None else parse_faults(options.inject),
-        "rgir_bands": _bands(options.rgir_bands),
-        "ndsm_scale_m": options.ndsm_scale,
-    }
+    source, watch = (_rasters if options.live is None else _folder)(options)
+    names = "live" if options.live is not None else "-".join(each for each in Sensor if each in source.sensors)
+    deadline_ms = options.deadline
+    if deadline_ms is None and options.rate is not None:
+        deadline_ms = DEADLINE_MS
+    return RunRequest(
+        source=source,
+        bundle=options.bundle,
+        output=options.output or Path(f"segmented-{names}"),
+        backend=BackendOptions(
+            name=options.backend,
+            precision=options.precision,
+            threads=options.threads,
+            # tiles that come at a pace are mostly alone in flight
+            hint=options.hint or ("throughput" if options.rate is None else "latency"),
+            plans=options.plans,
+            watchdog_s=options.watchdog,
+        ),
+        watch=watch,
+        health=tuple(options.health),
+        halo_px=options.halo,
+        blend=options.blend,
+        rate_hz=options.rate,
+        when_behind=options.when_behind,
+        deadline_ms=deadline_ms,
+        inject=() if options.inject is None else parse_faults(options.inject),
+        overwrite=options.overwrite,
+        resume=options.resume,
+        rgir_bands=_bands(options.rgir_bands),
+        ndsm_scale_m=options.ndsm_scale,
+    )
+
+
+def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
+    """What is read, and whether its sensors are watched."""
+    for option in ("pattern", "partner_wait", "idle_exit"):
+        if getattr(options, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')} needs --live DIR, the folder where frames land")
+    given = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
+    sources = given or dict(demo.SCENE)
+    watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
+    named = options.sensors not in (None, "auto")
+    alive = parse_sensors(options.sensors) if named else frozenset(sources)
+    for sensor in alive - set(sources):
+        raise UsageError(f"--sensors names {sensor}, but only {', '.join(sources)} is given: add --{sensor} PATH")
+    return RasterFiles(paths={sensor: sources[sensor] for sensor in Sensor if sensor in alive}), watch
+
+
+def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
+    """What is read, and whether its sensors are watched."""
+    for option in ("rgir", "ndsm", "rate"):
+        if getattr(options, option) is not None:
+            raise UsageError(f"--live reads what lands in its folder, at its own pace: leave --{option} away")
+    watch = options.sensors in (None, "auto")
+    return LandingFolder(
+        folder=options.live,
+        sensors=frozenset(Sensor) if watch else parse_sensors(options.sensors),
+        pattern=_pattern(options.pattern),
+        partner_wait_ms=PARTNER_WAIT_MS if options.partner_wait is None else options.partner_wait,
+        idle_exit_s=options.idle_exit,
+    ), watch
+
+
+def _pattern(text: str | None) -> Pattern | None:
+    if text is None:
+        return PATTERN
+    return None if text == BY_SIDECAR else Pattern(text=text)
 
 
 def _bands(text: str | None) -> tuple[int, int, int] | None:
@@ -37,3 +201,10 @@ def _bands(text: str | None) -> tuple[int, int, int] | None:
     except ValueError as error:
         raise UsageError(f"--rgir-bands takes three band numbers such as 4,1,2; received {text!r}") from error
     return nir, red, green
+
+
+def _rate_hz(text: str) -> float:
+    try:
+        return float(text.lower().removesuffix("hz"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"tiles a second such as 10 or 10Hz are expected, received {text!r}") from None

@@ -6,7 +6,7 @@ files of the unfinished run, so that a resumed run shows the whole map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
 from engine.grid import Window
-from engine.journal import Statistics
-from engine.mosaic import MapBlock
-from engine.stream import Job
+from engine.job import Job
+from engine.journal import PixelCounts
+from engine.stitcher import MapBlock
 
 PANEL_PX = 480
 _BACKGROUND, _INK, _FAINT = (250, 250, 248), (30, 30, 30), (200, 200, 196)
@@ -26,14 +26,25 @@ _MARGIN, _HEADER, _LINE = 14, 34, 20
 
 
 class Preview:
-    """Canvases of at most :data:`PANEL_PX` pixels a side, filled while the raster streams by."""
+    """Canvases of at most :data:`PANEL_PX` pixels a side, filled while the raster streams by.
 
-    def __init__(self, folder: Path, *, height: int, width: int, sensors: frozenset[Sensor], resume: bool) -> None:
+    Args:
+        folder: where they lie; None keeps them in memory.
+        height, width: of the raster.
+        sensors: those that are used.
+        resume: go on with the canvases in the folder.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, height: int, width: int, sensors: Iterable[Sensor], resume: bool = False
+    ) -> None:
         self._step = max(1, -(-max(height, width) // PANEL_PX))
         shape = (-(-height // self._step), -(-width // self._step))
-        self._sensors = sensors
+        self._sensors = frozenset(sensors)
 
         def canvas(name: str, dtype: type[np.generic], *bands: int) -> NDArray[np.generic]:
+            if folder is None:
+                return np.zeros((*bands, *shape), dtype)
             path = folder / f"preview_{name}.npy"
             if resume and path.exists():
                 return np.lib.format.open_memmap(path, mode="r+")
@@ -61,6 +72,12 @@ class Preview:
         for canvas, values in zip(self._maps, (block.classes, block.confidence, block.provenance), strict=True):
             canvas[place] = values[pick]
 
+    def flush(self) -> None:
+        """Wait until the canvases are on the disk."""
+        for canvas in (self._rgir, self._ndsm, self._valid, self._maps):
+            if isinstance(canvas, np.memmap):
+                canvas.flush()
+
     def _sampled(self, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Which canvas pixels lie in a raster window, and which of the window's pixels they are."""
 
@@ -72,8 +89,16 @@ class Preview:
         (row_place, row_pick), (col_place, col_pick) = axis(window.row, window.height), axis(window.col, window.width)
         return (row_place, col_place), (row_pick, col_pick)
 
-    def save(self, path: Path, *, title: str, classes: Sequence[ClassSpec], statistics: Statistics) -> None:
-        """Draw the five panels. The caller names a temporary file and renames it."""
+    def save(self, path: Path, *, model: str, classes: Sequence[ClassSpec], pixels: PixelCounts) -> None:
+        """Draw the five panels. The caller names a temporary file and renames it.
+
+        Args:
+            path: of the picture.
+            model: its name, for the title.
+            classes: of the map.
+            pixels: the whole map's, for the legends.
+        """
+        title = f"{model}   sensors: {' + '.join(sorted(self._sensors, reverse=True))}"
         class_map, confidence, source = (np.asarray(canvas) for canvas in self._maps)
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes)] = [spec.rgb for spec in classes]
@@ -99,23 +124,22 @@ class Preview:
         draw = ImageDraw.Draw(sheet)
         font, bold = ImageFont.load_default(14), ImageFont.load_default(17)
         draw.text((_MARGIN, 8), title, _INK, bold)
-        total = max(1, sum(statistics.class_pixels))
+        total = max(1, sum(pixels.classes))
         class_legend = [
-            (spec.rgb, f"{spec.name}  {100 * statistics.class_pixels[i] / total:.1f} %")
-            for i, spec in enumerate(classes)
+            (spec.rgb, f"{spec.name}  {100 * pixels.classes[i] / total:.1f} %") for i, spec in enumerate(classes)
         ]
         source_legend = [
-            (PROVENANCE_RGB[p], f"{PROVENANCE_LABELS[p]}  {100 * statistics.provenance_pixels[p] / total:.1f} %")
+            (PROVENANCE_RGB[p], f"{PROVENANCE_LABELS[p]}  {100 * pixels.provenance[p] / total:.1f} %")
             for p in Provenance
         ]
-        for i, (header, pixels) in enumerate(panels):
+        for i, (header, panel) in enumerate(panels):
             left, top = _MARGIN + i * (width + _MARGIN), 2 * _HEADER
             draw.text((left, top - 22), header, _INK, font)
-            if pixels is None:
+            if panel is None:
                 draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_FAINT, fill=(238, 238, 236))
                 draw.text((left + width // 2, top + height // 2), "sensor not used", _INK, font, anchor="mm")
             else:
-                tile = Image.fromarray(pixels).resize((pixels.shape[1] * scale, height), Image.Resampling.NEAREST)
+                tile = Image.fromarray(panel).resize((panel.shape[1] * scale, height), Image.Resampling.NEAREST)
                 sheet.paste(tile, (left, top))
             legend = class_legend if header == "classes" else source_legend if header == "provenance" else []
             for line, (rgb, text) in enumerate(legend):

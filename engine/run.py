@@ -23,39 +23,25 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
 
-from engine import demo
-from engine.backends import BackendName
-from engine.backends.base import ExecutionPrecision, PerformanceHint
+import msgspec
+
 from engine.backends.resilient import leave
-from engine.console import Console, JsonLines, Quiet, Together, emit
-from engine.contract.errors import EngineError, TilesLostError, UsageError
-from engine.contract.sensors import Sensor, parse_sensors
-from engine.live.command import (
-    FlightConsole,
-    FlightJsonLines,
-    FlightQuiet,
-    add_live_options,
-    live_request_of,
-    refuse_live_options,
-)
-from engine.live.flight import fly, plan_flight
-from engine.options import settings_of
+from engine.console import Console, JsonLines, emit
+from engine.contract.errors import EngineError, TilesLostError
+from engine.observer import Observers
+from engine.options import add_options, request_of
+from engine.plan import make_plan
 from engine.rasters.georeference import gdal_environment
-from engine.rasters.names import raster_name
+from engine.record import RunRecord
 from engine.report import write_report
-from engine.request import Request, plan
-from engine.segment import segment
-from engine.watch import log
-from engine.watch.log import LogFormat
-from engine.watch.observe import Watch, watched
+from engine.runner import run
+from engine.telemetry import log
+from engine.telemetry.observe import watched
 
-DEADLINE_MS = 1000.0
-"""Of a tile, when --rate is given and --deadline is not."""
 STALL_S = 60.0
 """/healthz answers 503 after this long without a tile, or after twice --watchdog if that is longer."""
 
@@ -69,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with gdal_environment():
-            return _fly(options) if options.live is not None else _map(options)
+            return _dry_run(options) if options.dry_run else _run(options)
     except EngineError as error:
         if options.json:
             emit(event="error", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
@@ -85,115 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster with near-infrared, red, green")
-    inputs.add_argument("--ndsm", type=raster_name, metavar="PATH", help="raster with height above ground")
-    inputs.add_argument(
-        "--sensors",
-        metavar="LIST",
-        help="auto watches the health of those given (default for both); rgir, ndsm or rgir,ndsm trusts what it names",
-    )
-    inputs.add_argument("--rgir-bands", metavar="N,N,N", help="band numbers of NIR, red, green, as in 4,1,2")
-    inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
-    add_live_options(parser)
-    flight = parser.add_argument_group("flight")
-    flight.add_argument(
-        "--health",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80",
-    )
-    flight.add_argument("--rate", type=_rate_hz, metavar="HZ", help="replay at so many tiles a second, as in 10Hz")
-    flight.add_argument(
-        "--deadline",
-        type=float,
-        metavar="MS",
-        help=f"count tiles later than this, from available to written (default with --rate: {DEADLINE_MS:g})",
-    )
-    flight.add_argument(
-        "--when-behind",
-        choices=("block", "drop-oldest"),
-        default="block",
-        help="tiles that come too fast wait, or the oldest is skipped and counted (default: block)",
-    )
-    flight.add_argument(
-        "--inject", metavar="FAULTS", help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:late@300-"'
-    )
-    flight.add_argument(
-        "--metrics",
-        metavar="[HOST]:PORT",
-        help="serve /metrics for Prometheus and /healthz, as in :9102 (this machine alone unless a host is given)",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
-    model.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
-    model.add_argument(
-        "--precision", choices=get_args(ExecutionPrecision), default="auto", help="fp32 is exact; auto is fastest"
-    )
-    model.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: those under the bundle)")
-    model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
-    model.add_argument(
-        "--hint",
-        choices=get_args(PerformanceHint),
-        help="OpenVINO takes several tiles at a time, or one on all cores (default: latency with --rate)",
-    )
-    model.add_argument(
-        "--watchdog",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="a backend silent for so long is replaced by the next (default: 30)",
-    )
-    model.add_argument("--halo", type=int, metavar="PX", help="context around each tile (default: the bundle's)")
-    model.add_argument("--blend", choices=("none", "hann"), default="none", help="hann cross-fades tiles; slower")
-    results = parser.add_argument_group("results")
-    results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
-    results.add_argument("--overwrite", action="store_true", help="replace results that are there")
-    results.add_argument("--resume", action="store_true", help="finish an interrupted run")
-    results.add_argument("--report", action="store_true", help="also write report.html, to read in a browser")
-    results.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
-    results.add_argument(
-        "--log-format", choices=get_args(LogFormat), default="text", help="of log lines on standard error (text)"
-    )
-    results.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
-    results.add_argument("--quiet", action="store_true", help="errors only")
+    add_options(parser)
     return parser
-
-
-def request_of(options: argparse.Namespace) -> Request:
-    """The options as a request.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
-    given = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
-    sources = given or dict(demo.SCENE)
-    watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
-    named = options.sensors not in (None, "auto")
-    alive = parse_sensors(options.sensors) if named else frozenset(sources)
-    for sensor in alive - set(sources):
-        raise UsageError(f"--sensors names {sensor}, but only {', '.join(sources)} is given: add --{sensor} PATH")
-    names = [sensor.value for sensor in Sensor if sensor in alive]
-    deadline_ms = options.deadline
-    if deadline_ms is None and options.rate is not None:
-        deadline_ms = DEADLINE_MS
-    return Request(
-        **settings_of(options),
-        rasters={sensor: sources[sensor] for sensor in Sensor if sensor in alive},
-        output=options.output or Path(f"segmented-{'-'.join(names)}"),
-        watch=watch,
-        blend=options.blend,
-        rate_hz=options.rate,
-        deadline_ms=deadline_ms,
-    )
-
-
-def _rate_hz(text: str) -> float:
-    try:
-        return float(text.lower().removesuffix("hz"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"tiles a second such as 10 or 10Hz are expected, received {text!r}") from None
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -201,72 +80,39 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _map(options: argparse.Namespace) -> int:
-    """Map a pair of rasters."""
-    refuse_live_options(options)
+def _dry_run(options: argparse.Namespace) -> int:
+    """Say what would run."""
     request = request_of(options)
-    if options.dry_run:
-        with ExitStack() as stack:
-            return _describe(plan(request, stack).describe(), request.output, as_json=options.json)
-    console = JsonLines() if options.json else Quiet() if options.quiet else Console()
-    with console, _watched(options, request.deadline_ms) as watch:
-        summary = segment(
-            request,
-            Together([console, *watch.observers]),
-            waits=watch.source_waits,
-            backend_event=watch.backend_event,
-        )
-    console.finished(request, summary)
-    return _end(options, request.output, summary)
-
-
-def _fly(options: argparse.Namespace) -> int:
-    """Map the frames that land in a folder."""
-    request = live_request_of(options)
-    if options.dry_run:
-        return _describe(plan_flight(request).describe(), request.output, as_json=options.json)
-    console = FlightJsonLines() if options.json else FlightQuiet() if options.quiet else FlightConsole()
-    with console, _watched(options, request.deadline_ms) as watch:
-        summary = fly(
-            request,
-            Together([console, *watch.observers]),
-            waits=watch.source_waits,
-            backend_event=watch.backend_event,
-            frame_done=console.frame_done,
-        )
-    console.flown(request, summary)
-    return _end(options, request.output, summary)
-
-
-def _watched(options: argparse.Namespace, deadline_ms: float | None) -> AbstractContextManager[Watch]:
-    return watched(
-        metrics=options.metrics,
-        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
-        stall_s=max(STALL_S, 2 * options.watchdog),
-    )
-
-
-def _describe(described: dict[str, Any], output: Path, *, as_json: bool) -> int:
-    described["output"] = str(output)
-    print(json.dumps({"event": "plan", **described} if as_json else described, indent=None if as_json else 2))
+    with ExitStack() as stack:
+        described = {**msgspec.to_builtins(make_plan(request, stack).describe()), "output": str(request.output)}
+    print(json.dumps({"event": "plan", **described}) if options.json else json.dumps(described, indent=2))
     return 0
 
 
-def _end(options: argparse.Namespace, output: Path, summary: dict[str, Any]) -> int:
+def _run(options: argparse.Namespace) -> int:
+    """Map what is asked for, watched by whoever is to watch."""
+    request = request_of(options)
+    stall_s = max(STALL_S, 2 * request.backend.watchdog_s)
+    with ExitStack() as stack:
+        teller = [JsonLines()] if options.json else [] if options.quiet else [stack.enter_context(Console())]
+        watchers = stack.enter_context(
+            watched(metrics=options.metrics, deadline_ms=request.deadline_ms, stall_s=stall_s)
+        )
+        record = run(request, Observers([*teller, *watchers.observers]))
     if options.report:
-        report = write_report(output)
+        report = write_report(request.output)
         if not (options.json or options.quiet):
             print(f"report: {report}", file=sys.stderr)
-    _check_whole(output, summary)
+    _check_whole(request.output, record)
     return 0
 
 
-def _check_whole(output: Path, summary: dict[str, Any]) -> None:
+def _check_whole(output: Path, record: RunRecord) -> None:
     """Results that lack tiles are published, and the exit code says so."""
-    lost, dropped = summary["tiles_lost"], summary["tiles_dropped"]
+    lost, dropped = record.tiles_lost, record.tiles_dropped
     if lost:
         raise TilesLostError(
-            f"{lost} of {summary['tiling']['tiles']} tiles hold no data ({dropped} dropped because inference was "
+            f"{lost} of {record.tiling.tiles} tiles hold no data ({dropped} dropped because inference was "
             f"behind, {lost - dropped} without a usable sensor); the rest of {output} is whole: "
             "tiles.csv names them"
         )

@@ -1,71 +1,288 @@
-"""Where inferred tiles end: maps, preview, tile log, statistics and, every few seconds, the journal."""
+"""Where inferred tiles end: the maps of each frame, published whole, and what a resumed run goes on from.
+
+::
+
+    OUTPUT/.unfinished/frame/    maps and preview of the frame under way
+    OUTPUT/<stamp>/              classes.tif, confidence.tif, provenance.tif, quicklook.png of a live frame: one rename
+                                 once all are whole; those of a raster go into OUTPUT itself
+    OUTPUT/frames.jsonl          then a line (live)
+    OUTPUT/.unfinished/          tiles.csv, and last journal.json: the state to go on from
+
+A raster run goes on behind the last tile that the journal counts, a live run behind the last frame. What was published
+after it is mapped again, to the same bytes: the health monitor goes on from where it was.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from engine.backends.base import Outputs
-from engine.contract.sensors import Scenario
-from engine.journal import Entry, Journal, Statistics
-from engine.mosaic import Mosaic
+from engine.contract.bundle import ClassSpec
+from engine.contract.errors import writing
+from engine.contract.atomic import sync
+from engine.contract.sensors import Scenario, Sensor
+from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
+from engine.frames import OpenFrame, Rasters
+from engine.health.monitor import Verdict
+from engine.job import Job, TileReport
+from engine.journal import Entry, Journal, PixelCounts, Statistics
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
-from engine.stream import Job, TileReport
+from engine.record import GridUsed, RasterUsed, described
 from engine.tile_log import TileLog
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_S = 5.0
 """Longest time between two journal entries: what a crash can cost."""
+QUICKLOOK_NAME = "quicklook.png"
+MAKE_ROOM = "free space or check permissions, then repeat with --resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maps:
+    """The maps of the frame under way."""
+
+    writer: MapWriter
+    preview: Preview
 
 
 @dataclass(kw_only=True)
-class MapSink:
-    """Puts inferred tiles into the maps, the preview, the tile log, the statistics and, at intervals, the journal."""
+class _Tally:
+    """What is known of the frame under way."""
 
-    mosaic: Mosaic
-    writer: MapWriter
-    preview: Preview
-    tiles: TileLog
+    began_at: float | None = None
+    """When its first tile was available."""
+    inferences: Counter[Scenario] = field(default_factory=Counter)
+    pixels: PixelCounts = field(default_factory=PixelCounts)
+    verdicts: dict[Sensor, Verdict] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class FrameSink:
+    """Puts the tiles of each frame into its maps, publishes them, and writes down what a resumed run goes on from.
+
+    Args:
+        output: where the results go.
+        model, classes: what the maps are of.
+        live: see :class:`engine.frames.FrameSource`; the maps are published with a frame's last tile. Else
+            :meth:`publish` and :meth:`complete` are the caller's to call.
+        journal, key: what a resumed run goes on from, and what it must be the same in.
+        tiles, records: the logs; ``tiles`` and ``statistics`` go on across a resume.
+        tiles_done: rows of ``tiles`` whose tiles are in the maps.
+        monitor: the health monitor's state after the last of them.
+        frame_done: told of each frame that is done, from the thread that writes.
+    """
+
+    output: Path
+    model: str
+    classes: Sequence[ClassSpec]
+    live: bool
     journal: Journal
     key: Mapping[str, Any]
+    tiles: TileLog
+    records: FrameLog | None
+    """None where there is one frame, which needs no log."""
     statistics: Statistics
+    tiles_done: int
     monitor: Mapping[str, Any] | None
-    """The health monitor's state after the last tile."""
-    counted: int
-    """Tiles below this index were counted before a resume."""
+    frame_done: Callable[[FrameRecord], None] = lambda _: None
+    pixels_mapped: int = 0
+    """By this process."""
+    publish_s: float = 0.0
+    """What publishing took."""
+    described: tuple[Mapping[Sensor, RasterUsed], GridUsed] | None = None
+    """The first frame that had a map."""
+    _frame: OpenFrame | None = None
+    """The frame under way."""
+    _counted: int = field(init=False)
+    _maps: _Maps | None = None
+    _tally: _Tally = field(default_factory=_Tally)
+    _last: TileReport | None = None
+    _done: list[FrameRecord] = field(default_factory=list)
     _entry: bytes = b""
     _saved_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self._counted = 0 if self.live else self.tiles_done  # tiles below were counted before a resume
+        self._remember()
+
+    def begin(self, rasters: Rasters, *, resume: bool = False) -> None:
+        """Create the unfinished maps of a frame, or open those of an interrupted run.
+
+        Raises:
+            OutputError: there is no room for them.
+            ResumeError: they are missing or damaged.
+        """
+        grid = rasters.grid
+        writer = MapWriter.create(self._folder, grid, self.classes, resume=resume)
+        preview = Preview(self._folder, height=grid.height, width=grid.width, sensors=rasters.sensors, resume=resume)
+        self._maps = _Maps(writer=writer, preview=preview)
+        self.described = self.described or described(rasters)
+        if resume:
+            self._tally.pixels = PixelCounts(
+                provenance=[*self.statistics.pixels.provenance], classes=[*self.statistics.pixels.classes]
+            )
+
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
-        """Compose a tile and write what is finished."""
-        if time.monotonic() - self._saved_at > CHECKPOINT_S:
+        """Compose a tile and write what is finished; with a live frame's last one publish its maps."""
+        if not self.live and time.monotonic() - self._saved_at > CHECKPOINT_S:
             self.checkpoint()  # of the tiles before: this one's row is not in the log yet
-        self.preview.add_job(job)
-        if job.tile.index >= self.counted:
+        frame = job.frame
+        assert frame is not None
+        self._frame = frame
+        if self._tally.began_at is None:
+            self._tally.began_at = job.available_at
+        if job.tile.index >= self._counted:
+            self.monitor = job.monitor or self.monitor
             self.statistics.add_tile(job)
-            self.monitor = job.monitor
-        for block in self.mosaic.add(job.tile, job.provenance, outputs):
-            self.writer.write(block.window.row, block.window.col, block.classes, block.confidence, block.provenance)
-            self.preview.add_block(block)
-            self.statistics.add_block(block)
+            self._tally.inferences.update(job.scenarios)
+            self._tally.verdicts = worst(self._tally.verdicts, job.verdicts)
+        if frame.stitcher is None or frame.rasters is None:
+            return
+        if self._maps is None:
+            self.begin(frame.rasters)
+        assert self._maps is not None
+        self._maps.preview.add_job(job)
+        for block in frame.stitcher.add(job.tile, job.provenance, outputs):
+            window = block.window
+            self._maps.writer.write(window.row, window.col, block.classes, block.confidence, block.provenance)
+            self._maps.preview.add_block(block)
+            counts = PixelCounts.of(block)
+            self.statistics.pixels.add(counts)
+            self._tally.pixels.add(counts)
+            self.pixels_mapped += window.pixels
+        if self.live and job.tile.index == frame.tiles - 1:
+            self.publish()
 
     def written(self, report: TileReport) -> None:
-        """Log the tile just added."""
-        if report.tile.index >= self.counted:
+        """Log the tile just added; with a live frame's last one the frame as well."""
+        if report.tile.index >= self._counted:
             self.tiles.append(report)
-        if self.mosaic.tiles_done == report.tile.index + 1:
-            self.remember()
+        frame = self._frame
+        assert frame is not None
+        if report.tile.index == frame.tiles - 1:
+            self._last = report
+        if self.live:
+            if self._last is not None:
+                self.tiles_done += frame.tiles
+                self.complete()
+        elif frame.stitcher is not None and frame.stitcher.tiles_done == report.tile.index + 1:
+            self.tiles_done = frame.stitcher.tiles_done
+            self._remember()
 
-    def remember(self) -> None:
-        """Take down a state from which a resumed run can go on."""
-        entry = Entry(key=self.key, tiles_done=self.mosaic.tiles_done, statistics=self.statistics, monitor=self.monitor)
-        self._entry = entry.encode()
+    def publish(self) -> None:
+        """Put the finished maps of the frame under way in place, all or none of them.
+
+        Raises:
+            OutputError: the system refuses; publishing can be tried again.
+        """
+        assert self._maps is not None
+        assert self._frame is not None
+        began = time.perf_counter()
+        whole, stamp = self._folder / "maps", self._frame.frame.stamp
+        self._maps.writer.publish(whole)
+        place = self.output / stamp
+        with writing(place, MAKE_ROOM):
+            self._maps.preview.save(
+                whole / QUICKLOOK_NAME, model=self.model, classes=self.classes, pixels=self._tally.pixels
+            )
+            if stamp:
+                if place.exists():  # published before a kill, and not counted
+                    shutil.rmtree(place)
+                whole.rename(place)
+            else:
+                for file in sorted(whole.iterdir()):
+                    file.replace(place / file.name)
+            sync(self.output)
+            if self.live:
+                shutil.rmtree(self._folder)
+        self._maps = None
+        self.publish_s += time.perf_counter() - began
+
+    def complete(self) -> FrameRecord:
+        """Write down that the frame under way is done."""
+        report, tally, opened = self._last, self._tally, self._frame
+        assert report is not None
+        assert opened is not None
+        assert tally.began_at is not None
+        frame, pixels = opened.frame, tally.pixels.by_provenance
+        main = max(Scenario, key=lambda scenario: tally.pixels.provenance[scenario.provenance])
+        waited_s = (frame.available_at or 0.0) - (frame.first_at or 0.0)
+        record = FrameRecord(
+            stamp=frame.stamp,
+            files={sensor: path.name for sensor, path in frame.files.items()},
+            absent=opened.absent,
+            verdicts=tally.verdicts,
+            scenario=main if tally.inferences else None,
+            inferences=dict(tally.inferences),
+            provenance_pixels=pixels if opened.stitcher is not None else {},
+            tiles=opened.tiles,
+            mapped=opened.stitcher is not None,
+            dropped=frame.dropped,
+            partner_wait_ms=round(waited_s * 1e3, 3),
+            latency_ms=round((report.available_at + report.latency_s - tally.began_at) * 1e3, 3),
+        )
+        self._tally, self._last = _Tally(), None
+        if self.records is None:
+            self._done.append(record)
+        else:
+            self.records.append(record)
+            self._remember()
+            self.checkpoint()
+            _tell(record)
+        self.frame_done(record)
+        return record
+
+    def done(self) -> list[FrameRecord]:
+        """The frames that are done, those before a resume included."""
+        return self._done if self.records is None else list(read_frame_log(self.records.path))
 
     def checkpoint(self) -> None:
-        """Flush the maps and the tile log, then write the journal."""
-        self.writer.flush()
-        self.tiles.flush()
-        self.journal.write(self._entry)
+        """Write down the last state that a resumed run can go on from; what it promises is on the disk before it."""
+        with writing(self.journal.folder, MAKE_ROOM):
+            if self._maps is not None and not self.live:  # a live frame under way is begun anew
+                self._maps.writer.flush()
+                self._maps.preview.flush()
+            self.tiles.flush()
+            self.journal.write(self._entry)
         self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the maps under way. They stay as they are."""
+        if self._maps is not None:
+            self._maps.writer.close()
+
+    @property
+    def _folder(self) -> Path:
+        return self.journal.folder / "frame"
+
+    def _remember(self) -> None:
+        entry = Entry(key=self.key, tiles_done=self.tiles_done, statistics=self.statistics, monitor=self.monitor)
+        self._entry = entry.encode()
+
+
+def _tell(record: FrameRecord) -> None:
+    made_by = "dropped" if record.dropped else record.scenario or "nothing could be read"
+    log.info(
+        "frame %s: %s, %.0f ms",
+        record.stamp,
+        made_by,
+        record.latency_ms,
+        extra={
+            "event": "frame",
+            "frame": record.stamp,
+            "scenario": record.scenario,
+            "mapped": record.mapped,
+            "dropped": record.dropped,
+            "tiles": record.tiles,
+            "latency_ms": record.latency_ms,
+        },
+    )

@@ -7,6 +7,7 @@ milliseconds; a state is empty where health was not watched, a fault where there
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,11 +18,11 @@ from engine.contract.errors import ResumeError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import Window
 from engine.health.monitor import Fault, State, Verdict
-from engine.stream import TileReport
+from engine.job import TileReport, is_lost
 
 NAME = "tiles.csv"
 STAGES = ("wait", "read", "queue", "infer", "write")
-"""Where a tile's time goes, in order; :class:`engine.stream.TileReport` says what each one is."""
+"""Where a tile's time goes, in order; :class:`engine.job.TileReport` says what each one is."""
 COLUMNS = (
     *("tile", "frame", "row", "col", "height", "width", "scenario", "skipped", "switched"),
     *(f"{sensor}_{what}" for sensor in Sensor for what in ("state", "fault")),
@@ -49,10 +50,8 @@ class TileRow:
 
     @property
     def lost(self) -> bool:
-        """No map although there was something to see: skipped, or every sensor failed."""
-        verdicts = self.verdicts.values()
-        failed = any(verdict.fault is not Fault.NO_DATA for verdict in verdicts)
-        return self.skipped or (failed and not any(verdict.usable for verdict in verdicts))
+        """See :func:`engine.job.is_lost`."""
+        return is_lost(self.verdicts, skipped=self.skipped)
 
 
 class TileLog:
@@ -94,9 +93,10 @@ class TileLog:
             )
 
     def flush(self) -> None:
-        """Hand every row to the operating system; after it a killed process loses none."""
+        """Wait until every row is on the disk."""
         with writing(self._path):
             self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""

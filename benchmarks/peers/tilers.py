@@ -24,13 +24,15 @@ from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
 from benchmarks.rasters import write_raster
 from engine.backends.base import BackendInfo, Inputs
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import Tile, TileGrid
-from engine.request import Plan, Request
-from engine.segment import segment
-from engine.stream import TileReport
+from engine.observer import Observer
+from engine.plan import Plan
+from engine.request import RasterFiles, RunRequest
+from engine.runner import run
 from export.scenarios import inputs_of
 
 
@@ -214,12 +216,11 @@ class EngineRun(Tiler):
     """
 
     def __init__(self, subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> None:
-        self._request = Request(
+        self._request = RunRequest(
+            source=RasterFiles(paths={sensor: raster.paths[sensor] for sensor in inputs_of(scenario)}),
             bundle=subject.bundle.root,
             output=folder / f"engine_{subject.name}_{scenario}",
-            rasters={sensor: raster.paths[sensor] for sensor in inputs_of(scenario)},
-            backend="openvino",
-            precision="fp32",
+            backend=BackendOptions(name="openvino", precision="fp32"),
             overwrite=True,
         )
         self.library = ""
@@ -231,26 +232,20 @@ class EngineRun(Tiler):
     def timed(self) -> tuple[Classes, float]:
         """See :meth:`Tiler.timed`."""
         start = _Start()
-        told = segment(self._request, start)
+        record = run(self._request, start)
         seconds = time.perf_counter() - start.at
-        self.library = told["backend"]["library"]
+        self.library = record.backend.library
         return _read(self._request.output / "classes.tif"), seconds
 
 
-class _Start:
-    """Notes when a run begins to map; an :class:`engine.segment.Observer`."""
+class _Start(Observer):
+    """Notes when a run begins to map."""
 
     at = 0.0
 
-    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
         """All checks passed, the backend is warm."""
         self.at = time.perf_counter()
-
-    def tile_done(self, report: TileReport) -> None:
-        """Of no interest here."""
-
-    def publishing(self) -> None:
-        """Of no interest here."""
 
 
 TilerOpener = Callable[[Subject, Scenario, Raster, Path], Tiler]

@@ -43,16 +43,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import demo
 from engine.acceptance.rehearsal import Flight, Rehearsal, Result
-from engine.backends import BackendName, open_backend
+from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.health import parse_limits
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.faults import Injection, Kind, kinds_of
-from engine.mosaic import CropMosaic
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import SensorRasters
+from engine.stitcher import CropStitcher
 
 LEAST_TILES = 18
 """So that every case has tiles before, within and behind its faults."""
@@ -211,13 +212,8 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, 
         SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=manifest.tile_px)
     )
     backend = stack.enter_context(
-        open_backend(
-            options.backend,
-            bundle,
-            scenarios=tuple(Scenario),
-            wanted=CropMosaic.wanted,
-            precision=options.precision,
-            threads=options.threads,
+        BackendOptions(name=options.backend, precision=options.precision, threads=options.threads).open(
+            bundle, scenarios=Scenario, wanted=CropStitcher.wanted
         )
     )
     flight = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=options.tiles)

@@ -25,13 +25,15 @@ from engine.contract.bundle import NODATA_CLASS, Manifest
 from engine.contract.errors import OutputError
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
+from engine.frames import RasterFrames
 from engine.grid import Tile, TileGrid, Window
 from engine.health.faults import Injection, Injector, Kind, detection
 from engine.health.monitor import Fault, Monitor, State, Verdict
-from engine.mosaic import CropMosaic
+from engine.job import Job, TileReport
 from engine.rasters.raster import SensorRasters
-from engine.source import RasterSource
-from engine.stream import Job, TileReport, jobs_alive, stream
+from engine.reader import FaultyReader, JobSource, Reader, TileReader
+from engine.stitcher import CropStitcher
+from engine.stream import jobs_alive, stream
 
 DRIFT = 7
 """A flight over a mirrored raster moves down by a seventh of what it moves right, so that it sees all of it."""
@@ -76,6 +78,22 @@ class Flight:
                 reads=Window(row=row, col=col, height=side, width=side),
                 target=Window(row=row + self.halo_px, col=col + self.halo_px, height=stride, width=stride),
             )
+
+
+class _FlightStitcher(CropStitcher):
+    """Lays the tiles of a flight."""
+
+    def __init__(self, flight: Flight) -> None:
+        size = flight.rasters.grid
+        super().__init__(height=size.height, width=size.width, tile_px=flight.tile_px, halo_px=flight.halo_px)
+        self._flight = flight
+
+    def __len__(self) -> int:
+        return self._flight.tiles
+
+    def tiles(self, start: int = 0) -> Iterator[Tile]:
+        """See :meth:`engine.stitcher.Stitcher.tiles`."""
+        return islice(self._flight, start, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,23 +186,20 @@ class Rehearsal:
         for number, scenario in enumerate(Scenario):
             hidden = [sensor for sensor in Sensor if sensor not in scenario.sensors]
             absent = tuple(Injection(sensor=sensor, kind=Kind.LATE, first=0, last=None) for sensor in hidden)
-            recording = _Recording(self._mosaic(), self._maps[number])
+            recording = _Recording(self._stitcher(), self._maps[number])
             self._stream(recording, absent, None, tile_done)
             self.shares = np.maximum(self.shares, recording.shares)
 
     def fly(self, injections: Sequence[Injection], tile_done: Callable[[], object] = lambda: None) -> Result:
         """One flight with these faults, its sensors watched. The first must have none: others are held to it."""
-        sink = _Comparing(self._mosaic(), self._maps)
+        sink = _Comparing(self._stitcher(), self._maps)
         verdicts = self._stream(sink, injections, Monitor(self._limits), tile_done)
         if not injections:
             self._clean = verdicts
         return self._judge(injections, verdicts, sink)
 
-    def _mosaic(self) -> CropMosaic:
-        size = self._flight.rasters.grid
-        return CropMosaic(
-            height=size.height, width=size.width, tile_px=self._flight.tile_px, halo_px=self._flight.halo_px
-        )
+    def _stitcher(self) -> _FlightStitcher:
+        return _FlightStitcher(self._flight)
 
     def _stream(
         self,
@@ -200,17 +215,19 @@ class Rehearsal:
             verdicts.append(done.verdicts)
             tile_done()
 
-        source = RasterSource(
-            self._flight.rasters,
-            self._flight,
+        reader: Reader = TileReader(
+            RasterFrames(self._flight.rasters),
+            stitch=lambda _height, _width: self._stitcher(),
             pool=BufferPool(
                 map(self._manifest.sensor, Sensor),
                 tile_px=self._flight.tile_px,
                 count=jobs_alive(self._backend.info.slots),
             ),
-            monitor=monitor,
-            injector=Injector(injections) if injections else None,
+            tile_px=self._flight.tile_px,
         )
+        if injections:
+            reader = FaultyReader(reader, Injector(injections))
+        source = JobSource(reader, monitor=monitor, strict=True)
         stream(source, backend=self._backend, sink=sink, report=report)
         return verdicts
 
@@ -311,15 +328,15 @@ def _reference(scenario: Scenario | None) -> int:
 class _Recording:
     """A sink that keeps the map of every tile, uint8 [tiles, layers, T, T]."""
 
-    def __init__(self, mosaic: CropMosaic, maps: NDArray[np.uint8]) -> None:
-        self._mosaic, self._maps = mosaic, maps
+    def __init__(self, stitcher: CropStitcher, maps: NDArray[np.uint8]) -> None:
+        self._stitcher, self._maps = stitcher, maps
         self.shares = np.zeros((len(maps), len(Sensor)))
 
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
         for number, sensor in enumerate(Sensor):
             if sensor in job.observations:
                 self.shares[job.tile.index, number] = job.observations[sensor].valid.mean()
-        for layer, values in enumerate(_layers(self._mosaic, job, outputs)):
+        for layer, values in enumerate(_layers(self._stitcher, job, outputs)):
             height, width = values.shape
             self._maps[job.tile.index, layer, :height, :width] = values
 
@@ -330,15 +347,15 @@ class _Recording:
 class _Comparing:
     """A sink that counts the bytes in which each tile differs from each reference, int64 [tiles, references]."""
 
-    def __init__(self, mosaic: CropMosaic, maps: NDArray[np.uint8]) -> None:
-        self._mosaic, self._maps = mosaic, maps
+    def __init__(self, stitcher: CropStitcher, maps: NDArray[np.uint8]) -> None:
+        self._stitcher, self._maps = stitcher, maps
         self.differing = np.zeros((maps.shape[1], len(maps) + 1), np.int64)
         self.bytes = np.zeros(maps.shape[1], np.int64)
 
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
         tile = job.tile.index
         for layer, (values, nothing) in enumerate(
-            zip(_layers(self._mosaic, job, outputs), (NODATA_CLASS, 0, Provenance.NONE), strict=True)
+            zip(_layers(self._stitcher, job, outputs), (NODATA_CLASS, 0, Provenance.NONE), strict=True)
         ):
             height, width = values.shape
             for number, reference in enumerate(self._maps[:, tile, layer, :height, :width]):
@@ -351,7 +368,7 @@ class _Comparing:
 
 
 def _layers(
-    mosaic: CropMosaic, job: Job, outputs: Mapping[Scenario, Outputs]
+    stitcher: CropStitcher, job: Job, outputs: Mapping[Scenario, Outputs]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    (block,) = mosaic.add(job.tile, job.provenance, outputs)
+    (block,) = stitcher.add(job.tile, job.provenance, outputs)
     return block.classes, block.confidence, block.provenance

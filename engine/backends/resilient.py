@@ -21,15 +21,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
+from engine.backends import BackendName
+from engine.backends.base import Backend, Inputs, Output, Outputs
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -308,37 +308,19 @@ class ResilientBackend(Backend):
 
 
 def open_chain(
-    name: BackendName,
-    bundle: Bundle,
-    *,
-    scenarios: Iterable[Scenario],
-    wanted: Iterable[Output],
-    precision: ExecutionPrecision = "auto",
-    threads: int | None = None,
-    hint: PerformanceHint = "throughput",
-    watchdog_s: float = 30.0,
-    plans: Path | None = None,
+    options: BackendOptions, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]
 ) -> ResilientBackend:
-    """The named backend, opened again once if it fails; with ``auto`` the rest of :data:`CHAIN` stands behind it.
+    """The backend that is asked for, opened again once if it fails; with ``auto`` the rest of :data:`CHAIN` follows.
 
-    Args and errors are those of :func:`engine.backends.open_backend`, and ``watchdog_s`` of the class.
+    Args and errors are those of :meth:`engine.backends.options.BackendOptions.open`.
     """
     scenarios, wanted = tuple(scenarios), tuple(wanted)
 
-    def opener(each: BackendName) -> Callable[[], Backend]:
-        return lambda: open_backend(
-            each,
-            bundle,
-            scenarios=scenarios,
-            wanted=wanted,
-            precision=precision,
-            threads=threads,
-            hint=hint,
-            plans=plans,
-        )
+    def opener(name: BackendName) -> Callable[[], Backend]:
+        return lambda: replace(options, name=name).open(bundle, scenarios=scenarios, wanted=wanted)
 
-    chain = CHAIN if name == "auto" else (name,)
-    return ResilientBackend(opener(name), {each: opener(each) for each in chain}, watchdog_s=watchdog_s)
+    chain = CHAIN if options.name == "auto" else (options.name,)
+    return ResilientBackend(opener(options.name), {each: opener(each) for each in chain}, watchdog_s=options.watchdog_s)
 
 
 def leave(exit_code: int) -> NoReturn:

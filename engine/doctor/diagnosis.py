@@ -19,8 +19,9 @@ from engine.backends.base import ExecutionPrecision
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, EngineError
 from engine.contract.sensors import Scenario
-from engine.doctor.host import Host, examine_host, own_version
+from engine.doctor.host import Host, examine_host
 from engine.doctor.trial import Trial, try_backend
+from engine.version import own_version
 
 BACKENDS: tuple[BackendName, ...] = tuple(name for name in get_args(BackendName) if name != "auto")
 TIMEOUT_S = 300.0

@@ -12,7 +12,6 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _X86_FEATURES: Mapping[str, frozenset[str]] = {
@@ -97,14 +96,6 @@ def examine_host(root: Path = Path("/")) -> Host:
         gpus=gpus,
         gpu_note=gpu_note,
     )
-
-
-def own_version() -> str:
-    """The version of this package; ``source`` where it is not installed."""
-    try:
-        return version("gemmnet-edge")
-    except PackageNotFoundError:
-        return "source"
 
 
 def _cpu(root: Path) -> Cpu:

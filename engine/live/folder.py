@@ -34,6 +34,7 @@ import msgspec
 from engine.contract.errors import InputError
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
+from engine.frames import Frame
 from engine.health.monitor import Absent, Fault
 from engine.live.frame_name import Pattern, Sidecar, StampOrder, stamp_order
 
@@ -46,20 +47,6 @@ RECENT_FILES = 64
 
 _State = tuple[int, int]
 """Size in bytes and modification time in nanoseconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """What has landed of one stamp; every sensor is in ``files`` or in ``absent``."""
-
-    stamp: str
-    files: Mapping[Sensor, Path]
-    """Whole, as far as can be told without decoding."""
-    absent: Mapping[Sensor, Absent]
-    first_at: float
-    """When the first of its files was whole (or given up)."""
-    available_at: float
-    """When the last of them was, or the wait for it was over."""
 
 
 @dataclass(kw_only=True)
@@ -127,18 +114,24 @@ class LiveFolder:
         self.arrivals = Arrivals()
         self.changed_at = -math.inf
         """When something was last seen to land or to grow."""
-        self._folder, self._sensors, self._pattern = folder, sensors, pattern
+        self.path, self.sensors, self._pattern = folder, sensors, pattern
         self._wait_s = partner_wait_s
         self._landing: dict[str, _Landing] = {}
         self._pending: dict[str, _Pending] = {}
-        self._gone: dict[str, frozenset[Sensor]] = dict(done or {})
-        self._last: StampOrder | None = max((stamp_order(stamp) for stamp in self._gone), default=None)
+        self._gone: dict[str, frozenset[Sensor]] = {}
+        self._last: StampOrder | None = None
+        self.skip(done or {})
         self._taken: set[str] = set()
         self._recent: deque[tuple[str, _State | None]] = deque(maxlen=RECENT_FILES)
         self._unreadable: dict[str, float] = {}
         """Sidecars that are no JSON yet, and since when."""
         self._missing = self._wondered = False
         self._first_look = True
+
+    def skip(self, done: Mapping[str, frozenset[Sensor]]) -> None:
+        """Leave out frames that have been dealt with: their stamps, and the sensors that delivered."""
+        self._gone = dict(done)
+        self._last = max(map(stamp_order, self._gone), default=None)
 
     @property
     def waiting(self) -> bool:
@@ -162,7 +155,7 @@ class LiveFolder:
                 found = self._pattern.match(name)
                 if found is None:
                     self._wonder(name)
-                elif found[0] in self._sensors:
+                elif found[0] in self.sensors:
                     self._notice(name, *found, now, vouched=False)
         self._first_look = False
         self._settle(now)
@@ -170,11 +163,11 @@ class LiveFolder:
 
     def _names(self) -> list[str]:
         try:
-            with os.scandir(self._folder) as entries:
+            with os.scandir(self.path) as entries:
                 names = [entry.name for entry in entries if entry.is_file()]
         except OSError as error:  # a mount that went away may come back
             if not self._missing:
-                log.warning("%s cannot be looked at (%s): trying again", self._folder, error.strerror)
+                log.warning("%s cannot be looked at (%s): trying again", self.path, error.strerror)
             self._missing = True
             return [*self._taken, *self._landing]
         self._missing = False
@@ -188,7 +181,7 @@ class LiveFolder:
 
     def _state(self, name: str) -> _State | None:
         try:
-            state = (self._folder / name).stat()
+            state = (self.path / name).stat()
         except OSError:
             return None
         return state.st_size, state.st_mtime_ns
@@ -208,7 +201,7 @@ class LiveFolder:
 
     def _read_sidecar(self, name: str, now: float) -> None:
         try:
-            told = msgspec.json.decode((self._folder / name).read_bytes(), type=Sidecar)
+            told = msgspec.json.decode((self.path / name).read_bytes(), type=Sidecar)
         except msgspec.ValidationError as error:
             return self._ignore(name, f"is no sidecar of a frame ({error})")
         except (OSError, msgspec.DecodeError) as error:  # half written, it is no JSON
@@ -222,7 +215,7 @@ class LiveFolder:
             )
         self._unreadable.pop(name, None)
         self._taken.add(name)
-        if told.sensor in self._sensors and told.file not in self._taken:
+        if told.sensor in self.sensors and told.file not in self._taken:
             # one that was there before its file cannot know that the file is whole
             self._notice(told.file, told.sensor, told.stamp, now, vouched=self._state(told.file) is not None)
         return None
@@ -264,7 +257,7 @@ class LiveFolder:
             if not at_rest:
                 landing.state, landing.resting_since = state, now
                 self.changed_at = now
-            path = self._folder / name
+            path = self.path / name
             if landing.vouched and state is not None:
                 self._take(name, landing, path, now)
             elif at_rest:
@@ -305,11 +298,11 @@ class LiveFolder:
     def _check_ready(self, frame: _Pending, now: float) -> None:
         if frame.ready_at is not None or frame.first_at is None:
             return
-        if self._sensors == frame.seen.keys():
+        if self.sensors == frame.seen.keys():
             frame.ready_at = now
         elif now >= frame.first_at + self._wait_s:
             frame.ready_at = frame.first_at + self._wait_s
-            for sensor in self._sensors - frame.seen.keys():
+            for sensor in self.sensors - frame.seen.keys():
                 name = frame.names.get(sensor)
                 what = "no file" if name is None else f"{name} not whole"
                 detail = f"{what} {self._wait_s * 1e3:.0f} ms after its partner"

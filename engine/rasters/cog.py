@@ -147,12 +147,15 @@ class MapWriter:
                 file.write(layer, 1, window=window)
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system; after it a killed process loses nothing.
+        """Wait until everything written so far is on the disk; after it neither a kill nor a power cut loses any.
 
         Raises:
             OutputError: the system refuses.
         """
         self.close()  # rasterio has no other way to empty GDAL's cache
+        for spool in self._spools:
+            with _writing(spool):
+                _settle(spool)
         self._open()
 
     def publish(self, output_dir: Path, *, progress: Callable[[float], None] | None = None) -> list[Path]:

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from engine.contract.errors import OutputError
+from engine.contract.errors import writing
+from engine.contract.atomic import write_whole
+from engine.plan import REPORT_NAME
 from engine.report import conditions, flight, mapped, summary
 from engine.report.data import Finished
 from engine.report.page import contents, page, tag
 from engine.report.words import SENSOR_NAMES
-from engine.request import REPORT_NAME
 
 __all__ = ["write_report"]
 
@@ -38,7 +37,7 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
     run = Finished(output)
     grid = run.grid
     shown, seen = mapped.live_maps(run, progress) if grid is None else mapped.raster_maps(run, grid, progress)
-    blended = run.told["tiling"].get("blend") == "hann"
+    blended = run.record.tiling.blend == "hann"
     sections = [
         shown,
         flight.timeline(run),
@@ -54,11 +53,11 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
     there = [each for each in sections if each is not None]
     title = f"Flight report: {output.resolve().name}"
     sensors = " and ".join(SENSOR_NAMES[sensor] for sensor in run.sensors)
-    started = run.told["started_utc"].replace("T", " ").removesuffix("+00:00")
+    started = run.record.started_utc.replace("T", " ").removesuffix("+00:00")
     text = page(
         title,
         tag("h1", title),
-        tag("p", f"{run.told['bundle']['name']}, {sensors}, started {started} UTC", class_="byline"),
+        tag("p", f"{run.record.bundle.name}, {sensors}, started {started} UTC", class_="byline"),
         summary.verdict(run),
         summary.story(run),
         summary.facts(run, seen),
@@ -70,16 +69,6 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
 
 def _write(output: Path, text: str) -> Path:
     target = output / REPORT_NAME
-    temporary = output / f".{REPORT_NAME}.{os.getpid()}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written ({error.strerror}): free space or check permissions, then run "
-            f"`python -m engine.report {output}`"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with writing(target, f"free space or check permissions, then run `python -m engine.report {output}`"):
+        write_whole(target, text.encode())
     return target

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from engine.contract.sensors import Sensor
-from engine.live.frame_log import NAME as FRAME_LOG_NAME
+from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.report.data import Finished
-from engine.report.page import Html, Section, section, table, tag
+from engine.report.page import Content, Html, Section, section, table, tag
 from engine.report.words import SENSOR_NAMES, count
 from engine.tile_log import NAME as TILE_LOG_NAME
 
@@ -22,38 +21,38 @@ FILES = (
 
 def backend(run: Finished) -> Section:
     """What inferred, and what went wrong with it."""
-    told, events = run.told["backend"], run.told["backend_events"]
-    about = f"{told['library']} on {told['device']}: {told['graph']} graphs computed in {told['precision']}, "
-    about += f"{told['threads']} threads, {count(told['slots'], 'tile')} at a time."
+    used, events = run.record.backend, run.record.backend_events
+    about = f"{used.library} on {used.device}: {used.graph} graphs computed in {used.precision}, "
+    about += f"{used.threads} threads, {count(used.slots, 'tile')} at a time."
     body: Html = tag("p", "It ran through: no failure, no fallback.")
     if events:
-        rows = [[e["at_utc"], e["backend"], e["what"], e["detail"], e["tiles_in_flight"]] for e in events]
+        rows: list[list[Content]] = [
+            [each.at_utc, each.backend, each.what, each.detail, each.tiles_in_flight] for each in events
+        ]
         body = table(["time (UTC)", "backend", "what", "detail", "tiles in flight"], rows, numbers=(4,))
     return section("backend", "Backend", tag("p", about), body)
 
 
 def conditions(run: Finished) -> Section:
     """Everything that one needs to repeat the run."""
-    told = run.told
+    record = run.record
     entries: list[tuple[str, str]] = [
-        ("bundle", f"{told['bundle']['name']}, {told['bundle']['path']}"),
-        ("bundle SHA-256", told["bundle"]["sha256"]),
+        ("bundle", f"{record.bundle.name}, {record.bundle.path}"),
+        ("bundle SHA-256", record.bundle.sha256),
     ]
-    for name, raster in (told.get("inputs") or {}).items():
-        rules = ", ".join(raster["nodata"]) or "none"
-        size = f"{raster['width']} x {raster['height']} px, {raster['dtype']}, {raster['crs'] or 'no CRS'}"
-        warped = ", warped onto the other's grid" if raster["warped"] else ""
-        entries.append((SENSOR_NAMES[Sensor(name)], f"{raster['path']} ({size}, nodata: {rules}{warped})"))
-    tiling = told.get("tiling")
-    if tiling:
-        text = f"{tiling['tiles']} of {tiling['tile_px']} px, halo {tiling['halo_px']} px, blend {tiling['blend']}"
-        entries.append(("tiles", text))
-    gsd_m = (told.get("grid") or {}).get("gsd_m")
-    if gsd_m:
-        entries.append(("ground sampling distance", f"{gsd_m:.3g} m"))
-    entries += [(name.replace("_", " "), str(value)) for name, value in told["system"].items()]
-    entries += [("engine", told["version"]), ("started (UTC)", told["started_utc"])]
-    resumed = told.get("resumed_at_tile") or told.get("resumed_after_frames")
+    for sensor, raster in (record.inputs or {}).items():
+        rules = ", ".join(raster.nodata) or "none"
+        size = f"{raster.width} x {raster.height} px, {raster.dtype}, {raster.crs or 'no CRS'}"
+        warped = ", warped onto the other's grid" if raster.warped else ""
+        entries.append((SENSOR_NAMES[sensor], f"{raster.path} ({size}, nodata: {rules}{warped})"))
+    tiling = record.tiling
+    text = f"{tiling.tiles} of {tiling.tile_px} px, halo {tiling.halo_px} px, blend {tiling.blend}"
+    entries.append(("tiles", text))
+    if record.grid is not None and record.grid.gsd_m:
+        entries.append(("ground sampling distance", f"{record.grid.gsd_m:.3g} m"))
+    entries += [(name, str(getattr(record.system, name))) for name in record.system.__struct_fields__]
+    entries += [("engine", record.version), ("started (UTC)", record.started_utc)]
+    resumed = record.resumed_at_tile or record.resumed_after_frames
     if resumed:
         entries.append(("resumed", f"at {'frame' if run.frames else 'tile'} {resumed}; times are those of both parts"))
     items = [part for name, text in entries for part in (tag("dt", name), tag("dd", text))]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -14,19 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.errors import UsageError
-from engine.contract.sensors import Scenario, Sensor
+from engine.contract.sensors import Sensor
 from engine.grid import TileGrid
 from engine.health.faults import Injection, parse_faults
 from engine.health.monitor import Fault, State, Verdict
-from engine.summary import TileTimes
+from engine.plan import RUN_NAME
+from engine.record import Deadline, RunRecord, TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileRow, read_tile_log
-
-NEEDED = frozenset(
-    {"version", "started_utc", "bundle", "tiling", "scenarios", "health", "backend", "backend_events", "result"}
-    | {"tiles_lost", "tiles_dropped", "latency_ms", "injected", "performance", "system"}
-)
-"""What run.json has for every kind of run."""
 
 
 class Shown(IntEnum):
@@ -72,7 +66,7 @@ class Finished:
         output: the folder that the run wrote.
 
     Attributes:
-        told: ``run.json``.
+        record: ``run.json``.
         times: latencies, stages, scenarios and flags of all tiles.
         shown: values of :class:`Shown` by sensor, int8 [tiles].
         place: row, column, height and width of every tile in its raster, [tiles, 4].
@@ -86,15 +80,14 @@ class Finished:
         self.output = output
         hint = "pass the folder of a finished run (repeat an interrupted one with --resume)"
         try:
-            self.told: dict[str, Any] = json.loads((output / "run.json").read_bytes())
-            self._injections = self._parse()
+            self.record = RunRecord.read(output / RUN_NAME)
             self._collect(read_tile_log(output / TILE_LOG_NAME))
         except OSError as error:
             raise UsageError(
                 f"a report needs run.json and {TILE_LOG_NAME}; {error.filename} cannot be read ({error.strerror}): "
                 f"{hint}"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UsageError(
                 f"run.json or {TILE_LOG_NAME} in {output} is not of this version ({error}): {hint}"
             ) from error
@@ -105,28 +98,33 @@ class Finished:
     @property
     def watched(self) -> bool:
         """The sensors' health was."""
-        return bool(self.told["health"]["watched"])
+        return self.record.health.watched
 
     @property
     def sensors(self) -> tuple[Sensor, ...]:
         """Those that the run could read."""
-        used = {sensor for name in self.told["scenarios"] for sensor in Scenario(name).sensors}
+        used = {sensor for scenario in self.record.scenarios for sensor in scenario.sensors}
         return tuple(sensor for sensor in Sensor if sensor in used)
 
     @property
     def grid(self) -> TileGrid | None:
-        """The tiles of the raster; None for a live flight, in which every frame has its own."""
-        if "grid" not in self.told:
+        """The tiles of the raster; None for a live run, whose frames each have their own."""
+        size, tiling = self.record.grid, self.record.tiling
+        if size is None or self.record.live is not None:
             return None
-        size, tiling = self.told["grid"], self.told["tiling"]
-        return TileGrid(
-            height=size["height"], width=size["width"], tile_px=tiling["tile_px"], halo_px=tiling["halo_px"]
-        )
+        return TileGrid(height=size.height, width=size.width, tile_px=tiling.tile_px, halo_px=tiling.halo_px)
 
     @property
     def injections(self) -> Sequence[Injection]:
         """Faults that were made on purpose."""
-        return self._injections
+        injected = self.record.injected
+        outcomes = () if injected is None else injected.outcomes
+        return tuple(itertools.chain(*(parse_faults(outcome.injection) for outcome in outcomes)))
+
+    @property
+    def deadline(self) -> Deadline:
+        """Of tiles; of a live run's frames."""
+        return self.record.deadline if self.record.live is None else self.record.frames.deadline
 
     def outages(self, sensor: Sensor) -> Iterator[Outage]:
         """Every stretch of tiles in which the sensor was dead, for whatever reason."""
@@ -161,16 +159,6 @@ class Finished:
         self.times = TileTimes(passing())
         self.shown = {sensor: np.array(values, np.int8) for sensor, values in shown.items()}
         self.place = np.array(place, np.int64).reshape(-1, 4)
-
-    def _parse(self) -> tuple[Injection, ...]:
-        """The injections, after seeing that run.json has what the report is made of."""
-        missing = sorted(NEEDED - set(self.told))
-        if missing:
-            raise ValueError(f"run.json lacks {', '.join(missing)}")
-        injected: Mapping[str, Any] | None = self.told["injected"]
-        if injected is None:
-            return ()
-        return tuple(itertools.chain(*(parse_faults(outcome["injection"]) for outcome in injected["outcomes"])))
 
 
 def stretches(values: NDArray[Any]) -> list[tuple[int, int]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.sensors import PROVENANCE_LABELS, Scenario, Sensor
+from engine.contract.sensors import PROVENANCE_LABELS, Scenario
+from engine.health.faults import Outcome
+from engine.health.monitor import State
+from engine.record import TileQuantiles
 from engine.report import charts
 from engine.report.charts import Ruler
 from engine.report.data import Finished, Shown
-from engine.report.page import Html, Section, legend, note, section, swatch, table, tag, together
+from engine.report.page import Content, Html, Section, legend, note, section, swatch, table, tag, together
 from engine.report.words import (
     LOST,
     MOST_ROWS,
@@ -56,7 +58,7 @@ def timeline(run: Finished) -> Section:
     if len(latency) and latency.max() > 0:
         top = float(latency.max())
         levels = [Ruler(at=float(np.percentile(latency, 50)), label=f"p50 {milliseconds(np.percentile(latency, 50))}")]
-        limit = (run.told.get("deadline") or run.told["frames"]["deadline"])["limit_ms"]
+        limit = run.deadline.limit_ms
         if limit is not None:
             levels = [Ruler(at=limit, label=f"deadline {milliseconds(limit)}")]
         rows += [
@@ -83,33 +85,32 @@ def timeline(run: Finished) -> Section:
 
 def health(run: Finished) -> Section:
     """What every sensor was worth, and each change with its reason."""
-    told = run.told["health"]
+    told = run.record.health
     if not run.watched:
         return section(
             "health", "Sensor health", tag("p", "Not watched in this run: the sensors were named with --sensors.")
         )
-    rows = []
+    rows: list[list[Content]] = []
     for sensor in run.sensors:
-        states, faults = told["states"].get(sensor, {}), told["faults"].get(sensor, {})
+        states, faults = told.states.get(sensor, {}), told.faults.get(sensor, {})
         blamed = faults_in_words(f"{name} {tiles}" for name, tiles in faults.items()) or "none"
-        rows.append([SENSOR_NAMES[sensor], *(states.get(state, 0) for state in ("alive", "degraded", "dead")), blamed])
+        rows.append([SENSOR_NAMES[sensor], *(states.get(state, 0) for state in State), blamed])
     counts = table(["sensor", "alive", "degraded", "dead", "tiles by fault"], rows, numbers=(1, 2, 3))
-    changes = told["changes"]
+    changes = told.changes
     if not changes:
         return section("health", "Sensor health", counts, tag("p", "No sensor changed its state."))
-    colours = {name.lower(): STATE_LOOKS[Shown[name]].colour for name in ("ALIVE", "DEGRADED", "DEAD")}
-    events = [
+    events: list[list[Content]] = [
         [
-            run.tile_of(change["frame"], change["tile"]),
-            *([change["frame"]] if run.frames else []),
-            SENSOR_NAMES[Sensor(change["sensor"])],
-            together(swatch(colours[change["state"]]), change["state"]),
-            faults_in_words([change["fault"] or ""]),
-            change["detail"],
+            run.tile_of(change.frame, change.tile),
+            *([change.frame] if run.frames else []),
+            SENSOR_NAMES[change.sensor],
+            together(swatch(STATE_LOOKS[Shown[change.state.name]].colour), change.state),
+            faults_in_words([change.fault or ""]),
+            change.detail,
         ]
         for change in changes[:MOST_ROWS]
     ]
-    more = told["change_count"] - len(events)
+    more = told.change_count - len(events)
     return section(
         "health",
         "Sensor health",
@@ -123,22 +124,22 @@ def health(run: Finished) -> Section:
 
 def injected(run: Finished) -> Section | None:
     """Faults made on purpose, and how they were seen."""
-    told = run.told["injected"]
+    told = run.record.injected
     if told is None:
         return None
     rows = [
         [
-            tag("code", outcome["injection"]),
-            "hard" if outcome["expected_hard"] else "soft",
-            outcome["tiles"],
+            tag("code", outcome.injection),
+            "hard" if outcome.expected_hard else "soft",
+            outcome.tiles,
             _seen(outcome),
-            _delay(outcome["delay_tiles"]),
-            _delay(outcome["dead_delay_tiles"]),
-            faults_in_words([outcome["fault"] or ""]),
+            _delay(outcome.delay_tiles),
+            _delay(outcome.dead_delay_tiles),
+            faults_in_words([outcome.fault or ""]),
         ]
-        for outcome in told["outcomes"]
+        for outcome in told.outcomes
     ]
-    alarms = ", ".join(f"{SENSOR_NAMES[sensor]} {told['false_alarms'][sensor]}" for sensor in run.sensors)
+    alarms = ", ".join(f"{SENSOR_NAMES[sensor]} {told.false_alarms[sensor]}" for sensor in run.sensors)
     headings = ["fault", "kind", "tiles", "seen", "delay", "delay to dead", "called"]
     return section(
         "injected",
@@ -155,9 +156,9 @@ def injected(run: Finished) -> Section | None:
 
 def latency(run: Finished) -> Section | None:
     """Percentiles and distribution by scenario, and where the time goes."""
-    times, told = run.times, run.told["latency_ms"]
+    times, told = run.times, run.record.latency_ms
     mapped = ~times.skipped
-    if not told["tiles"] or times.latency_ms[mapped].min() <= 0:
+    if told.p50 is None or told.p99 is None or times.latency_ms[mapped].min() <= 0:
         return None
     groups, keys, bars = [], [], []
     for number in range(len(Scenario)):
@@ -171,11 +172,11 @@ def latency(run: Finished) -> Section | None:
     if nothing.any():
         groups.append(("var(--nodata)", times.latency_ms[nothing]))
         keys.append(("var(--nodata)", f"not mapped, {count(int(nothing.sum()), 'tile')}"))
-    rulers = [Ruler(at=told[f"p{q}"], label=f"p{q} {milliseconds(told[f'p{q}'])}") for q in (50, 99)]
-    limit = (run.told.get("deadline") or run.told["frames"]["deadline"])["limit_ms"]
+    rulers = [Ruler(at=at, label=f"{name} {milliseconds(at)}") for name, at in (("p50", told.p50), ("p99", told.p99))]
+    limit = run.deadline.limit_ms
     if limit is not None:
         rulers.append(Ruler(at=limit, label=f"deadline {milliseconds(limit)}"))
-    names = {"": told, **told["by_scenario"], "switch": told["switches"]}
+    names: dict[str, TileQuantiles] = {"": told, **told.by_scenario, "switch": told.switches}
     words = {
         "": "all tiles",
         **{scenario.value: PROVENANCE_LABELS[scenario.provenance] for scenario in Scenario},
@@ -186,9 +187,9 @@ def latency(run: Finished) -> Section | None:
     percentiles = table(
         ["ms", "tiles", *quantiles],
         [
-            [words[name], each["tiles"], *(f"{each[quantile]:.1f}" for quantile in quantiles)]
+            [words[name], each.tiles, *(f"{getattr(each, quantile):.1f}" for quantile in quantiles)]
             for name, each in names.items()
-            if each["tiles"]
+            if each.tiles
         ],
         numbers=range(1, 7),
     )
@@ -237,19 +238,19 @@ def _stages(run: Finished, bars: Sequence[tuple[str, dict[str, float]]]) -> Html
 def _pace(run: Finished) -> str:
     if run.frames:
         return "A frame is available once it is whole and its partner is there."
-    pace = run.told["pace"]
-    if pace["rate_hz"] is None:
+    pace = run.record.pace
+    if pace.rate_hz is None:
         return "Tiles were read as fast as they were mapped, so most of it is waiting for the tiles ahead."
-    policy = "waited" if pace["when_behind"] == "block" else "made room by dropping the oldest"
-    return f"Replayed at {pace['rate_hz']:g} tiles a second; tiles that came too fast {policy}."
+    policy = "waited" if pace.when_behind == "block" else "made room by dropping the oldest"
+    return f"Replayed at {pace.rate_hz:g} tiles a second; tiles that came too fast {policy}."
 
 
-def _seen(outcome: dict[str, Any]) -> Html | str:
-    if not outcome["tiles"]:
+def _seen(outcome: Outcome) -> Html | str:
+    if not outcome.tiles:
         return "no tile to spoil"
-    if outcome["detected"]:
+    if outcome.detected:
         return tag("span", "yes", class_="good")
-    return tag("span", "no", class_="bad" if outcome["expected_hard"] else None)
+    return tag("span", "no", class_="bad" if outcome.expected_hard else None)
 
 
 def _delay(tiles: int | None) -> str:

@@ -35,7 +35,7 @@ def raster_maps(run: Finished, grid: TileGrid, progress: Callable[[float], None]
                 f"{maps.height}: they are not of one run; run it again"
             )
         seen = survey(maps, grid, progress=progress)
-        switches = run.told["result"]["switches"]
+        switches = run.record.result.switches
         marks = _switch_marks(run)
         large = pictures.picture(
             maps, "classes", pictures.by_class(maps.classes), marks=marks, side_px=pictures.WIDE_PX
@@ -60,19 +60,19 @@ def raster_maps(run: Finished, grid: TileGrid, progress: Callable[[float], None]
         tag("figure", small[0], _provenance_legend(run), tag("figcaption", "What each pixel was mapped from.")),
         tag("figure", small[1], tag("figcaption", "Confidence: black is 0 %, white 100 %.")),
     ]
-    rows = [
+    rows: list[list[Content]] = [
         [
             number,
-            switch["tile"],
-            PROVENANCE_LABELS[Scenario(switch["scenario"]).provenance],
-            switch["reason"],
-            milliseconds(float(run.times.latency_ms[switch["tile"]])),
+            switch.tile,
+            PROVENANCE_LABELS[switch.scenario.provenance],
+            switch.reason,
+            milliseconds(float(run.times.latency_ms[switch.tile])),
         ]
         for number, switch in enumerate(switches[:MOST_ROWS], start=1)
     ]
     listed = tag(
         "details",
-        tag("summary", f"All switches ({run.told['result']['switch_count']})"),
+        tag("summary", f"All switches ({run.record.result.switch_count})"),
         table(["", "tile", "now mapped from", "why", "latency"], rows, numbers=(1, 4)),
         note("run.json lists more of them.") if len(switches) > len(rows) else None,
     )
@@ -93,11 +93,11 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
     chosen = stamps[:: max(1, -(-len(stamps) // MOST_FRAMES))]
     figures: list[Html] = []
     seen: Survey | None = None
-    size = {name: run.told["tiling"][name] for name in ("tile_px", "halo_px")}
+    tiling = run.record.tiling
     firsts = [*run.frames.values(), len(run)]
     for number, stamp in enumerate(chosen):
         with MapReader(run.output / stamp) as maps:
-            grid = TileGrid(height=maps.height, width=maps.width, **size)
+            grid = TileGrid(height=maps.height, width=maps.width, tile_px=tiling.tile_px, halo_px=tiling.halo_px)
             mine = survey(maps, grid)
             seen = mine if seen is None else seen + mine
             classes = maps.classes
@@ -196,13 +196,13 @@ def seams(seen: Survey, *, blended: bool) -> Section | None:
 
 def _switch_marks(run: Finished) -> Sequence[Mark]:
     """A mark in the middle of each tile that was the first of another engine."""
-    switches = run.told["result"]["switches"]
+    switches = run.record.result.switches
     numbered = len(switches) <= MOST_NUMBERED
     marks = []
     for number, switch in enumerate(switches, start=1):
-        row, col, height, width = run.place[switch["tile"]].tolist()
-        source = Scenario(switch["scenario"]).provenance
-        title = f"tile {switch['tile']}: {PROVENANCE_LABELS[source]}"
+        row, col, height, width = run.place[switch.tile].tolist()
+        source = switch.scenario.provenance
+        title = f"tile {switch.tile}: {PROVENANCE_LABELS[source]}"
         marks.append(
             Mark(
                 row=row + height / 2,
@@ -217,14 +217,14 @@ def _switch_marks(run: Finished) -> Sequence[Mark]:
 
 def _class_legend(run: Finished, classes: Sequence[ClassSpec]) -> Html:
     """Classes by colour, with their share of what is mapped."""
-    pixels = run.told["result"]["class_pixels"]
+    pixels = run.record.result.class_pixels
     total = max(1, sum(pixels.values()))
     return legend((css(each.rgb), f"{each.name} {percent(pixels.get(each.name, 0) / total)}") for each in classes)
 
 
 def _provenance_legend(run: Finished) -> Html:
     """Provenances by colour, with their share of the map."""
-    pixels = run.told["result"]["provenance_pixels"]
+    pixels = run.record.result.provenance_pixels
     total = max(1, sum(pixels.values()))
     colours = {**PROVENANCE_RGB, Provenance.NONE: None}
     return legend(

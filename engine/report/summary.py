@@ -16,8 +16,7 @@ MOST_STRETCHES = 5
 
 def verdict(run: Finished) -> Html:
     """One line: are the maps whole?"""
-    told, tiles = run.told, len(run)
-    lost, dropped = told["tiles_lost"], told["tiles_dropped"]
+    tiles, lost, dropped = len(run), run.record.tiles_lost, run.record.tiles_dropped
     what = f"{count(len(run.frames), 'frame')}, {count(tiles, 'tile')}" if run.frames else count(tiles, "tile")
     if not lost:
         return tag("p", f"{what}, none lost.", class_="verdict good")
@@ -30,38 +29,34 @@ def verdict(run: Finished) -> Html:
 def story(run: Finished) -> Html:
     """What happened, in a few sentences."""
     sentences = list(_outages_in_words(run)) if run.watched else ["The sensors were trusted: nobody watched them."]
-    switches = run.told["result"]["switch_count"]
+    switches = run.record.result.switch_count
     sentences.append(f"The engine was switched {times(switches)}." if switches else "The engine was never switched.")
-    if run.told["injected"] is not None:
-        seen = [each["detected"] for each in run.told["injected"]["outcomes"] if each["tiles"]]
+    if run.record.injected is not None:
+        seen = [each.detected for each in run.record.injected.outcomes if each.tiles]
         sentences.append(f"Faults were injected on purpose: {sum(seen)} of {len(seen)} were seen.")
-    if run.told["backend_events"]:
-        events = count(len(run.told["backend_events"]), "event")
+    if run.record.backend_events:
+        events = count(len(run.record.backend_events), "event")
         sentences.append(f"The backend did not run through: {events}, listed under Backend.")
     return tag("ul", [tag("li", sentence) for sentence in sentences], class_="story")
 
 
 def facts(run: Finished, seen: Survey | None) -> Html:
     """The numbers one looks for first."""
-    told = run.told
+    record = run.record
     cards: list[tuple[str, str, str]] = [("tiles", f"{len(run):,}", _area(run))]
-    cards.append(("tiles lost", f"{told['tiles_lost']:,}", f"{told['tiles_dropped']} of them dropped"))
-    cards.append(("switches", f"{told['result']['switch_count']:,}", "of the engine"))
-    latency = told["latency_ms"]
-    if latency["tiles"]:
-        cards.append(("latency p50", milliseconds(latency["p50"]), f"p99 {milliseconds(latency['p99'])}"))
-    deadline = told.get("deadline") or told["frames"]["deadline"]
-    if deadline["limit_ms"] is not None:
-        cards.append(("deadline misses", f"{deadline['misses']:,}", f"later than {milliseconds(deadline['limit_ms'])}"))
-    speed = told["performance"]
-    if "mpx_per_s" in speed:
-        cards.append(
-            ("speed", f"{speed['tiles_per_s']:.1f} tiles/s", f"{speed['mpx_per_s']:.2f} Mpx/s with publishing")
-        )
+    cards.append(("tiles lost", f"{record.tiles_lost:,}", f"{record.tiles_dropped} of them dropped"))
+    cards.append(("switches", f"{record.result.switch_count:,}", "of the engine"))
+    latency = record.latency_ms
+    if latency.p50 is not None and latency.p99 is not None:
+        cards.append(("latency p50", milliseconds(latency.p50), f"p99 {milliseconds(latency.p99)}"))
+    deadline = run.deadline
+    if deadline.limit_ms is not None:
+        cards.append(("deadline misses", f"{deadline.misses:,}", f"later than {milliseconds(deadline.limit_ms)}"))
+    speed = record.performance
+    cards.append(("speed", f"{speed.tiles_per_s:.1f} tiles/s", f"{speed.mpx_per_s:.2f} Mpx/s with publishing"))
     if seen is not None and not math.isnan(seen.same_sensors.score):
         cards.append(("seam score", f"{seen.same_sensors.score:.2f}", "1 is invisible"))
-    if "peak_rss_mib" in speed:
-        cards.append(("peak memory", f"{speed['peak_rss_mib']:.0f} MiB", "resident"))
+    cards.append(("peak memory", f"{speed.peak_rss_mib:.0f} MiB", "resident"))
     blocks = [
         tag("div", tag("dt", name), tag("dd", tag("b", value), tag("small", more))) for name, value, more in cards
     ]
@@ -86,5 +81,6 @@ def _area(run: Finished) -> str:
     grid = run.grid
     if grid is None:
         return f"in {count(len(run.frames), 'frame')}"
-    gsd_m, pixels = run.told["grid"]["gsd_m"], grid.height * grid.width
+    assert run.record.grid is not None
+    gsd_m, pixels = run.record.grid.gsd_m, grid.height * grid.width
     return f"{pixels / 1e6:.1f} Mpx" + (f", {pixels * gsd_m**2 / 1e4:.1f} ha" if gsd_m else "")

@@ -14,8 +14,7 @@ from engine import demo
 from engine.backends import open_backend
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario, Sensor
-from engine.segment import Request, segment
-from tests.engine.test_segment import Watcher
+from tests.engine.runs import Watcher, request_for, run_told
 
 LEAST_RATE = 0.5
 """Of the bare backend's tiles a second with its two slots busy. Sound, the stream reaches 0.8 to 0.9 on two idle cores,
@@ -46,9 +45,7 @@ def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path
     rasters = {Sensor.RGIR: write_raster(tmp_path, 4)[1][Sensor.RGIR]}
     tiles = tiles_of_run(bundle.manifest, rasters, 25)
     options = {"precision": "fp32", "threads": THREADS}
-    request = Request(
-        rasters=rasters, bundle=demo.BUNDLE, output=tmp_path / "map", backend="openvino", overwrite=True, **options
-    )
+    request = request_for(demo.BUNDLE, rasters, tmp_path / "map", backend="openvino", overwrite=True, **options)
     rates: list[float] = []
     work: list[float] = []
     with open_backend("openvino", bundle, scenarios=[scenario], wanted=WANTED, **options) as backend:
@@ -64,7 +61,7 @@ def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path
         while len(rates) < ROUNDS[0] or (len(rates) < ROUNDS[1] and not sound(rates, work)):
             before = bare()
             threads, watch = set(threading.enumerate()), Stopwatch()
-            told = segment(request, watch)
+            told = run_told(request, watch)
             left = {thread.name for thread in set(threading.enumerate()) - threads}
             bare_rate, bare_cpu_s = ((one + other) / 2 for one, other in zip(before, bare(), strict=True))
             assert told["result"]["inferences"][scenario] == told["tiling"]["tiles"] == len(tiles)

@@ -13,9 +13,8 @@ from benchmarks.rasters import Failure, write_flight
 from engine.contract.sensors import Provenance, Sensor
 from engine.journal import FOLDER
 from engine.rasters.map_reader import MapReader
-from engine.segment import segment
 from engine.tile_log import read_tile_log
-from tests.engine.test_segment import Watcher, request_for
+from tests.engine.runs import Watcher, request_for, run_told
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def finished(toy_bundle, tmp_path_factory) -> Path:
     failure = Failure(sensor=Sensor.NDSM, tile_row=1, first_col=1, last_col=2)
     paths = write_flight(folder, toy_bundle.manifest, 12, failures=[failure])
     limits = ("ndsm.noise.soft=1", "ndsm.noise.hard=1.6")
-    segment(request_for(toy_bundle, paths, folder / "map", watch=True, health=limits), Watcher())
+    run_told(request_for(toy_bundle, paths, folder / "map", watch=True, health=limits), Watcher())
     return folder / "map"
 
 

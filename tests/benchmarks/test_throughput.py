@@ -92,7 +92,7 @@ def test_the_fit_is_the_line_that_the_times_were_made_from() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands the peak of a process on to those it starts")
 def test_peak_memory_is_not_that_of_the_process_that_started_it() -> None:
-    child = "from engine.summary import peak_rss_mib; print(peak_rss_mib())"
+    child = "from engine.record import peak_rss_mib; print(peak_rss_mib())"
     parent = "import subprocess, sys; ballast = b'x' * (600 << 20); subprocess.run([sys.executable, '-c', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", parent, child], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 10 < float(done.stdout) < 500

@@ -16,12 +16,12 @@ from engine.contract.bundle import NODATA_CLASS
 from engine.contract.health import Limit, default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.health.faults import Kind, kinds_of, parse_faults
-from engine.mosaic import CropMosaic
 from engine.rasters.raster import SensorRasters
-from engine.segment import segment
+from engine.stitcher import CropStitcher
 from tests.conftest import Scene, toy_map
 from tests.engine.flight_scene import flight_scene
-from tests.engine.test_segment import MAPS, Watcher, request_for
+from tests.engine.runs import Watcher, request_for, run_told
+from tests.engine.test_segment import MAPS
 
 
 def arguments(bundle, paths, *more: str, noise: dict[str, int]) -> list[str]:
@@ -45,7 +45,7 @@ def rehearse(toy_bundle, tmp_path_factory):
         manifest = toy_bundle.manifest
         rasters = SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=64)
         backend = open_backend(
-            "openvino", toy_bundle, scenarios=tuple(Scenario), wanted=CropMosaic.wanted, precision="fp32"
+            "openvino", toy_bundle, scenarios=tuple(Scenario), wanted=CropStitcher.wanted, precision="fp32"
         )
         flight = Flight(rasters=rasters, tile_px=64, halo_px=8, tiles=tiles)
         rehearsal = Rehearsal(flight, backend, manifest, limits or default_limits())
@@ -141,7 +141,7 @@ def test_a_rehearsed_flight_makes_the_map_of_a_run(toy_bundle, rehearse, write_s
     tiles = list(Flight(rasters=rehearsal._flight.rasters, tile_px=64, halo_px=8, tiles=20))
     for number, scenario in enumerate(Scenario):
         alive = {sensor: paths[sensor] for sensor in Sensor if sensor in scenario.sensors}
-        segment(request_for(toy_bundle, alive, tmp_path / scenario), Watcher())
+        run_told(request_for(toy_bundle, alive, tmp_path / scenario), Watcher())
         for layer, name in enumerate(MAPS):
             with rasterio.open(tmp_path / scenario / name) as file:
                 published = file.read(1)

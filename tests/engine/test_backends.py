@@ -18,7 +18,8 @@ from engine.backends.golden import TOLERANCES, tolerance_of
 from engine.contract.bundle import Bundle, ClassSpec, FileRef, Manifest, Precision, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
 from engine.contract.sensors import Scenario, Sensor
-from engine.run import build_parser, request_of
+from engine.options import request_of
+from engine.run import build_parser
 from tests.conftest import toy_probabilities
 from tests.engine.precision_graphs import quantised_probabilities, with_precisions
 

@@ -14,26 +14,25 @@ import numpy as np
 import pytest
 import rasterio
 
-from engine.backends import open_backend, resilient
+from engine.backends import open_backend
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import BackendError, InputError, InterruptedRunError, ResumeError, UsageError
 from engine.contract.sensors import Provenance, Sensor
 from engine.health.faults import parse_faults
 from engine.health.monitor import Fault, State
 from engine.journal import FOLDER
-from engine.request import Request
 from engine.run import main
-from engine.segment import segment
 from engine.tile_log import TileRow, read_tile_log
 from tests.conftest import Scene, toy_map
 from tests.engine.flight_scene import flight_scene
+from tests.engine.runs import Watcher, request_for, run_told
 from tests.engine.test_resilient import Faulty
-from tests.engine.test_segment import MAPS, Watcher, assert_equals_oracle, read_maps, request_for
+from tests.engine.test_segment import MAPS, assert_equals_oracle, read_maps
 
 
 def fly(bundle, paths, output: Path, watcher: Watcher | None = None, **options) -> tuple[dict, list[TileRow]]:
     """Run with watched sensors; run.json and the tile log."""
-    told = segment(request_for(bundle, paths, output, **{"watch": True, **options}), watcher or Watcher())
+    told = run_told(request_for(bundle, paths, output, **{"watch": True, **options}), watcher or Watcher())
     assert json.loads((output / "run.json").read_text()) == json.loads(json.dumps(told))
     return told, list(read_tile_log(output / "tiles.csv"))
 
@@ -83,7 +82,7 @@ def test_watching_healthy_sensors_changes_no_byte(toy_bundle, write_scene, tmp_p
     scene = flight_scene(330, 410)
     paths = write_scene(scene)
     told, rows = fly(toy_bundle, paths, tmp_path / "watched")
-    segment(request_for(toy_bundle, paths, tmp_path / "trusted"), Watcher())
+    run_told(request_for(toy_bundle, paths, tmp_path / "trusted"), Watcher())
     for name in (*MAPS, "quicklook.png"):
         assert (tmp_path / "watched" / name).read_bytes() == (tmp_path / "trusted" / name).read_bytes(), name
     assert_equals_oracle(tmp_path / "watched", scene, set(Sensor))
@@ -167,7 +166,7 @@ def test_trusted_sensors_end_the_run_where_they_cannot_be_read_and_it_can_be_res
     toy_bundle, write_scene, tmp_path
 ) -> None:
     paths = write_scene(flight_scene(640, 640))
-    segment(request_for(toy_bundle, paths, tmp_path / "whole"), Watcher())
+    run_told(request_for(toy_bundle, paths, tmp_path / "whole"), Watcher())
     times = paths[Sensor.RGIR].stat()
     content = cut(paths[Sensor.RGIR])
     # what the key of a run knows of a file stays: as if the disk had failed, and not another file been put there
@@ -175,13 +174,13 @@ def test_trusted_sensors_end_the_run_where_they_cannot_be_read_and_it_can_be_res
     os.utime(paths[Sensor.RGIR], ns=(times.st_atime_ns, times.st_mtime_ns))
     output = tmp_path / "out"
     with pytest.raises(InputError) as caught:
-        segment(request_for(toy_bundle, paths, output), Watcher())
+        run_told(request_for(toy_bundle, paths, output), Watcher())
     assert caught.value.exit_code == 3
     assert [path.name for path in output.iterdir()] == [FOLDER]
     paths[Sensor.RGIR].write_bytes(content)
     os.utime(paths[Sensor.RGIR], ns=(times.st_atime_ns, times.st_mtime_ns))
     watcher = Watcher()
-    segment(request_for(toy_bundle, paths, output, resume=True), watcher)
+    run_told(request_for(toy_bundle, paths, output, resume=True), watcher)
     assert watcher.first_tile > 0
     for name in (*MAPS, "quicklook.png"):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -200,7 +199,7 @@ def spoilt_scene(height: int, width: int) -> Scene:
 def test_a_resumed_run_judges_as_one_that_was_never_stopped(
     blend, toy_bundle, write_scene, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("engine.mosaic.ACCUMULATOR_BYTES", 1)
+    monkeypatch.setattr("engine.stitcher.ACCUMULATOR_BYTES", 1)
     paths = write_scene(spoilt_scene(330, 410))
     whole, whole_rows = fly(toy_bundle, paths, tmp_path / "whole", blend=blend)
     assert whole["health"]["change_count"] >= 4, "there is something to remember"
@@ -269,7 +268,7 @@ class Slow(Faulty):
 
 
 def test_dropped_tiles_hold_no_data_and_are_counted(toy_bundle, write_scene, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(resilient, "open_backend", lambda *a, **k: Slow(open_backend(*a, **k)))
+    monkeypatch.setattr("engine.backends.options.open_backend", lambda *a, **k: Slow(open_backend(*a, **k)))
     scene = flight_scene(330, 410)
     told, rows = fly(
         toy_bundle, write_scene(scene), tmp_path / "out", rate_hz=1000.0, when_behind="drop-oldest", deadline_ms=1e6
@@ -292,7 +291,7 @@ def faulty(monkeypatch, **faults: dict) -> list[Faulty]:
         opened.append(Faulty(inner, **planned))
         return opened[-1]
 
-    monkeypatch.setattr(resilient, "open_backend", build)
+    monkeypatch.setattr("engine.backends.options.open_backend", build)
     return opened
 
 
@@ -348,9 +347,7 @@ def test_a_run_that_fails_before_its_first_tile_leaves_nothing(toy_bundle, write
 )
 def test_requests_that_contradict_themselves_are_refused(options, says, tmp_path) -> None:
     with pytest.raises(UsageError, match=says):
-        Request(
-            **{"rasters": {Sensor.RGIR: tmp_path}, "bundle": tmp_path, "output": tmp_path, "watch": True, **options}
-        )
+        request_for(tmp_path, {Sensor.RGIR: tmp_path}, tmp_path, **{"watch": True, **options})
 
 
 def test_provenance_of_a_tile_without_any_usable_sensor_is_none(toy_bundle, write_scene, tmp_path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.doctor.host import examine_host, own_version
+from engine.doctor.host import examine_host
+from engine.version import own_version
 
 SERVER = """processor\t: 0
 model name\t: Some Server CPU @ 2.00GHz

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import rasterio
@@ -23,18 +25,20 @@ from engine.backends import BackendName
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InputError, InterruptedRunError, OutputError, ResumeError, UsageError
 from engine.contract.sensors import Scenario, Sensor
+from engine.frame_log import FrameRecord, read_frame_log
 from engine.health.faults import parse_faults
 from engine.health.monitor import Fault, State
-from engine.live.flight import LiveRequest, fly, plan_flight
-from engine.live.frame_log import FrameRecord, read_frame_log
+from engine.job import TileReport
 from engine.live.frame_name import Pattern
+from engine.observer import Observer, Observers
+from engine.plan import Plan, make_plan
 from engine.rasters.georeference import gdal_environment
-from engine.request import Request
-from engine.segment import segment
-from engine.stream import TileReport
+from engine.request import RunRequest
+from engine.runner import run
+from tests.engine.runs import live_request, request_for, run_told
 
 ROOT = Path(__file__).parents[2]
-MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
+MAPS = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
 IDLE_S = 0.25
 PARTNER_WAIT_MS = 150.0
 """Where a partner is missing; elsewhere nobody should be called late on a busy machine."""
@@ -100,10 +104,7 @@ class Oracle:
         if what not in self.known:
             output = self.folder / str(len(self.known))
             rasters = {sensor: camera.path(sensor, number) for sensor in sensors or tuple(Sensor)}
-            request = Request(
-                rasters=rasters, bundle=self.bundle.root, output=output, backend=backend, precision="fp32"
-            )
-            segment(request, Bystander())
+            run(request_for(self.bundle, rasters, output, backend=backend))
             self.known[what] = output
         return self.known[what]
 
@@ -113,7 +114,17 @@ def oracle(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Orac
     return Oracle(toy_bundle, tmp_path_factory.mktemp("oracle"))
 
 
-class Pilot:
+class Teller(Observer):
+    """Passes on every frame."""
+
+    def __init__(self, told: Callable[[FrameRecord], None]) -> None:
+        self._told = told
+
+    def frame_done(self, record: FrameRecord) -> None:
+        self._told(record)
+
+
+class Pilot(Observer):
     """Flies over what a camera wrote, and checks what comes out."""
 
     def __init__(self, camera: Camera, oracle: Oracle, output: Path, backend: BackendName = "onnxruntime") -> None:
@@ -122,22 +133,21 @@ class Pilot:
         self.tiles = 0
         self.waited: list[bool] = []
 
-    def started(self, plan: None, backend: object, *, first_tile: int) -> None:
+    def started(self, plan: Plan, backend: object, *, first_tile: int) -> None:
         self.first_tile = first_tile
 
     def tile_done(self, report: object) -> None:
         self.tiles += 1
 
-    def publishing(self) -> None:
-        pass
+    def waiting(self, waits: bool) -> None:
+        self.waited.append(waits)
 
-    def request(self, **options: Any) -> LiveRequest:
+    def request(self, **options: Any) -> RunRequest:
         settings = {"partner_wait_ms": 30_000.0, "idle_exit_s": IDLE_S, "backend": self.backend, **options}
-        settings["precision"] = "fp32"
-        return LiveRequest(folder=self.camera.folder, bundle=self.bundle.root, output=self.output, **settings)
+        return live_request(self.bundle, self.camera.folder, self.output, **settings)
 
     def fly(self, frame_done: Callable[[FrameRecord], None] = lambda _: None, **options: Any) -> dict[str, Any]:
-        return fly(self.request(**options), self, waits=self.waited.append, frame_done=frame_done)
+        return run_told(self.request(**options), Observers([self, Teller(frame_done)]))
 
     def records(self) -> list[FrameRecord]:
         return list(read_frame_log(self.output / "frames.jsonl"))
@@ -154,17 +164,6 @@ class Pilot:
         assert sorted(path.name for path in published.iterdir()) == sorted(MAPS)
         for name in MAPS:
             assert (published / name).read_bytes() == (alone / name).read_bytes(), name
-
-
-class Bystander:
-    def started(self, plan: object, backend: object, *, first_tile: int) -> None:
-        pass
-
-    def tile_done(self, report: object) -> None:
-        pass
-
-    def publishing(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -210,14 +209,14 @@ def test_a_tile_is_reported_when_it_is_done_and_not_when_the_next_one_comes(pilo
     camera.size = (40, 50)  # a single tile
     camera.shoot(1)
 
-    class Photographer(Bystander):
+    class Photographer(Observer):
         def tile_done(self, report: TileReport) -> None:
             if report.frame == "0003":
                 raise KeyboardInterrupt
             camera.shoot(int(report.frame) + 1)
 
     with pytest.raises(InterruptedRunError):
-        fly(pilot.request(idle_exit_s=60.0), Photographer())
+        run(pilot.request(idle_exit_s=60.0), Photographer())
     assert pilot.stamps() == ["0001", "0002", "0003"]
 
 
@@ -394,7 +393,7 @@ def again(whole: Pilot, tmp_path: Path) -> Pilot:
 
 @pytest.mark.parametrize("tiles", [1, 14])
 def test_a_flight_broken_off_anywhere_resumes_to_the_same_maps(tiles: int, again: Pilot, whole: Pilot) -> None:
-    class Impatient(Bystander):
+    class Impatient(Observer):
         def tile_done(self, report: object) -> None:
             nonlocal tiles
             tiles -= 1
@@ -402,7 +401,7 @@ def test_a_flight_broken_off_anywhere_resumes_to_the_same_maps(tiles: int, again
                 raise KeyboardInterrupt
 
     with pytest.raises(InterruptedRunError, match="--resume"):
-        fly(again.request(partner_wait_ms=PARTNER_WAIT_MS), Impatient())
+        run(again.request(partner_wait_ms=PARTNER_WAIT_MS), Impatient())
     assert not (again.output / "run.json").exists()
     before = again.stamps()
     told = again.fly(resume=True, partner_wait_ms=PARTNER_WAIT_MS)
@@ -414,8 +413,9 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from engine.rasters.georeference import gdal_environment
-from engine.live.flight import LiveRequest, fly
-from tests.engine.test_live_run import Bystander
+from engine.runner import run
+from tests.engine.runs import live_request
+from tests.engine.test_live_run import Teller
 
 options = json.loads(sys.argv[1])
 paths = {name: Path(options.pop(name)) for name in ("folder", "bundle", "output")}
@@ -426,7 +426,7 @@ def tell(record):
         sys.stdin.readline()
 
 with gdal_environment():
-    fly(LiveRequest(**paths, **options), Bystander(), frame_done=tell)
+    run(live_request(**paths, **options), Teller(tell))
 """
 
 
@@ -603,7 +603,9 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
 
 def test_a_plan_says_what_would_run_and_writes_nothing(pilot: Pilot, camera: Camera) -> None:
     before = sorted(camera.folder.parent.rglob("*"))
-    described = plan_flight(pilot.request(pattern=Pattern(text="{stamp}-{sensor}.tif"))).describe()
+    with ExitStack() as stack:
+        request = pilot.request(pattern=Pattern(text="{stamp}-{sensor}.tif"))
+        described = msgspec.to_builtins(make_plan(request, stack).describe())
     assert described["live"]["pattern"] == "{stamp}-{sensor}.tif"
     assert described["scenarios"] == ["full", "missing_ndsm", "missing_rgir"]
     assert json.dumps(described)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.contract.sensors import Sensor
-from engine.watch.log import JsonFormatter, configure
+from engine.telemetry.log import JsonFormatter, configure
 
 
 @pytest.fixture

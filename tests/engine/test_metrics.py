@@ -20,20 +20,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.backends.resilient import BackendEvent, What
-from engine.console import Together
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario, Sensor
-from engine.doctor.host import own_version
 from engine.health.faults import parse_faults
 from engine.health.monitor import Fault, State, Verdict
-from engine.request import Request
-from engine.segment import segment
-from engine.watch.endpoint import MAX_CLIENTS, Endpoint, parse_address
-from engine.watch.metrics import Metrics
-from engine.watch.observe import Watch, watched
-from engine.watch.vitals import Vitals
+from engine.observer import Observers
+from engine.telemetry.endpoint import MAX_CLIENTS, Endpoint, parse_address
+from engine.telemetry.metrics import Metrics
+from engine.telemetry.observe import Watchers, watched
+from engine.telemetry.status import RunStatus
+from engine.version import own_version
 from tests.engine.flight_scene import flight_scene
-from tests.engine.test_vitals import ALIVE, BACKEND, FROZEN, Clock, tile_report
+from tests.engine.runs import request_for, run_told
+from tests.engine.test_run_status import ALIVE, BACKEND, FROZEN, PLAN, Clock, tile_report
 
 ROOT = Path(__file__).parent.parent.parent
 NO_DATA = Verdict(state=State.DEAD, fault=Fault.NO_DATA, detail="no valid pixel")
@@ -63,18 +62,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def vitals(clock: Clock) -> Vitals:
-    return Vitals(clock)
+def status(clock: Clock) -> RunStatus:
+    return RunStatus(clock)
 
 
 @pytest.fixture
-def metrics(vitals: Vitals) -> Metrics:
-    return Metrics(vitals, deadline_s=0.16)
+def metrics(status: RunStatus) -> Metrics:
+    return Metrics(status, deadline_s=0.16)
 
 
 @pytest.fixture
-def server(metrics: Metrics, vitals: Vitals) -> Iterator[Endpoint]:
-    with Endpoint(parse_address(":0"), metrics, vitals, stall_s=10) as listening:
+def server(metrics: Metrics, status: RunStatus) -> Iterator[Endpoint]:
+    with Endpoint(parse_address(":0"), metrics, status, stall_s=10) as listening:
         yield listening
 
 
@@ -101,7 +100,7 @@ def health(server: Endpoint) -> tuple[int, dict]:
 
 
 def test_tiles_are_counted_by_what_became_of_them(server, metrics) -> None:
-    metrics.started(None, BACKEND, first_tile=0)
+    metrics.started(PLAN, BACKEND, first_tile=0)
     metrics.tile_done(tile_report(0))
     metrics.tile_done(tile_report(1, Scenario.MISSING_NDSM, Scenario.FULL, switched=True))
     metrics.tile_done(tile_report(2, Scenario.MISSING_NDSM, latency_s=0.17))
@@ -178,12 +177,12 @@ def test_an_unwatched_sensor_has_no_state(server, metrics) -> None:
 
 
 def test_a_replaced_backend_is_named_and_its_failures_counted(server, metrics) -> None:
-    metrics.started(None, BACKEND, first_tile=0)
+    metrics.started(PLAN, BACKEND, first_tile=0)
     assert scrape(server)("backend_events_total", backend="openvino", event="hung") == 0
     other = type(BACKEND)(**(vars(BACKEND) | {"name": "onnxruntime", "library": "onnxruntime 2"}))
     for what, name, now in ((What.HUNG, "openvino", BACKEND), (What.OPENED, "onnxruntime", other)):
         event = BackendEvent(at_utc="", backend=name, what=what, detail="", tiles_in_flight=2)
-        metrics.backend_event(event, now)
+        metrics.backend_changed(event, now)
     told = scrape(server)
     assert told("backend_events_total", backend="openvino", event="hung") == 1
     assert told("backend_events_total", backend="onnxruntime", event="opened") == 1
@@ -194,7 +193,7 @@ def test_a_replaced_backend_is_named_and_its_failures_counted(server, metrics) -
 
 
 def test_every_series_is_there_from_the_start_and_none_is_added_in_flight(server, metrics) -> None:
-    metrics.started(None, BACKEND, first_tile=0)
+    metrics.started(PLAN, BACKEND, first_tile=0)
     metrics.tile_done(tile_report())
     before = set(scrape(server).series)
     rng = random.Random(0)
@@ -214,7 +213,7 @@ def test_every_series_is_there_from_the_start_and_none_is_added_in_flight(server
 
 
 def test_names_follow_prometheus_s_conventions(server, metrics) -> None:
-    metrics.started(None, BACKEND, first_tile=0)
+    metrics.started(PLAN, BACKEND, first_tile=0)
     for family in scrape(server).families:
         if family.name.startswith("process_"):
             continue
@@ -234,9 +233,9 @@ def test_memory_and_open_files_of_the_process_are_told(server) -> None:
     assert told["process_resident_memory_bytes", frozenset()] > 1e7
 
 
-def test_health_turns_503_when_tiles_are_due_and_none_comes(server, vitals, clock) -> None:
-    vitals.started(None, BACKEND, first_tile=0)
-    vitals.tile_done(tile_report(0, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
+def test_health_turns_503_when_tiles_are_due_and_none_comes(server, status, clock) -> None:
+    status.started(PLAN, BACKEND, first_tile=0)
+    status.tile_done(tile_report(0, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
     clock.now += 9
     status, told = health(server)
     assert (status, told["status"], told["phase"]) == (200, "ok", "running"), "a dead sensor does not end a flight"
@@ -252,16 +251,16 @@ def test_health_turns_503_when_tiles_are_due_and_none_comes(server, vitals, cloc
     assert (status, told["status"]) == (503, "stalled")
     assert told["reason"] == ("no sign of life for 11 s (limit 10 s): 1 tiles, missing_ndsm, ndsm dead (frozen)")
     assert scrape(server)("stalled_seconds") == 11
-    vitals.source_waits(True)
+    status.waiting(True)
     clock.now += 1000
     assert health(server)[0] == 200
     assert scrape(server)("stalled_seconds") == 0
 
 
-def test_health_turns_503_when_the_run_fails(server, vitals) -> None:
-    vitals.started(None, BACKEND, first_tile=0)
+def test_health_turns_503_when_the_run_fails(server, status) -> None:
+    status.started(PLAN, BACKEND, first_tile=0)
     assert scrape(server)("run_phase", phase="running") == 1
-    vitals.failed("OutputError: no space left on device")
+    status.failed("OutputError: no space left on device")
     assert health(server) == (
         503,
         health(server)[1] | {"status": "failed", "reason": "failed: OutputError: no space left on device"},
@@ -301,10 +300,10 @@ def test_nobody_but_this_machine_is_listened_to_by_default(server) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "203.0.113.1", "no.such.host.invalid"])
-def test_an_address_that_cannot_be_had_is_a_usage_error(host, server, metrics, vitals) -> None:
+def test_an_address_that_cannot_be_had_is_a_usage_error(host, server, metrics, status) -> None:
     where = parse_address(f"{host}:{server.address.port}")
     with pytest.raises(UsageError, match=rf"cannot listen on {re.escape(str(where))} \(.+\): name another"):
-        Endpoint(where, metrics, vitals)
+        Endpoint(where, metrics, status)
 
 
 def test_clients_that_dawdle_take_no_more_than_their_seats(server) -> None:
@@ -338,25 +337,25 @@ def test_a_client_that_hangs_up_leaves_no_trace(server, capfd) -> None:
 
 def test_a_watched_run_is_told_to_all_and_its_end_to_whoever_asks(monkeypatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    watches: list[Watch] = []
+    watches: list[Watchers] = []
 
     def fail() -> None:
-        with watched(metrics=":0", deadline_s=1.0, stall_s=60.0) as watch:
+        with watched(metrics=":0", deadline_ms=1e3, stall_s=60.0) as watch:
             watches.append(watch)
             for observer in watch.observers:
-                observer.started(None, BACKEND, first_tile=0)
+                observer.started(PLAN, BACKEND, first_tile=0)
                 observer.tile_done(tile_report())
-            watch.backend_event(
-                BackendEvent(at_utc="", backend="openvino", what=What.ERROR, detail="", tiles_in_flight=1), BACKEND
-            )
-            watch.source_waits(True)
-            assert watch.vitals.describe() == "1 tiles, full, waiting for the next frame"
+                observer.backend_changed(
+                    BackendEvent(at_utc="", backend="openvino", what=What.ERROR, detail="", tiles_in_flight=1), BACKEND
+                )
+                observer.waiting(True)
+            assert watch.status.describe() == "1 tiles, full, waiting for the next frame"
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
         fail()
     (watch,) = watches
-    assert watch.vitals.describe() == "failed: OSError: disk gone"
+    assert watch.status.describe() == "failed: OSError: disk gone"
     assert watch.metrics is not None
     told = Scraped(watch.metrics.exposition()[1].decode())
     assert told("tiles_total", scenario="full") == 1
@@ -369,10 +368,10 @@ def test_the_observers_need_no_prometheus_unless_metrics_are_asked_for() -> None
         "import sys\n"
         "sys.modules['prometheus_client'] = None\n"
         "from engine.contract.errors import UsageError\n"
-        "from engine.watch.observe import Watch, watched\n"
-        "with watched(metrics=None, deadline_s=None, stall_s=60.0): pass\n"
+        "from engine.telemetry.observe import Watchers, watched\n"
+        "with watched(metrics=None, deadline_ms=None, stall_s=60.0): pass\n"
         "try:\n"
-        "    with watched(metrics=':0', deadline_s=None, stall_s=60.0): pass\n"
+        "    with watched(metrics=':0', deadline_ms=None, stall_s=60.0): pass\n"
         "except UsageError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -382,16 +381,16 @@ def test_the_observers_need_no_prometheus_unless_metrics_are_asked_for() -> None
 
 def test_what_is_scraped_after_a_run_is_what_run_json_says(toy_bundle, write_scene, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    request = Request(
-        rasters=write_scene(flight_scene(200, 230)),
-        bundle=toy_bundle.root,
-        output=tmp_path / "map",
+    request = request_for(
+        toy_bundle,
+        write_scene(flight_scene(200, 230)),
+        tmp_path / "map",
         watch=True,
         inject=parse_faults("ndsm:error@7-11,rgir:dead@9-10"),
         deadline_ms=60_000,
     )
-    with watched(metrics=":0", deadline_s=60, stall_s=60) as watch:
-        run = segment(request, Together(watch.observers))
+    with watched(metrics=":0", deadline_ms=60_000, stall_s=60) as watch:
+        run = run_told(request, Observers(watch.observers))
         assert watch.metrics is not None
         told = Scraped(watch.metrics.exposition()[1].decode())
     scenarios = {name: run["latency_ms"]["by_scenario"][name]["tiles"] for name in (*Scenario, "none")}

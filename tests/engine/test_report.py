@@ -18,20 +18,18 @@ from PIL import Image
 from engine.contract.errors import OutputError, RasterOpenError, UsageError
 from engine.contract.sensors import PROVENANCE_RGB, Provenance, Sensor
 from engine.health.faults import parse_faults
-from engine.live.flight import LiveRequest, fly
+from engine.plan import REPORT_NAME as NAME
 from engine.rasters.georeference import gdal_environment
 from engine.report import charts, write_report
 from engine.report.__main__ import main
 from engine.report.data import Finished, Shown, stretches
 from engine.report.page import VOID, Html, tag
 from engine.report.words import Look
-from engine.request import REPORT_NAME as NAME
 from engine.run import main as run
-from engine.segment import segment
 from engine.tile_log import read_tile_log
 from tests.conftest import make_scene
 from tests.engine.flight_scene import flight_scene
-from tests.engine.test_segment import Watcher, request_for
+from tests.engine.runs import Watcher, live_request, request_for, run_told
 
 FAULTS = "ndsm:frozen@9-12,rgir:constant@25,ndsm:error@40-41,rgir:late@60-,ndsm:late@61-"
 
@@ -78,7 +76,7 @@ def flown(toy_bundle, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flown")
     paths = _written(flight_scene(330, 410), folder)
     request = request_for(toy_bundle, paths, folder / "map", watch=True, inject=parse_faults(FAULTS), deadline_ms=0.001)
-    segment(request, Watcher())
+    run_told(request, Watcher())
     return folder / "map"
 
 
@@ -122,7 +120,19 @@ def test_the_page_is_whole_and_needs_nothing_from_anywhere(flown) -> None:
 
 def test_whatever_a_run_tells_is_text_on_the_page(copy) -> None:
     evil = "<script>alert('1')</script>\"&<b>"
-    fixed = {"scenario", "scenarios", "sensor", "state", "fault", "injection", "blend", "when_behind", "limits"}
+    fixed = {
+        "scenario",
+        "scenarios",
+        "sensor",
+        "state",
+        "fault",
+        "injection",
+        "blend",
+        "when_behind",
+        "limits",
+        "what",
+        "graph",
+    }
 
     def poison(value):
         if isinstance(value, dict):
@@ -132,7 +142,8 @@ def test_whatever_a_run_tells_is_text_on_the_page(copy) -> None:
         return evil if isinstance(value, str) else value
 
     told = json.loads((copy / "run.json").read_text())
-    told["backend_events"] = [dict.fromkeys(("at_utc", "backend", "what", "detail", "tiles_in_flight"), evil)]
+    event = {**dict.fromkeys(("at_utc", "backend", "detail"), evil), "what": "hung", "tiles_in_flight": 3}
+    told["backend_events"] = [event]
     (copy / "run.json").write_text(json.dumps(poison(told)))
     hostile = copy.rename(copy.parent / "a <script>'\"&amp;")
     text = write_report(hostile).read_text()
@@ -226,13 +237,13 @@ def test_a_clean_run_says_so(toy_bundle, write_scene, tmp_path) -> None:
 
 def test_trusted_sensors_one_sensor_and_blended_tiles_are_told(toy_bundle, write_scene, tmp_path) -> None:
     paths = write_scene(make_scene(200, 230))
-    segment(request_for(toy_bundle, paths, tmp_path / "trusted", blend="hann"), Watcher())
+    run_told(request_for(toy_bundle, paths, tmp_path / "trusted", blend="hann"), Watcher())
     words = report_of(tmp_path / "trusted").words
     assert "The sensors were trusted: nobody watched them." in words
     assert "Tiles cross-fade in this run" in words
     assert "RGIR only" in words
     alone = {Sensor.NDSM: paths[Sensor.NDSM]}
-    segment(request_for(toy_bundle, alone, tmp_path / "alone", watch=True), Watcher())
+    run_told(request_for(toy_bundle, alone, tmp_path / "alone", watch=True), Watcher())
     words = report_of(tmp_path / "alone").words
     assert "toy, nDSM, started" in words
     assert "RGIR was" not in words
@@ -240,13 +251,13 @@ def test_trusted_sensors_one_sensor_and_blended_tiles_are_told(toy_bundle, write
 
 def test_a_map_of_one_tile_and_one_without_any_data_have_reports(toy_bundle, write_scene, tmp_path) -> None:
     scene = flight_scene(30, 40)
-    segment(request_for(toy_bundle, write_scene(scene), tmp_path / "one", watch=True), Watcher())
+    run_told(request_for(toy_bundle, write_scene(scene), tmp_path / "one", watch=True), Watcher())
     words = report_of(tmp_path / "one").words
     assert "1 tile, none lost." in words
     assert "Seams" not in words
     for sensor in Sensor:
         scene[1][sensor][:] = False
-    segment(request_for(toy_bundle, write_scene(scene, "empty"), tmp_path / "none", watch=True), Watcher())
+    run_told(request_for(toy_bundle, write_scene(scene, "empty"), tmp_path / "none", watch=True), Watcher())
     words = report_of(tmp_path / "none").words
     assert "RGIR was not usable in 1 of 1 tile: tile 0 (no data)." in words
     assert "Confidence by sensors" not in words
@@ -258,13 +269,13 @@ def test_long_strips_are_folded_and_their_marks_with_them(toy_bundle, write_scen
             toy_bundle, write_scene(flight_scene(*size), name), tmp_path / name, watch=True,
             inject=parse_faults("ndsm:late@20"),
         )  # fmt: skip
-        segment(request, Watcher())
+        run_told(request, Watcher())
         page = report_of(tmp_path / name)
         assert "The strip is folded" in page.words
         assert len(page.all("img")) == 3 * 5  # sqrt(0.75 * 2600 / 60), rounded down
         marks = page.all("span", class_="mark")
         assert len(marks) == 2
-        first = request.rasters and next(row for row in read_tile_log(tmp_path / name / "tiles.csv") if row.tile == 20)
+        first = next(row for row in read_tile_log(tmp_path / name / "tiles.csv") if row.tile == 20)
         middle = (first.target.col + first.target.width / 2, first.target.row + first.target.height / 2)
         along = middle[0 if name == "wide" else 1] / 2600 * 5
         side = "left" if name == "wide" else "top"
@@ -274,7 +285,7 @@ def test_long_strips_are_folded_and_their_marks_with_them(toy_bundle, write_scen
 def test_many_switches_are_dots(toy_bundle, write_scene, tmp_path) -> None:
     faults = parse_faults(",".join(f"ndsm:dead@{tile}" for tile in range(3, 60, 2)))
     paths = write_scene(flight_scene(400, 500))
-    segment(request_for(toy_bundle, paths, tmp_path / "map", watch=True, inject=faults), Watcher())
+    run_told(request_for(toy_bundle, paths, tmp_path / "map", watch=True, inject=faults), Watcher())
     page = report_of(tmp_path / "map")
     assert len(page.all("span", class_="mark dot")) == 58
     assert not page.all("span", class_="mark")
@@ -295,11 +306,7 @@ def landed(tmp_path) -> Iterator[Path]:
 
 
 def test_a_live_flight_shows_its_frames(toy_bundle, landed, tmp_path) -> None:
-    request = LiveRequest(
-        folder=landed, bundle=toy_bundle.root, output=tmp_path / "map", idle_exit_s=0.3, partner_wait_ms=100,
-        precision="fp32",
-    )  # fmt: skip
-    told = fly(request, Watcher())
+    told = run_told(live_request(toy_bundle, landed, tmp_path / "map", idle_exit_s=0.3, partner_wait_ms=100))
     assert told["frames"]["mapped"] == 10
     page = report_of(tmp_path / "map")
     assert "10 frames, 20 tiles, none lost." in page.words

@@ -10,32 +10,14 @@ import numpy as np
 import pytest
 import rasterio
 
-from engine.contract.bundle import NODATA_CLASS, Bundle
+from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError, ResumeError, UsageError
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.journal import FOLDER
-from engine.segment import Request, segment
 from tests.conftest import Scene, make_scene, toy_map
+from tests.engine.runs import Watcher, request_for, run_told
 
 MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
-
-
-class Watcher:
-    """An observer that counts, and can stop the run as Ctrl-C does."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.tiles, self.stop_after = 0, stop_after
-
-    def started(self, plan, backend, *, first_tile) -> None:
-        self.plan, self.first_tile = plan, first_tile
-
-    def tile_done(self, report) -> None:
-        self.tiles += 1
-        if self.tiles == self.stop_after:
-            raise KeyboardInterrupt
-
-    def publishing(self) -> None:
-        pass
 
 
 def read_maps(output: Path) -> list[np.ndarray]:
@@ -44,10 +26,6 @@ def read_maps(output: Path) -> list[np.ndarray]:
         with rasterio.open(output / name) as file:
             maps.append(file.read(1))
     return maps
-
-
-def request_for(bundle: Bundle, paths, output: Path, **options) -> Request:
-    return Request(rasters=paths, bundle=bundle.root, output=output, **{"precision": "fp32", **options})
 
 
 def assert_equals_oracle(output: Path, scene: Scene, alive: set[Sensor], *, radius: int = 0, share=0.9995) -> None:
@@ -64,7 +42,7 @@ def assert_equals_oracle(output: Path, scene: Scene, alive: set[Sensor], *, radi
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_every_size_equals_the_whole_raster_oracle(size, backend, toy_bundle, write_scene, tmp_path) -> None:
     scene = make_scene(*size)
-    segment(request_for(toy_bundle, write_scene(scene), tmp_path / "out", backend=backend), Watcher())
+    run_told(request_for(toy_bundle, write_scene(scene), tmp_path / "out", backend=backend), Watcher())
     assert_equals_oracle(tmp_path / "out", scene, set(Sensor))
 
 
@@ -72,7 +50,7 @@ def test_every_size_equals_the_whole_raster_oracle(size, backend, toy_bundle, wr
 def test_a_single_sensor_maps_what_it_saw(alive, toy_bundle, write_scene, tmp_path) -> None:
     scene = make_scene(150, 170)
     paths = {sensor: path for sensor, path in write_scene(scene).items() if sensor in alive}
-    run = segment(request_for(toy_bundle, paths, tmp_path / "out"), Watcher())
+    run = run_told(request_for(toy_bundle, paths, tmp_path / "out"), Watcher())
     assert_equals_oracle(tmp_path / "out", scene, alive)
     assert run["result"]["inferences"]["full"] == 0
 
@@ -81,7 +59,7 @@ def test_a_single_sensor_maps_what_it_saw(alive, toy_bundle, write_scene, tmp_pa
 def test_no_seam_when_the_halo_covers_the_receptive_field(blend, wide_bundle, write_scene, tmp_path) -> None:
     scene = make_scene(230, 317, holes=False)
     request = request_for(wide_bundle, write_scene(scene), tmp_path / "out", blend=blend, halo_px=16)
-    segment(request, Watcher())
+    run_told(request, Watcher())
     if blend == "none":
         assert_equals_oracle(tmp_path / "out", scene, set(Sensor), radius=6)
     else:  # fading tiles in also lets a little of their padded edge in
@@ -92,24 +70,24 @@ def test_no_seam_when_the_halo_covers_the_receptive_field(blend, wide_bundle, wr
 
 def test_without_a_halo_seams_show(wide_bundle, write_scene, tmp_path) -> None:
     scene = make_scene(230, 317, holes=False)
-    segment(request_for(wide_bundle, write_scene(scene), tmp_path / "out", halo_px=0), Watcher())
+    run_told(request_for(wide_bundle, write_scene(scene), tmp_path / "out", halo_px=0), Watcher())
     classes, _, _ = read_maps(tmp_path / "out")
     assert (classes == toy_map(*scene, 6)[0]).mean() < 0.99
 
 
 def test_hann_in_many_strips_equals_the_pixelwise_oracle(toy_bundle, write_scene, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("engine.mosaic.ACCUMULATOR_BYTES", 1)  # the narrowest strips
+    monkeypatch.setattr("engine.stitcher.ACCUMULATOR_BYTES", 1)  # the narrowest strips
     scene = make_scene(150, 500)
     watcher = Watcher()
-    segment(request_for(toy_bundle, write_scene(scene), tmp_path / "out", blend="hann"), watcher)
-    assert len(watcher.plan.mosaic.grid.strips) > 2
+    run_told(request_for(toy_bundle, write_scene(scene), tmp_path / "out", blend="hann"), watcher)
+    assert len(watcher.plan.stitcher().grid.strips) > 2
     assert_equals_oracle(tmp_path / "out", scene, set(Sensor))
 
 
 def test_a_dead_ndsm_block_goes_through_the_rgir_graph_alone(toy_bundle, write_scene, tmp_path) -> None:
     rasters, valid = make_scene(48, 48 * 5, holes=False)
     valid[Sensor.NDSM][:, 96:] = False
-    run = segment(request_for(toy_bundle, write_scene((rasters, valid)), tmp_path / "out"), Watcher())
+    run = run_told(request_for(toy_bundle, write_scene((rasters, valid)), tmp_path / "out"), Watcher())
     used = run["result"]["inferences"]
     tiles = run["tiling"]["tiles"]
     assert used["missing_rgir"] == 0
@@ -125,17 +103,17 @@ def test_a_dead_ndsm_block_goes_through_the_rgir_graph_alone(toy_bundle, write_s
 def test_resume_after_an_interrupt_ends_with_the_same_bytes(
     blend, stop_after, wide_bundle, write_scene, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("engine.mosaic.ACCUMULATOR_BYTES", 1)
+    monkeypatch.setattr("engine.stitcher.ACCUMULATOR_BYTES", 1)
     paths = write_scene(make_scene(230, 317))
-    segment(request_for(wide_bundle, paths, tmp_path / "whole", blend=blend), Watcher())
+    run_told(request_for(wide_bundle, paths, tmp_path / "whole", blend=blend), Watcher())
     stopped = tmp_path / "stopped"
     with pytest.raises(InterruptedRunError, match="--resume"):
-        segment(request_for(wide_bundle, paths, stopped, blend=blend), Watcher(stop_after))
+        run_told(request_for(wide_bundle, paths, stopped, blend=blend), Watcher(stop_after))
     assert [path.name for path in stopped.iterdir()] == [FOLDER]
     with pytest.raises(OutputError, match="unfinished run"):
-        segment(request_for(wide_bundle, paths, stopped, blend=blend), Watcher())
+        run_told(request_for(wide_bundle, paths, stopped, blend=blend), Watcher())
     watcher = Watcher()
-    resumed = segment(request_for(wide_bundle, paths, stopped, blend=blend, resume=True), watcher)
+    resumed = run_told(request_for(wide_bundle, paths, stopped, blend=blend, resume=True), watcher)
     assert watcher.first_tile > 0 or stop_after == 1 or blend == "hann"
     assert watcher.tiles < resumed["tiling"]["tiles"] or watcher.first_tile == 0
     for name in (*MAPS, "quicklook.png"):
@@ -151,25 +129,25 @@ def test_resume_refuses_another_run(toy_bundle, write_scene, tmp_path) -> None:
     paths = write_scene(make_scene(150, 170))
     output = tmp_path / "out"
     with pytest.raises(InterruptedRunError):
-        segment(request_for(toy_bundle, paths, output), Watcher(2))
+        run_told(request_for(toy_bundle, paths, output), Watcher(2))
     with pytest.raises(ResumeError, match="halo_px was 8, now 4"):
-        segment(request_for(toy_bundle, paths, output, halo_px=4, resume=True), Watcher())
+        run_told(request_for(toy_bundle, paths, output, halo_px=4, resume=True), Watcher())
     write_scene(make_scene(150, 170, seed=2))
     with pytest.raises(ResumeError, match="inputs"):
-        segment(request_for(toy_bundle, paths, output, resume=True), Watcher())
+        run_told(request_for(toy_bundle, paths, output, resume=True), Watcher())
     with pytest.raises(ResumeError, match="does not exist"):
-        segment(request_for(toy_bundle, paths, tmp_path / "new", resume=True), Watcher())
+        run_told(request_for(toy_bundle, paths, tmp_path / "new", resume=True), Watcher())
 
 
 def test_results_that_exist_are_kept_unless_overwrite_is_given(toy_bundle, write_scene, tmp_path) -> None:
     paths = write_scene(make_scene(64, 64))
     output = tmp_path / "out"
-    segment(request_for(toy_bundle, paths, output), Watcher())
+    run_told(request_for(toy_bundle, paths, output), Watcher())
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     with pytest.raises(OutputError, match="--overwrite"):
-        segment(request_for(toy_bundle, paths, output), Watcher())
+        run_told(request_for(toy_bundle, paths, output), Watcher())
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
-    segment(request_for(toy_bundle, paths, output, overwrite=True), Watcher())
+    run_told(request_for(toy_bundle, paths, output, overwrite=True), Watcher())
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} != before
 
 
@@ -179,14 +157,14 @@ def test_a_raster_truncated_on_disk_ends_the_run_and_nothing_is_published(toy_bu
     with paths[Sensor.RGIR].open("r+b") as file:
         file.truncate(size // 2)
     with pytest.raises(EngineError) as caught:
-        segment(request_for(toy_bundle, paths, tmp_path / "out"), Watcher())
+        run_told(request_for(toy_bundle, paths, tmp_path / "out"), Watcher())
     assert caught.value.exit_code == 3
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {FOLDER}
 
 
 def test_blending_refuses_a_halo_above_a_quarter_of_the_tile(toy_bundle, write_scene, tmp_path) -> None:
     with pytest.raises(UsageError, match="at most a quarter of the tile, 16 px; received 20"):
-        segment(
+        run_told(
             request_for(toy_bundle, write_scene(make_scene(64, 64)), tmp_path / "out", blend="hann", halo_px=20),
             Watcher(),
         )
@@ -194,7 +172,7 @@ def test_blending_refuses_a_halo_above_a_quarter_of_the_tile(toy_bundle, write_s
 
 def test_run_json_accounts_for_every_pixel(toy_bundle, write_scene: Callable, tmp_path) -> None:
     scene = make_scene(149, 211)
-    segment(request_for(toy_bundle, write_scene(scene), tmp_path / "out"), Watcher())
+    run_told(request_for(toy_bundle, write_scene(scene), tmp_path / "out"), Watcher())
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     _, _, provenance = toy_map(*scene)
     for source in Provenance:

@@ -16,8 +16,9 @@ from engine.contract.errors import OutputError, RasterOpenError
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import TileGrid
 from engine.health.monitor import Fault, State, Verdict
+from engine.job import Job, make_job
 from engine.rasters.raster import Observation
-from engine.stream import Job, jobs_alive, make_job, stream
+from engine.stream import jobs_alive, stream
 from tests.conftest import toy_probabilities
 
 GUARD_S = 60

@@ -17,11 +17,9 @@ from engine.contract.bundle import Bundle
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import Window
 from engine.health.faults import parse_faults
-from engine.mosaic import CropMosaic
 from engine.rasters.raster import SensorRasters
-from engine.request import Request
-from engine.segment import segment
-from tests.engine.test_segment import Watcher
+from engine.stitcher import CropStitcher
+from tests.engine.runs import Watcher, request_for, run_told
 from train.data.synthetic import generate
 
 SIZE_PX = 1408
@@ -49,8 +47,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Sensor, Path]
 def fly(paths: dict[Sensor, Path], output: Path, faults: str = "") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Classes and provenance of a watched run."""
     inject = parse_faults(faults) if faults else ()
-    segment(
-        Request(rasters=paths, bundle=demo.BUNDLE, output=output, watch=True, backend="openvino", inject=inject),
+    run_told(
+        request_for(demo.BUNDLE, paths, output, watch=True, backend="openvino", precision="auto", inject=inject),
         Watcher(),
     )
     maps = []
@@ -89,12 +87,12 @@ def test_tiles_inferred_in_another_order_and_several_at_a_time_give_the_same_byt
     specs = {sensor: bundle.manifest.sensor(sensor) for sensor in Sensor}
     with (
         SensorRasters.open(paths, specs) as rasters,
-        open_backend("openvino", bundle, scenarios=[Scenario.FULL], wanted=CropMosaic.wanted) as backend,
+        open_backend("openvino", bundle, scenarios=[Scenario.FULL], wanted=CropStitcher.wanted) as backend,
     ):
         tile_px, halo_px = bundle.manifest.tile_px, bundle.manifest.halo_px
-        mosaic = CropMosaic(height=SIZE_PX, width=SIZE_PX, tile_px=tile_px, halo_px=halo_px)
+        stitcher = CropStitcher(height=SIZE_PX, width=SIZE_PX, tile_px=tile_px, halo_px=halo_px)
         answers = {}
-        for tile in reversed(list(mosaic.grid.tiles(0))):
+        for tile in reversed(list(stitcher.grid.tiles(0))):
             window: Window = tile.reads
             seen = rasters.read(window.row, window.col, window.height, window.width)
             inputs = {sensor: np.ascontiguousarray(seen[sensor].values) for sensor in Sensor}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.watch.systemd import ServiceManager
-from engine.watch.vitals import Vitals
-from tests.engine.test_vitals import ALIVE, BACKEND, FROZEN, tile_report
+from engine.telemetry.status import RunStatus
+from engine.telemetry.systemd import ServiceManager
+from tests.engine.test_run_status import ALIVE, BACKEND, FROZEN, PLAN, tile_report
 
 WATCHDOG_S = 0.2
 
@@ -71,49 +71,49 @@ def one_manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 def test_ready_progress_and_stopping_are_told(manager) -> None:
-    vitals = Vitals()
-    with ServiceManager.from_environment(vitals, manager.environment()) as service:
-        vitals.started(None, BACKEND, first_tile=0)
-        service.started(None, BACKEND, first_tile=0)
+    status = RunStatus()
+    with ServiceManager.from_environment(status, manager.environment()) as service:
+        status.started(PLAN, BACKEND, first_tile=0)
+        service.started(PLAN, BACKEND, first_tile=0)
         assert manager.hear() == ["READY=1", "STATUS=openvino 1 on CPU, ready"]
-        vitals.tile_done(tile_report(verdicts={"rgir": ALIVE, "ndsm": FROZEN}))
+        status.tile_done(tile_report(verdicts={"rgir": ALIVE, "ndsm": FROZEN}))
         assert manager.hear() == ["STATUS=1 tiles, full, ndsm dead (frozen)"]
-        vitals.failed("disk\nfull")
+        status.failed("disk\nfull")
     assert "STOPPING=1" in (last := manager.hear())
     assert last[-1] == "STATUS=failed: disk full"
 
 
 def test_without_a_service_manager_nothing_happens(one_manager) -> None:
-    with ServiceManager.from_environment(Vitals(), {"WATCHDOG_USEC": "200000"}) as service:
-        service.started(None, BACKEND, first_tile=0)
+    with ServiceManager.from_environment(RunStatus(), {"WATCHDOG_USEC": "200000"}) as service:
+        service.started(PLAN, BACKEND, first_tile=0)
     assert one_manager.hear_all(0.1) == []
 
 
 def test_the_watchdog_is_answered_while_tiles_advance_and_not_when_they_stop(one_manager) -> None:
-    vitals = Vitals()
+    status = RunStatus()
     environment = one_manager.environment(WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6)), WATCHDOG_PID=str(os.getpid()))
-    with ServiceManager.from_environment(vitals, environment):
-        vitals.started(None, BACKEND, first_tile=0)
+    with ServiceManager.from_environment(status, environment):
+        status.started(PLAN, BACKEND, first_tile=0)
         for _ in range(4):
-            vitals.tile_done(tile_report())
+            status.tile_done(tile_report())
             one_manager.hear_until("WATCHDOG=1")
         assert one_manager.hear_all(5 * WATCHDOG_S).count("WATCHDOG=1") <= 1, "one for the last tile, of twenty"
-        vitals.tile_done(tile_report())
+        status.tile_done(tile_report())
         one_manager.hear_until("WATCHDOG=1")
 
 
-def test_the_watchdog_is_answered_while_the_source_waits_and_while_publishing(one_manager) -> None:
-    vitals = Vitals()
+def test_the_watchdog_is_answered_while_the_waiting_and_while_publishing(one_manager) -> None:
+    status = RunStatus()
     environment = one_manager.environment(WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6)))
-    with ServiceManager.from_environment(vitals, environment):
-        vitals.started(None, BACKEND, first_tile=0)
-        vitals.source_waits(True)
+    with ServiceManager.from_environment(status, environment):
+        status.started(PLAN, BACKEND, first_tile=0)
+        status.waiting(True)
         for _ in range(6):
             one_manager.hear_until("WATCHDOG=1")
-        vitals.source_waits(False)
+        status.waiting(False)
         answers = one_manager.hear_all(5 * WATCHDOG_S).count("WATCHDOG=1")
         assert answers <= 2, "the frame is there, and no tile comes of it"
-        vitals.publishing()
+        status.publishing()
         for _ in range(6):
             one_manager.hear_until("WATCHDOG=1")
 
@@ -123,19 +123,19 @@ def test_the_watchdog_is_answered_while_the_source_waits_and_while_publishing(on
     [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}],
 )
 def test_a_watchdog_that_is_off_or_not_for_this_process_is_not_answered(variables, one_manager) -> None:
-    vitals = Vitals()
-    with ServiceManager.from_environment(vitals, one_manager.environment(**variables)):
-        vitals.started(None, BACKEND, first_tile=0)
-        vitals.source_waits(True)
+    status = RunStatus()
+    with ServiceManager.from_environment(status, one_manager.environment(**variables)):
+        status.started(PLAN, BACKEND, first_tile=0)
+        status.waiting(True)
         assert "WATCHDOG=1" not in one_manager.hear_all(2 * WATCHDOG_S)
 
 
 def test_a_service_manager_that_is_gone_is_reported_once_and_ends_nothing(tmp_path, caplog) -> None:
-    vitals = Vitals()
+    status = RunStatus()
     environment = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "40000"}
-    with ServiceManager.from_environment(vitals, environment) as service:
-        service.started(None, BACKEND, first_tile=0)
-        vitals.publishing()
+    with ServiceManager.from_environment(status, environment) as service:
+        service.started(PLAN, BACKEND, first_tile=0)
+        status.publishing()
         time.sleep(0.2)
     assert [record.message for record in caplog.records] == [
         f"systemd cannot be informed through {tmp_path / 'gone'}: [Errno 2] No such file or directory"
@@ -143,6 +143,6 @@ def test_a_service_manager_that_is_gone_is_reported_once_and_ends_nothing(tmp_pa
 
 
 def test_an_address_that_is_no_unix_socket_is_refused_with_a_word(caplog) -> None:
-    with ServiceManager.from_environment(Vitals(), {"NOTIFY_SOCKET": "vsock:2:1234"}) as service:
-        service.started(None, BACKEND, first_tile=0)
+    with ServiceManager.from_environment(RunStatus(), {"NOTIFY_SOCKET": "vsock:2:1234"}) as service:
+        service.started(PLAN, BACKEND, first_tile=0)
     assert "'vsock:2:1234', neither a path nor abstract" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,8 +12,8 @@ from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
 from engine.health.monitor import Fault, State, Verdict
-from engine.stream import TileReport
-from engine.summary import TileTimes
+from engine.job import TileReport
+from engine.record import TileTimes
 from engine.tile_log import COLUMNS, TileLog, read_tile_log
 
 TILES = list(TileGrid(height=200, width=300, tile_px=64, halo_px=8).tiles())
@@ -83,7 +84,7 @@ def test_latencies_are_numpy_percentiles_of_the_tiles_that_were_mapped(tmp_path)
     write(tmp_path / "tiles.csv")
     times = TileTimes(read_tile_log(tmp_path / "tiles.csv"))
     expected_ms = [15.0, 19.0, 23.0, 27.0, 35.0]  # all but the skipped one
-    told = times.latencies()
+    told = msgspec.to_builtins(times.latencies())
     assert told["tiles"] == 5
     for q in (50, 90, 95, 99):
         assert told[f"p{q}"] == pytest.approx(np.percentile(expected_ms, q), abs=1e-3)
@@ -92,8 +93,8 @@ def test_latencies_are_numpy_percentiles_of_the_tiles_that_were_mapped(tmp_path)
     assert told["by_scenario"]["missing_rgir"] == {"tiles": 0}
     assert told["by_scenario"]["none"]["tiles"] == 2
     assert told["switches"]["p50"] == 19.0
-    assert times.misses(25.0) == 2
-    assert times.misses(35.0) == 0
+    assert times.deadline(25.0).misses == 2
+    assert times.deadline(35.0).misses == 0
 
 
 @pytest.mark.parametrize("keep", [0, 2, 6])

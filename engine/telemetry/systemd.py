@@ -25,11 +25,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from engine.backends.base import BackendInfo
-from engine.stream import TileReport
-from engine.watch.vitals import Vitals
+from engine.observer import Observer
+from engine.telemetry.status import RunStatus
 
 if TYPE_CHECKING:
-    from engine.segment import Plan
+    from engine.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +39,21 @@ SEND_TIMEOUT_S = 1.0
 """Longest time that a notice may take when the service manager does not read."""
 
 
-class ServiceManager:
-    """Keeps systemd informed; an :class:`~engine.segment.Observer` and a context manager.
+class ServiceManager(Observer):
+    """Keeps systemd informed; an :class:`~engine.observer.Observer` and a context manager.
 
-    The watchdog is answered only when there was a sign of life since the last answer (see :class:`Vitals`), so a run
+    The watchdog is answered only when there was a sign of life since the last answer (see :class:`RunStatus`), so a run
     that hangs is restarted after about ``WatchdogSec``. Notices of progress leave from a thread of their own: a service
     manager that does not read its socket never holds up a tile.
 
     Args:
-        vitals: how the run is doing.
+        status: how the run is doing.
         address: path of the socket, beginning with @ if abstract; None turns everything off.
         watchdog_s: time after which systemd acts on silence; None where it does not.
     """
 
-    def __init__(self, vitals: Vitals, *, address: str | None, watchdog_s: float | None = None) -> None:
-        self._vitals = vitals
+    def __init__(self, status: RunStatus, *, address: str | None, watchdog_s: float | None = None) -> None:
+        self._status = status
         self._address = address
         self._watchdog_s = watchdog_s
         self._unheard = False
@@ -61,7 +61,7 @@ class ServiceManager:
         self._thread = threading.Thread(target=self._keep_informed, name="systemd", daemon=True)
 
     @classmethod
-    def from_environment(cls, vitals: Vitals, environment: Mapping[str, str] = os.environ) -> ServiceManager:
+    def from_environment(cls, status: RunStatus, environment: Mapping[str, str] = os.environ) -> ServiceManager:
         """As ``$NOTIFY_SOCKET``, ``$WATCHDOG_USEC`` and ``$WATCHDOG_PID`` say."""
         address = environment.get("NOTIFY_SOCKET") or None
         if address is not None and address[0] not in "/@":
@@ -70,7 +70,7 @@ class ServiceManager:
         microseconds = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         watchdog_s = int(microseconds) / 1e6 if mine and microseconds.isdigit() and int(microseconds) else None
-        return cls(vitals, address=address, watchdog_s=watchdog_s)
+        return cls(status, address=address, watchdog_s=watchdog_s)
 
     def __enter__(self) -> Self:
         if self._address is not None:
@@ -81,17 +81,11 @@ class ServiceManager:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._send("STOPPING=1", f"STATUS={_one_line(self._vitals.describe())}")
+        self._send("STOPPING=1", f"STATUS={_one_line(self._status.describe())}")
 
-    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
         """The service is up."""
         self._send("READY=1", f"STATUS={backend.library} on {_one_line(backend.device)}, ready")
-
-    def tile_done(self, report: TileReport) -> None:
-        """The thread sees it in the vitals."""
-
-    def publishing(self) -> None:
-        """The thread sees it in the vitals."""
 
     def _keep_informed(self) -> None:
         """Send what is new, and answer the watchdog, until the end."""
@@ -100,10 +94,10 @@ class ServiceManager:
         while not self._ended.wait(period_s):
             now = time.monotonic()
             notices = []
-            if self._watchdog_s and now - self._vitals.silent_s() >= answered_at:
+            if self._watchdog_s and now - self._status.silent_s() >= answered_at:
                 notices.append("WATCHDOG=1")
                 answered_at = now
-            status = _one_line(self._vitals.describe())
+            status = _one_line(self._status.describe())
             if status != told and now - told_at >= STATUS_S:
                 notices.append(f"STATUS={status}")
                 told, told_at = status, now

@@ -1,4 +1,4 @@
-"""``frames.jsonl``: one line for each frame that has been dealt with, in the order in which they were.
+"""``frames.jsonl`` of a live run: one line for each frame that has been dealt with, in the order in which they were.
 
 It grows while the flight lasts. A resumed flight goes on behind the last line that its journal vouches for, and leaves
 the frames above it alone.
@@ -6,6 +6,7 @@ the frames above it alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class FrameRecord:
     """Pixels of the map by what they were mapped from."""
     tiles: int
     mapped: bool
-    """Its maps are in the folder named by the stamp."""
+    """Its maps are in place."""
     dropped: bool
     """It was left out because the maps were too far behind."""
     partner_wait_ms: float
@@ -61,7 +62,7 @@ class FrameLog:
     """
 
     def __init__(self, path: Path, *, keep_tiles: int | None = None) -> None:
-        self._path = path
+        self.path = path
         self.done: dict[str, frozenset[Sensor]] = {}
         """Stamps of the lines that were kept, and the sensors that delivered."""
         with writing(path):
@@ -70,9 +71,10 @@ class FrameLog:
             self._file = path.open("wb" if keep_tiles is None else "ab", buffering=0)
 
     def append(self, record: FrameRecord) -> None:
-        """Add a line; after it a killed process loses nothing."""
-        with writing(self._path):
+        """Add a line, and wait until it is on the disk."""
+        with writing(self.path):
             self._file.write(msgspec.json.encode(record) + b"\n")
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

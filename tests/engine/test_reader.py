@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import RasterOpenError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
-from engine.grid import TileGrid
+from engine.frames import RasterFrames
+from engine.grid import Tile, TileGrid
 from engine.health.faults import Injector, parse_faults
 from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.rasters.raster import SensorRasters
-from engine.source import Past, RasterSource
+from engine.reader import FaultyReader, JobSource, Past, TileReader
+from engine.stitcher import CropStitcher
 from tests.engine.flight_scene import flight_scene
 
 SPECS = {Sensor.RGIR: rgir_spec(), Sensor.NDSM: ndsm_spec()}
@@ -45,7 +48,40 @@ def tiles(rasters: SensorRasters) -> list:
     return list(grid.tiles())
 
 
-def drain(source: RasterSource) -> list:
+class Chosen(CropStitcher):
+    """Lays some of a raster's tiles."""
+
+    def __init__(self, rasters: SensorRasters, chosen: list[Tile]) -> None:
+        super().__init__(height=rasters.grid.height, width=rasters.grid.width, tile_px=64, halo_px=8)
+        self._chosen = chosen
+
+    def tiles(self, start: int = 0) -> Iterator[Tile]:
+        return iter(self._chosen[start:])
+
+
+def raster_source(
+    rasters: SensorRasters,
+    chosen: list[Tile],
+    *,
+    pool: BufferPool,
+    monitor: Monitor | None = None,
+    injector: Injector | None = None,
+    rate_hz: float | None = None,
+    past: dict[int, Past] | None = None,
+) -> JobSource:
+    """Jobs of the chosen tiles of a pair of rasters."""
+    reader = TileReader(
+        RasterFrames(rasters),
+        stitch=lambda _height, _width: Chosen(rasters, chosen),
+        pool=pool,
+        tile_px=64,
+        rate_hz=rate_hz,
+    )
+    spoilt = reader if injector is None else FaultyReader(reader, injector)
+    return JobSource(spoilt, monitor=monitor, strict=True, past=past)
+
+
+def drain(source: JobSource) -> list:
     """Every job, its arrays copied before its buffers go back."""
     jobs = []
     for job in source:
@@ -56,7 +92,7 @@ def drain(source: RasterSource) -> list:
 
 
 def test_tiles_read_through_one_set_of_buffers_equal_plain_reads(rasters) -> None:
-    for job, seen in drain(RasterSource(rasters, tiles(rasters), pool=pool(count=1))):
+    for job, seen in drain(raster_source(rasters, tiles(rasters), pool=pool(count=1))):
         window = job.tile.reads
         plain = rasters.read(window.row, window.col, window.height, window.width)
         for sensor, (values, valid) in seen.items():
@@ -67,7 +103,7 @@ def test_tiles_read_through_one_set_of_buffers_equal_plain_reads(rasters) -> Non
 
 
 def test_no_buffer_is_read_into_before_it_was_given_back(rasters) -> None:
-    jobs = iter(RasterSource(rasters, tiles(rasters), pool=pool(count=3)))
+    jobs = iter(raster_source(rasters, tiles(rasters), pool=pool(count=3)))
     held = [next(jobs) for _ in range(3)]
     arrays = {id(each.values) for job in held for each in job.observations.values()}
     assert len(arrays) == 6
@@ -84,7 +120,7 @@ def test_no_buffer_is_read_into_before_it_was_given_back(rasters) -> None:
 
 
 def test_stopping_wakes_a_source_that_waits_for_a_buffer(rasters) -> None:
-    source = RasterSource(rasters, tiles(rasters), pool=pool(count=1))
+    source = raster_source(rasters, tiles(rasters), pool=pool(count=1))
     jobs = iter(source)
     next(jobs)
     reader = threading.Thread(target=lambda: list(jobs))
@@ -96,7 +132,7 @@ def test_stopping_wakes_a_source_that_waits_for_a_buffer(rasters) -> None:
 
 def test_a_paced_source_delivers_when_tiles_are_due_and_no_sooner(rasters) -> None:
     began = time.monotonic()
-    jobs = drain(RasterSource(rasters, tiles(rasters)[:8], pool=pool(), rate_hz=40.0))
+    jobs = drain(raster_source(rasters, tiles(rasters)[:8], pool=pool(), rate_hz=40.0))
     due = [job.available_at for job, _ in jobs]
     assert np.diff(due) == pytest.approx(np.full(7, 1 / 40))
     assert due[0] >= began
@@ -106,7 +142,7 @@ def test_a_paced_source_delivers_when_tiles_are_due_and_no_sooner(rasters) -> No
 
 def test_waiting_behind_a_backlog_counts_as_waiting(rasters) -> None:
     jobs = []
-    for job in RasterSource(rasters, tiles(rasters)[:4], pool=pool(), rate_hz=1000.0):
+    for job in raster_source(rasters, tiles(rasters)[:4], pool=pool(), rate_hz=1000.0):
         jobs.append(job)
         job.release()
         time.sleep(0.05)
@@ -114,7 +150,7 @@ def test_waiting_behind_a_backlog_counts_as_waiting(rasters) -> None:
 
 
 def test_stopping_wakes_a_paced_source(rasters) -> None:
-    source = RasterSource(rasters, tiles(rasters), pool=pool(), rate_hz=0.001)
+    source = raster_source(rasters, tiles(rasters), pool=pool(), rate_hz=0.001)
     jobs = iter(source)
     next(jobs).release()
     reader = threading.Thread(target=lambda: list(jobs))
@@ -133,7 +169,7 @@ def test_a_sensor_that_cannot_be_read_is_absent_and_the_other_goes_on(write_scen
     paths = write_scene(flight_scene(640, 640))
     cut_in_half(paths[Sensor.RGIR])
     with SensorRasters.open(paths, SPECS) as rasters:
-        jobs = drain(RasterSource(rasters, tiles(rasters), pool=pool(), monitor=Monitor(default_limits())))
+        jobs = drain(raster_source(rasters, tiles(rasters), pool=pool(), monitor=Monitor(default_limits())))
     broken = [job for job, _ in jobs if job.verdicts[Sensor.RGIR].fault is Fault.READ_ERROR]
     assert 0 < len(broken) < len(jobs)
     for job in broken:
@@ -146,11 +182,11 @@ def test_without_a_monitor_a_sensor_that_cannot_be_read_ends_the_iteration(write
     paths = write_scene(flight_scene(640, 640))
     cut_in_half(paths[Sensor.RGIR])
     with SensorRasters.open(paths, SPECS) as rasters, pytest.raises(RasterOpenError, match="truncated or damaged"):
-        drain(RasterSource(rasters, tiles(rasters), pool=pool()))
+        drain(raster_source(rasters, tiles(rasters), pool=pool()))
 
 
 def test_faults_on_purpose_reach_the_monitor(rasters) -> None:
-    source = RasterSource(
+    source = raster_source(
         rasters,
         tiles(rasters),
         pool=pool(),
@@ -171,7 +207,7 @@ def test_tiles_of_the_past_are_judged_as_they_were(rasters) -> None:
     past = {0: Past(verdicts=dead, skipped=False), 1: Past(verdicts=dead, skipped=True)}
     monitor = Monitor(default_limits())
     before = monitor.snapshot()
-    first, second, third = drain(RasterSource(rasters, tiles(rasters)[:3], pool=pool(), monitor=monitor, past=past))
+    first, second, third = drain(raster_source(rasters, tiles(rasters)[:3], pool=pool(), monitor=monitor, past=past))
     assert first[0].verdicts == dead
     assert first[0].monitor == before, "the monitor has seen these tiles already"
     assert set(first[1]) == {Sensor.RGIR}

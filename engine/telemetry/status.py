@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.backends.base import BackendInfo
 from engine.contract.sensors import Sensor
-from engine.stream import TileReport
+from engine.job import TileReport
+from engine.observer import Observer
 
 if TYPE_CHECKING:
     from engine.health.monitor import Verdict
-    from engine.segment import Plan
+    from engine.plan import Plan
 
 
 class Phase(StrEnum):
@@ -28,10 +29,10 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-class Vitals:
+class RunStatus(Observer):
     """The last word on a run, kept by the run and read by anybody from any thread.
 
-    An :class:`~engine.segment.Observer`. Written by one thread, and each attribute is replaced whole, so that readers
+    An :class:`~engine.observer.Observer`. Written by one thread, and each attribute is replaced whole, so that readers
     need no lock.
 
     A sign of life is a tile that was finished. While the source waits for what is not there yet (a frame that is not
@@ -57,9 +58,9 @@ class Vitals:
         self._last_at = self._moved_at
         self.verdicts: Mapping[Sensor, Verdict] = {}
 
-    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
-        """The backend is warm. Without a plan the number of tiles is not known."""
-        self.tiles_planned = len(plan.mosaic.grid) if plan is not None else None
+    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
+        """The backend is warm."""
+        self.tiles_planned = plan.tiles
         self.tiles_done = self._first_tile = first_tile
         self._move(Phase.RUNNING)
         self._began_at = self._moved_at
@@ -76,7 +77,7 @@ class Vitals:
         """No tile is due any more."""
         self._move(Phase.PUBLISHING)
 
-    def finished(self) -> None:
+    def succeeded(self) -> None:
         """The results are in place."""
         self._move(Phase.FINISHED)
 
@@ -85,8 +86,8 @@ class Vitals:
         self.reason = reason
         self._move(Phase.FAILED)
 
-    def source_waits(self, waits: bool) -> None:
-        """The source says, from any thread: it waits for the world (True), the next tile is there (False)."""
+    def waiting(self, waits: bool) -> None:
+        """The run says, from any thread: it waits for the world (True), the next tile is there (False)."""
         if not waits:
             self._moved_at = self._clock()  # what follows has its time from now on
         self._waiting = waits

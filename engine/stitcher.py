@@ -1,8 +1,8 @@
 """From tile results to map pixels: which scenario each pixel takes, and how tiles meet.
 
-:class:`CropMosaic` writes what each tile owns; :class:`HannMosaic` cross-fades the class probabilities of neighbours.
-Both hand out finished :class:`MapBlock` values in order, and know from which tile an interrupted run must go on so that
-its bytes equal those of an uninterrupted one.
+:class:`CropStitcher` writes what each tile owns; :class:`HannStitcher` cross-fades the class probabilities of
+neighbours. Both hand out finished :class:`MapBlock` values in order, and know from which tile an interrupted run must
+go on so that its bytes equal those of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Output, Outputs
-from engine.contract.bundle import NODATA_CLASS
+from engine.contract.bundle import NODATA_CLASS, Manifest
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Provenance, Scenario
 from engine.grid import Strip, Tile, TileGrid, Window
 
+Blend = Literal["none", "hann"]
 _T = TypeVar("_T", np.uint8, np.float32)
 
 ACCUMULATOR_BYTES = 64 * 2**20
@@ -39,8 +40,8 @@ class MapBlock:
     provenance: NDArray[np.uint8]
 
 
-class Mosaic(ABC):
-    """Takes tile results in order, gives map blocks in order."""
+class Stitcher(ABC):
+    """Takes the tile results of one frame in order, gives map blocks in order."""
 
     grid: TileGrid
     wanted: tuple[Output, ...]
@@ -58,12 +59,19 @@ class Mosaic(ABC):
             outputs: the answer of every scenario that occurs in ``tile.target``.
         """
 
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def tiles(self, start: int = 0) -> Iterator[Tile]:
+        """The tiles to read, from index ``start`` on."""
+        return self.grid.tiles(start)
+
     @abstractmethod
     def resume_at(self, tiles_done: int) -> int:
         """Prepare to go on after ``tiles_done``; returns the index of the first tile to infer."""
 
 
-class CropMosaic(Mosaic):
+class CropStitcher(Stitcher):
     """Each tile writes the pixels it owns; its halo is context only."""
 
     wanted = (Output.CLASSES, Output.CONFIDENCE)
@@ -89,7 +97,7 @@ class CropMosaic(Mosaic):
         return tiles_done
 
 
-class HannMosaic(Mosaic):
+class HannStitcher(Stitcher):
     """Cross-fades class probabilities over ``2 * halo_px`` where tiles meet.
 
     A pixel's scenario is its own (which sensors are valid there), so tiles that cover it give the probabilities of the
@@ -193,6 +201,48 @@ class HannMosaic(Mosaic):
             buffer[..., kept.shape[-2] :, :] = 0
         self._span = Window(row=span.row + rows.stride, col=span.col, height=span.height, width=span.width)
         return block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How every frame of a run is cut into tiles and put together again.
+
+    Raises:
+        UsageError: the halo leaves no core, or is too wide to blend.
+    """
+
+    tile_px: int
+    halo_px: int
+    blend: Blend = "none"
+    classes: int
+    """How many the model has."""
+
+    def __post_init__(self) -> None:
+        self.stitcher(self.tile_px, self.tile_px)  # its checks belong to construction
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, halo_px: int | None, blend: Blend) -> Tiling:
+        """That of a bundle; ``halo_px`` None takes the bundle's, or a quarter of the tile when blending."""
+        usual_px = manifest.tile_px // 4 if blend == "hann" else manifest.halo_px
+        return cls(
+            tile_px=manifest.tile_px,
+            halo_px=usual_px if halo_px is None else halo_px,
+            blend=blend,
+            classes=len(manifest.classes),
+        )
+
+    @property
+    def wanted(self) -> tuple[Output, ...]:
+        """The graph outputs that are needed of each tile."""
+        return HannStitcher.wanted if self.blend == "hann" else CropStitcher.wanted
+
+    def stitcher(self, height: int, width: int) -> Stitcher:
+        """For a frame of that size."""
+        if self.blend == "hann":
+            return HannStitcher(
+                height=height, width=width, tile_px=self.tile_px, halo_px=self.halo_px, classes=self.classes
+            )
+        return CropStitcher(height=height, width=width, tile_px=self.tile_px, halo_px=self.halo_px)
 
 
 def _compose(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[_T]], fill: int | float) -> NDArray[_T]:

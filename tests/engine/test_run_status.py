@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from engine.backends.base import BackendInfo
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
 from engine.health.monitor import Fault, State, Verdict
-from engine.stream import TileReport
-from engine.watch.vitals import Phase, Vitals
+from engine.job import TileReport
+from engine.plan import Plan
+from engine.telemetry.status import Phase, RunStatus
 
 BACKEND = BackendInfo(name="openvino", library="openvino 1", device="CPU", precision="f32", threads=2, slots=2)
+PLAN = cast(
+    Plan, SimpleNamespace(tiles=None, bundle=SimpleNamespace(manifest=SimpleNamespace(name="toy"), digest="0" * 64))
+)
+"""All that is looked at by who watches a run over a landing folder."""
 TILES = list(TileGrid(height=512, width=512, tile_px=64, halo_px=8).tiles())
 ALIVE = Verdict(state=State.ALIVE)
 FROZEN = Verdict(state=State.DEAD, fault=Fault.FROZEN, detail="the bytes of the tile before")
@@ -54,49 +62,49 @@ def clock() -> Clock:
 
 
 def test_silence_is_counted_from_the_last_tile(clock) -> None:
-    vitals = Vitals(clock)
+    status = RunStatus(clock)
     clock.now += 5
-    assert vitals.silent_s() == 5, "a start that hangs is silence too"
-    vitals.started(None, BACKEND, first_tile=0)
+    assert status.silent_s() == 5, "a start that hangs is silence too"
+    status.started(PLAN, BACKEND, first_tile=0)
     clock.now += 2
-    assert vitals.silent_s() == 2
-    vitals.tile_done(tile_report())
-    assert vitals.silent_s() == 0
+    assert status.silent_s() == 2
+    status.tile_done(tile_report())
+    assert status.silent_s() == 0
     clock.now += 3
-    assert vitals.silent_s() == 3
+    assert status.silent_s() == 3
 
 
 def test_a_source_that_waits_for_the_world_is_not_silence(clock) -> None:
-    vitals = Vitals(clock)
-    vitals.started(None, BACKEND, first_tile=0)
-    vitals.source_waits(True)
+    status = RunStatus(clock)
+    status.started(PLAN, BACKEND, first_tile=0)
+    status.waiting(True)
     clock.now += 3600
-    assert vitals.silent_s() == 0
-    vitals.source_waits(False)
-    assert vitals.silent_s() == 0, "the tile that just came cannot be an hour late"
+    assert status.silent_s() == 0
+    status.waiting(False)
+    assert status.silent_s() == 0, "the tile that just came cannot be an hour late"
     clock.now += 1
-    assert vitals.silent_s() == 1
+    assert status.silent_s() == 1
 
 
 def test_nothing_is_due_while_publishing_and_after_the_end(clock) -> None:
-    vitals = Vitals(clock)
-    vitals.started(None, BACKEND, first_tile=0)
-    for end in (vitals.publishing, vitals.finished, lambda: vitals.failed("disk full")):
+    status = RunStatus(clock)
+    status.started(PLAN, BACKEND, first_tile=0)
+    for end in (status.publishing, status.succeeded, lambda: status.failed("disk full")):
         end()
         clock.now += 1000
-        assert vitals.silent_s() == 0
-    assert vitals.phase is Phase.FAILED
-    assert vitals.describe() == "failed: disk full"
+        assert status.silent_s() == 0
+    assert status.phase is Phase.FAILED
+    assert status.describe() == "failed: disk full"
 
 
 def test_the_line_for_people_names_what_is_wrong(clock) -> None:
-    vitals = Vitals(clock)
-    assert vitals.describe() == "starting"
-    vitals.started(None, BACKEND, first_tile=0)
+    status = RunStatus(clock)
+    assert status.describe() == "starting"
+    status.started(PLAN, BACKEND, first_tile=0)
     clock.now += 1
-    vitals.tile_done(tile_report())
-    vitals.tile_done(tile_report(1, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
-    vitals.tile_done(tile_report(2, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
-    assert vitals.describe() == "3 tiles, missing_ndsm, ndsm dead (frozen)"
-    vitals.source_waits(True)
-    assert vitals.describe().endswith(", waiting for the next frame")
+    status.tile_done(tile_report())
+    status.tile_done(tile_report(1, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
+    status.tile_done(tile_report(2, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
+    assert status.describe() == "3 tiles, missing_ndsm, ndsm dead (frozen)"
+    status.waiting(True)
+    assert status.describe().endswith(", waiting for the next frame")

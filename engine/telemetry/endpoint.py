@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from engine.contract.errors import UsageError
-from engine.watch.vitals import Vitals
+from engine.telemetry.status import RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Endpoint(ThreadingTCPServer):
     Args:
         address: where to listen.
         metrics: what ``/metrics`` tells.
-        vitals: what ``/healthz`` tells.
+        status: what ``/healthz`` tells.
         stall_s: ``/healthz`` answers 503 when a tile is due and none was done for so long.
 
     Raises:
@@ -75,8 +75,8 @@ class Endpoint(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 2 * MAX_CLIENTS
 
-    def __init__(self, address: Address, metrics: Exposed, vitals: Vitals, *, stall_s: float = 60.0) -> None:
-        self.metrics, self.vitals, self.stall_s = metrics, vitals, stall_s
+    def __init__(self, address: Address, metrics: Exposed, status: RunStatus, *, stall_s: float = 60.0) -> None:
+        self.metrics, self.status, self.stall_s = metrics, status, stall_s
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self._seats = threading.BoundedSemaphore(MAX_CLIENTS)
         self._thread = threading.Thread(
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(HTTPStatus.OK, *self.server.metrics.exposition())
         elif path == "/healthz":
-            alive, told = self.server.vitals.health(self.server.stall_s)
+            alive, told = self.server.status.health(self.server.stall_s)
             self._answer(HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE, *_json(told))
         else:
             told = {"error": f"{path} is not here: ask for /metrics or /healthz"}

@@ -1,4 +1,4 @@
-"""A run as Prometheus sees it; :mod:`engine.watch.endpoint` serves it.
+"""A run as Prometheus sees it; :mod:`engine.telemetry.endpoint` serves it.
 
 Names and units follow https://prometheus.io/docs/practices/naming/; every label takes its values from a closed list,
 and each series is there from the start, so that a rate over it is never missing. Counts are those of this process: a
@@ -34,14 +34,15 @@ from prometheus_client import (
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent, What
 from engine.contract.sensors import Scenario, Sensor
-from engine.doctor.host import own_version
 from engine.health.monitor import Fault, State
-from engine.stream import TileReport
+from engine.job import TileReport
+from engine.observer import Observer
+from engine.telemetry.status import Phase, RunStatus
 from engine.tile_log import STAGES
-from engine.watch.vitals import Phase, Vitals
+from engine.version import own_version
 
 if TYPE_CHECKING:
-    from engine.segment import Plan
+    from engine.plan import Plan
 
 disable_created_metrics()  # type: ignore[no-untyped-call, unused-ignore]  # they double the series, and nothing here reads them
 
@@ -53,25 +54,25 @@ NO_SCENARIO = "none"
 DROPPED, NO_SENSOR = "dropped", "no_sensor"
 
 
-class Metrics:
-    """Counts what a run does; an :class:`~engine.segment.Observer`.
+class Metrics(Observer):
+    """Counts what a run does; an :class:`~engine.observer.Observer`.
 
     Args:
-        vitals: whether the run is alive.
+        status: whether the run is alive.
         deadline_s: tiles written later than that, from available to written, are misses. It becomes a bucket of the
             latency histogram, so that the share in time is exact.
     """
 
-    def __init__(self, vitals: Vitals, *, deadline_s: float | None = None) -> None:
+    def __init__(self, status: RunStatus, *, deadline_s: float | None = None) -> None:
         self.registry = CollectorRegistry()
         self._deadline_s = deadline_s
         self._states: dict[Sensor, State] = {}
-        self._make_progress(vitals)
+        self._make_progress(status)
         self._make_latency()
         self._make_trouble()
         ProcessCollector(registry=self.registry)
 
-    def _make_progress(self, vitals: Vitals) -> None:
+    def _make_progress(self, status: RunStatus) -> None:
         self._build = self._gauge("build_info", "Always 1; what runs.", "version", "python", "bundle", "bundle_sha256")
         self._backend = self._gauge(
             "backend_info", "Always 1; what infers now.", "backend", "library", "device", "graph", "precision"
@@ -87,10 +88,10 @@ class Metrics:
         self._last = self._gauge("last_tile_timestamp_seconds", "Unix time when the last tile was done; 0 before it.")
         self._gauge(
             "stalled_seconds", "Time since the last sign of life while a tile is due; 0 while none is."
-        ).set_function(vitals.silent_s)
+        ).set_function(status.silent_s)
         phases = self._gauge("run_phase", "1 for the phase the run is in.", "phase")
         for phase in Phase:
-            phases.labels(phase).set_function(partial(_is_in, vitals, phase))
+            phases.labels(phase).set_function(partial(_is_in, status, phase))
         for scenario in Scenario:
             self._inferences.labels(scenario)
         for main in (*Scenario, NO_SCENARIO):
@@ -159,12 +160,12 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"gemmnet_{name}", text, labels, registry=self.registry)
 
-    def started(self, plan: Plan | None, backend: BackendInfo, *, first_tile: int) -> None:
+    def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
         """What runs is known."""
-        bundle, sha256 = ("", "") if plan is None else (plan.bundle.manifest.name, plan.bundle.digest)
-        self._build.labels(own_version(), platform.python_version(), bundle, sha256).set(1)
-        if plan is not None:
-            self._planned.set(len(plan.mosaic.grid))
+        name, sha256 = plan.bundle.manifest.name, plan.bundle.digest
+        self._build.labels(own_version(), platform.python_version(), name, sha256).set(1)
+        if plan.tiles is not None:
+            self._planned.set(plan.tiles)
         self._name_backend(backend)
 
     def tile_done(self, report: TileReport) -> None:
@@ -187,7 +188,7 @@ class Metrics:
         """No more tiles wait."""
         self._depth.set(0)
 
-    def backend_event(self, event: BackendEvent, backend: BackendInfo) -> None:
+    def backend_changed(self, event: BackendEvent, backend: BackendInfo) -> None:
         """Something happened to a backend; ``backend`` is what infers now."""
         for what in What:
             self._events.labels(event.backend, what)
@@ -202,11 +203,9 @@ class Metrics:
             self._misses.inc()
 
     def _count_health(self, report: TileReport) -> None:
-        verdicts = report.verdicts
-        real = [each for each in verdicts.values() if each.fault is not Fault.NO_DATA]
-        if real and not report.skipped and not any(each.usable for each in verdicts.values()):
+        if report.lost and not report.skipped:
             self._lost.labels(NO_SENSOR).inc()
-        for sensor, verdict in verdicts.items():
+        for sensor, verdict in report.verdicts.items():
             if verdict.fault is not None:
                 self._faults.labels(sensor, verdict.fault).inc()
             if verdict.fault is Fault.NO_DATA:
@@ -225,5 +224,5 @@ class Metrics:
         self._backend.labels(backend.name, backend.library, backend.device, backend.graph, backend.precision).set(1)
 
 
-def _is_in(vitals: Vitals, phase: Phase) -> float:
-    return float(vitals.phase is phase)
+def _is_in(status: RunStatus, phase: Phase) -> float:
+    return float(status.phase is phase)

@@ -1,0 +1,368 @@
+"""One run: check everything, stream the frames, publish their maps. :mod:`engine.run` is its command line.
+
+::
+
+    make_plan(request, stack)    what would run, on what; touches nothing
+    run(request, observer)       runs it; returns what run.json holds
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from engine.backends.base import BackendInfo
+from engine.backends.resilient import BackendEvent, open_chain
+from engine.buffers import BufferPool
+from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
+from engine.contract.atomic import replacing
+from engine.contract.sensors import Sensor
+from engine.frame_log import NAME as FRAME_LOG_NAME
+from engine.frame_log import FrameLog, FrameRecord, read_frame_log
+from engine.frames import RasterFrames
+from engine.health.faults import Detection, Injector, detection
+from engine.health.monitor import Monitor, Verdict
+from engine.interrupt import first_signal
+from engine.job import TileReport
+from engine.journal import Entry, Journal, Statistics
+from engine.live.folder import Arrivals
+from engine.live.frames import FolderFrames
+from engine.observer import Observer
+from engine.plan import REPORT_NAME, RUN_NAME, Plan, make_plan
+from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
+from engine.record import FrameCounts, HealthRecord, Pace, Result, RunRecord, System, TileTimes
+from engine.request import RunRequest
+from engine.sink import MAKE_ROOM, FrameSink
+from engine.stream import jobs_alive, stream
+from engine.tile_log import NAME as TILE_LOG_NAME
+from engine.tile_log import TileLog, read_tile_log
+from engine.version import own_version
+
+log = logging.getLogger(__name__)
+
+
+def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
+    """Map the request's frames into its output folder.
+
+    SIGINT and SIGTERM stop a run over rasters after the tiles under way; it can be resumed. A run over a landing folder
+    ends with the frame under way, and a second signal stops it at once. Frames that were not begun stay in their
+    folder for a run with ``resume``.
+
+    Args:
+        request: what is asked for.
+        observer: watches.
+
+    Returns:
+        What ``run.json`` holds. Maps with lost tiles are results too: see ``tiles_lost``.
+
+    Raises:
+        EngineError: by the tree in :mod:`engine.contract.errors`. Whatever ends a run that has mapped at least one
+            tile, the unfinished run is kept for ``resume``.
+    """
+    watcher, started_at = observer or Observer(), datetime.now(UTC)
+    with ExitStack() as stack:
+        plan = make_plan(request, stack)
+        backend = stack.enter_context(
+            open_chain(request.backend, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
+        )
+        opened, frames = backend.info, plan.frames
+        journal = Journal(request.output)
+        start = _start(plan, journal, opened)
+        sink = _open_sink(plan, journal, start, stack, watcher)
+        source = _open_source(plan, journal, start, watcher, slots=opened.slots)
+        verdicts: list[Mapping[Sensor, Verdict]] = []
+        watcher.started(plan, opened, first_tile=start.first_tile)
+        clock = time.perf_counter()
+
+        def report(done: TileReport) -> None:
+            if request.inject:
+                verdicts.append(done.verdicts)
+            for event in backend.news():
+                watcher.backend_changed(event, backend.info)
+            watcher.tile_done(done)
+
+        try:
+            with first_signal(frames.finish if frames.live else source.stop) as received:
+                stream(
+                    source,
+                    backend=backend,
+                    sink=sink,
+                    report=report,
+                    drop_oldest=request.when_behind == "drop-oldest" and not frames.live,
+                    scenario=start.entry.statistics.scenario,
+                )
+            if received and not frames.live:
+                raise KeyboardInterrupt  # only now: every tile that was read is written
+            stream_s = time.perf_counter() - clock
+            sink.checkpoint()
+            watcher.publishing()
+            if not frames.live:
+                backend.close()  # publishing needs memory of its own
+                sink.publish()
+                sink.complete()
+        except KeyboardInterrupt as error:
+            sink.checkpoint()
+            raise InterruptedRunError(_interrupted(plan, sink)) from error
+        except EngineError:
+            _keep(plan, sink)
+            raise
+        record = _record(
+            plan,
+            start,
+            sink,
+            backend=opened,
+            backend_events=backend.events,
+            ended=_ended(frames, received),
+            injected=detection(request.inject, verdicts) if request.inject else None,
+            started_at=started_at,
+            stream_s=stream_s,
+            total_s=time.perf_counter() - clock,
+        )
+        _write_rest(request.output, journal, record)
+    if not frames.live:  # else more frames may land
+        journal.remove()
+    watcher.finished(record)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a run begins: at the beginning, or where an interrupted one stopped."""
+
+    entry: Entry
+    resumed: bool
+    first_tile: int
+    """The first tile to infer. Of a landing folder, how many tiles were mapped before."""
+
+
+def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
+    """What the journal says.
+
+    Raises:
+        ResumeError: the run that it is of is another one.
+    """
+    request, stitcher = plan.request, plan.stitcher()
+    key = {
+        "version": own_version(),
+        "bundle": plan.bundle.digest,
+        "inputs": plan.frames.identity(),
+        "rgir_bands": request.rgir_bands,
+        "ndsm_scale_m": request.ndsm_scale_m,
+        "health": msgspec.to_builtins(plan.limits),
+        "inject": msgspec.to_builtins(request.inject),
+        "halo_px": plan.tiling.halo_px,
+        "blend": plan.tiling.blend,
+        "backend": f"{backend.library} {backend.graph} {backend.precision}",
+        "threads": backend.threads,
+    }
+    # a service over a landing folder starts and restarts with one command
+    fresh = plan.frames.live and not (journal.begun or _has_frames(request.output))
+    resumed = request.resume and not fresh
+    entry = journal.read(key) if resumed else Entry(key=key, tiles_done=0, statistics=Statistics())
+    first = entry.tiles_done if stitcher is None else stitcher.resume_at(entry.tiles_done)
+    return _Start(entry=entry, resumed=resumed, first_tile=first)
+
+
+def _has_frames(output: Path) -> bool:
+    records = output / FRAME_LOG_NAME
+    return records.exists() and records.stat().st_size > 0
+
+
+def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, watcher: Observer) -> FrameSink:
+    """Open or create the unfinished run's files; a failure to create them leaves nothing."""
+    output, frames, entry = plan.request.output, plan.frames, start.entry
+    keep = entry.tiles_done if start.resumed else None
+
+    def frame_done(record: FrameRecord) -> None:
+        frames.done(record.stamp)
+        watcher.frame_done(record)
+
+    try:
+        if not start.resumed:
+            if frames.live:
+                _clear_frames(output)
+            journal.remove()
+        journal.folder.mkdir(parents=True, exist_ok=True)
+        tiles = stack.enter_context(TileLog(journal.folder / TILE_LOG_NAME, keep=keep))
+        records = None
+        if isinstance(frames, FolderFrames):
+            records = stack.enter_context(FrameLog(output / FRAME_LOG_NAME, keep_tiles=keep))
+            frames.folder.skip(records.done)
+        sink = FrameSink(
+            output=output,
+            model=plan.bundle.manifest.name,
+            classes=plan.bundle.manifest.classes,
+            live=frames.live,
+            journal=journal,
+            key=entry.key,
+            tiles=tiles,
+            records=records,
+            statistics=entry.statistics,
+            tiles_done=entry.tiles_done,
+            monitor=entry.monitor,
+            frame_done=frame_done,
+        )
+        stack.callback(sink.close)
+        if isinstance(frames, RasterFrames):
+            sink.begin(frames.rasters, resume=start.resumed)
+        sink.checkpoint()
+    except BaseException as error:
+        if not start.resumed:
+            journal.remove()
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"cannot write to {output} ({error.strerror}): free space, check permissions or pass another --output"
+            ) from error
+        raise
+    return sink
+
+
+def _clear_frames(output: Path) -> None:
+    """Remove what an earlier live run left, and nothing else."""
+    records = output / FRAME_LOG_NAME
+    if records.exists():
+        try:
+            stamps = [record.stamp for record in read_frame_log(records)]
+        except ValueError as error:
+            raise OutputError(
+                f"{error}: it is not known which folders in {output} are to be replaced; empty it yourself, or pass "
+                "another --output"
+            ) from error
+        for stamp in stamps:
+            shutil.rmtree(output / stamp, ignore_errors=True)
+    for name in (FRAME_LOG_NAME, TILE_LOG_NAME, RUN_NAME):
+        (output / name).unlink(missing_ok=True)
+
+
+def _open_source(plan: Plan, journal: Journal, start: _Start, watcher: Observer, *, slots: int) -> JobSource:
+    """The tiles from the first on; those that the journal already counts are to be judged as they were."""
+    request, manifest, entry = plan.request, plan.bundle.manifest, start.entry
+    monitor = None if plan.limits is None else Monitor(plan.limits)
+    if monitor is not None and entry.monitor is not None:
+        monitor.restore(entry.monitor)
+    past: dict[int, Past] = {}
+    if start.first_tile < entry.tiles_done:
+        rows = read_tile_log(journal.folder / TILE_LOG_NAME)
+        past = {
+            row.tile: Past(verdicts=row.verdicts, skipped=row.skipped) for row in rows if row.tile >= start.first_tile
+        }
+    reader: Reader = TileReader(
+        plan.frames,
+        stitch=plan.tiling.stitcher,
+        pool=BufferPool(
+            (manifest.sensor(sensor) for sensor in Sensor if sensor in request.source.sensors),
+            tile_px=manifest.tile_px,
+            count=jobs_alive(slots),
+        ),
+        tile_px=manifest.tile_px,
+        tiles_done=0 if plan.frames.live else entry.tiles_done,
+        rate_hz=request.rate_hz,
+        waits=watcher.waiting,
+    )
+    if request.inject:
+        reader = FaultyReader(reader, Injector(request.inject))
+    return JobSource(reader, monitor=monitor, strict=not plan.frames.live, past=past)
+
+
+def _interrupted(plan: Plan, sink: FrameSink) -> str:
+    if plan.tiles is None:
+        return "stopped in the middle of a frame; nothing that is published is lost: repeat with --resume to go on"
+    return (
+        f"stopped after {sink.tiles_done} of {plan.tiles} tiles; nothing is lost: repeat the command with --resume to "
+        "finish"
+    )
+
+
+def _ended(frames: RasterFrames | FolderFrames, received: Sequence[signal.Signals]) -> str:
+    if isinstance(frames, RasterFrames):
+        return "complete"
+    return "idle" if frames.idle else ", ".join(number.name for number in received)
+
+
+def _keep(plan: Plan, sink: FrameSink) -> None:
+    """After a failure keep what is mapped; on a full disk the journal of the last checkpoint has to do."""
+    if plan.frames.live:  # its last checkpoint is that of the last frame
+        return
+    if not sink.tiles_done:
+        sink.close()
+        sink.journal.remove()
+        return
+    try:
+        sink.checkpoint()
+    except (EngineError, OSError) as error:
+        log.warning("the journal keeps its last checkpoint: %s", error)
+    log.warning(
+        "%d of %d tiles are kept: once the cause is gone, repeat the command with --resume", sink.tiles_done, plan.tiles
+    )
+
+
+def _record(
+    plan: Plan,
+    start: _Start,
+    sink: FrameSink,
+    *,
+    backend: BackendInfo,
+    backend_events: Sequence[BackendEvent],
+    ended: str,
+    injected: Detection | None,
+    started_at: datetime,
+    stream_s: float,
+    total_s: float,
+) -> RunRecord:
+    """What became of the tiles and frames; of all of them, a resumed run's earlier ones too."""
+    request, live, planned = plan.request, plan.frames.live, plan.describe()
+    times = TileTimes(read_tile_log(sink.journal.folder / TILE_LOG_NAME))
+    sensors = [sensor for sensor in Sensor if sensor in request.source.sensors]
+    counts = FrameCounts.of(sink.done(), sensors, request.deadline_ms)
+    inputs, grid = sink.described if counts.done == 1 and sink.described is not None else (None, None)
+    return RunRecord(
+        version=own_version(),
+        started_utc=started_at.isoformat(timespec="seconds"),
+        bundle=planned.bundle,
+        inputs=inputs,
+        live=planned.live,
+        grid=grid,
+        tiling=msgspec.structs.replace(planned.tiling, tiles=len(times)),
+        scenarios=planned.scenarios,
+        health=HealthRecord.of(planned.health, sink.statistics.sensors),
+        backend=backend,
+        backend_events=tuple(backend_events),
+        ended=ended,
+        frames=counts,
+        arrivals=plan.frames.folder.arrivals if isinstance(plan.frames, FolderFrames) else Arrivals(),
+        result=Result.of(sink.statistics, plan.bundle.manifest.classes),
+        tiles_lost=int(times.lost.sum()),
+        tiles_dropped=int(times.skipped.sum()),
+        pace=Pace(rate_hz=request.rate_hz, when_behind=request.when_behind),
+        latency_ms=times.latencies(),
+        deadline=times.deadline(request.deadline_ms),
+        injected=injected,
+        performance=times.performance(
+            first=start.entry.tiles_done,
+            stream_s=stream_s,
+            publish_s=sink.publish_s if live else total_s - stream_s,
+            total_s=total_s,
+            pixels=sink.pixels_mapped,
+        ),
+        resumed_at_tile=start.first_tile if start.resumed and not live else None,
+        resumed_after_frames=len(sink.records.done) if start.resumed and sink.records is not None else None,
+        system=System.here(),
+    )
+
+
+def _write_rest(output: Path, journal: Journal, record: RunRecord) -> None:
+    """tiles.csv and run.json, each written whole or not at all."""
+    with writing(output, MAKE_ROOM):
+        with replacing(output / TILE_LOG_NAME) as temporary:  # a copy: the log itself is needed should this be repeated
+            shutil.copyfile(journal.folder / TILE_LOG_NAME, temporary)
+        (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
+        record.write(output / RUN_NAME)
