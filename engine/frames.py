@@ -46,29 +46,27 @@ class Rasters(Protocol):
     def grid(self) -> Grid:
         """The grid."""
 
-    @property
-    def sensors(self) -> tuple[Sensor, ...]:
-        """Those that can be read."""
-
     def read_into(self, row: int, col: int, out: Mapping[Sensor, Observation]) -> dict[Sensor, RasterOpenError]:
         """One window of every sensor, which may reach beyond the grid; returns what could not be read."""
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What each raster is, as :class:`engine.record.RasterUsed` holds it."""
+        """What the raster of each sensor is, as :class:`engine.record.RasterUsed` holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFrame:
     """A frame that is being mapped.
 
-    ``rasters`` and ``stitcher`` are None for a frame without a map: none of its files could be used, or it was dropped.
+    ``grid`` and ``stitcher`` are None for a frame without a map: none of its files could be used, or it was dropped.
     It passes the pipeline as one tile without pixels, so that it is judged, counted and logged in its turn.
     """
 
     frame: Frame
     absent: Mapping[Sensor, Absent] = field(default_factory=dict)
     """Sensors that deliver nothing to the whole frame."""
-    rasters: Rasters | None = None
+    grid: Grid | None = None
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What its rasters are, see :meth:`Rasters.describe`."""
     stitcher: Stitcher | None = None
 
     @property

@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.contract.errors import ResumeError
 from engine.contract.atomic import write_whole
+from engine.contract.errors import ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of

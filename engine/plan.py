@@ -67,7 +67,7 @@ class Plan:
         """For ``--dry-run`` and ``run.json``."""
         manifest, source = self.bundle.manifest, self.request.source
         rasters = self.frames.rasters if isinstance(self.frames, RasterFrames) else None
-        inputs, grid = (None, None) if rasters is None else described(rasters)
+        inputs, grid = (None, None) if rasters is None else described(rasters.describe(), rasters.grid)
         return PlanRecord(
             bundle=BundleUsed(name=manifest.name, path=str(self.bundle.root), sha256=self.bundle.digest),
             inputs=inputs,

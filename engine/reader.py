@@ -18,7 +18,7 @@ from typing import Protocol
 from engine.buffers import BufferPool, Buffers
 from engine.contract.errors import RasterOpenError
 from engine.contract.sensors import Sensor
-from engine.frames import Frame, FrameSource, OpenFrame
+from engine.frames import Frame, FrameSource, OpenFrame, Rasters
 from engine.grid import Tile, Window
 from engine.health.faults import Injector
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
@@ -117,7 +117,9 @@ class TileReader:
                 return
             stitcher = self._stitch(rasters.grid.height, rasters.grid.width)
             first, self._tiles_done = stitcher.resume_at(self._tiles_done), 0
-            opened = OpenFrame(frame=frame, absent=absent, rasters=rasters, stitcher=stitcher)
+            opened = OpenFrame(
+                frame=frame, absent=absent, grid=rasters.grid, inputs=rasters.describe(), stitcher=stitcher
+            )
             opening_s = time.monotonic() - began
             for count, tile in enumerate(stitcher.tiles(first)):
                 due = None if self._rate_hz is None else began + count / self._rate_hz
@@ -125,15 +127,14 @@ class TileReader:
                 buffers = None if self._stopped.is_set() else self._pool.take()
                 if buffers is None:
                     return
-                yield self._read_tile(opened, tile, buffers, due=due, opening_s=0.0 if count else opening_s)
+                yield self._read_tile(opened, rasters, tile, buffers, due=due, opening_s=0.0 if count else opening_s)
 
     def _read_tile(
-        self, opened: OpenFrame, tile: Tile, buffers: Buffers, *, due: float | None, opening_s: float
+        self, opened: OpenFrame, rasters: Rasters, tile: Tile, buffers: Buffers, *, due: float | None, opening_s: float
     ) -> ReadTile:
         """One tile; the first one's reading includes the time in which its frame was opened."""
-        assert opened.rasters is not None
         began = time.monotonic() - opening_s
-        errors = opened.rasters.read_into(tile.reads.row, tile.reads.col, buffers)
+        errors = rasters.read_into(tile.reads.row, tile.reads.col, buffers)
         failed = {s: Absent(fault=Fault.READ_ERROR, detail=str(first_cause(e))) for s, e in errors.items()}
         available_at = due if opened.frame.available_at is None else opened.frame.available_at
         return ReadTile(

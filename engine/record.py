@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent
-from engine.contract.bundle import ClassSpec
 from engine.contract.atomic import write_whole
+from engine.contract.bundle import ClassSpec
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameRecord
-from engine.frames import Rasters
 from engine.health.faults import Detection
 from engine.health.history import Change, SensorHistory
 from engine.health.monitor import Fault, State
 from engine.journal import Statistics, Switch
 from engine.live.folder import Arrivals
+from engine.rasters.georeference import Grid
 from engine.request import LandingFolder, WhenBehind
 from engine.stitcher import Blend
 from engine.tile_log import STAGES, TileRow
@@ -329,10 +329,9 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(RunRecord)
 
 
-def described(rasters: Rasters) -> tuple[Mapping[Sensor, RasterUsed], GridUsed]:
-    """A frame's rasters and the grid that they are read on."""
-    grid = rasters.grid
-    return msgspec.convert(rasters.describe(), dict[Sensor, RasterUsed]), GridUsed(
+def described(inputs: Mapping[str, Any], grid: Grid) -> tuple[Mapping[Sensor, RasterUsed], GridUsed]:
+    """A frame's rasters, see :meth:`engine.frames.Rasters.describe`, and the grid that they are read on."""
+    return msgspec.convert(inputs, dict[Sensor, RasterUsed]), GridUsed(
         width=grid.width,
         height=grid.height,
         crs=None if grid.crs is None else grid.crs.to_string(),

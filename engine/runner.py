@@ -23,8 +23,8 @@ import msgspec
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent, open_chain
 from engine.buffers import BufferPool
-from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
 from engine.contract.atomic import replacing
+from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
 from engine.contract.sensors import Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log
@@ -186,10 +186,10 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
         frames.done(record.stamp)
         watcher.frame_done(record)
 
+    if frames.live and not start.resumed:
+        _clear_frames(output)
     try:
         if not start.resumed:
-            if frames.live:
-                _clear_frames(output)
             journal.remove()
         journal.folder.mkdir(parents=True, exist_ok=True)
         tiles = stack.enter_context(TileLog(journal.folder / TILE_LOG_NAME, keep=keep))
@@ -213,7 +213,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
         )
         stack.callback(sink.close)
         if isinstance(frames, RasterFrames):
-            sink.begin(frames.rasters, resume=start.resumed)
+            sink.begin(frames.rasters.grid, frames.rasters.describe(), resume=start.resumed)
         sink.checkpoint()
     except BaseException as error:
         if not start.resumed:
@@ -240,7 +240,8 @@ def _clear_frames(output: Path) -> None:
         for stamp in stamps:
             shutil.rmtree(output / stamp, ignore_errors=True)
     for name in (FRAME_LOG_NAME, TILE_LOG_NAME, RUN_NAME):
-        (output / name).unlink(missing_ok=True)
+        with writing(output / name):
+            (output / name).unlink(missing_ok=True)
 
 
 def _open_source(plan: Plan, journal: Journal, start: _Start, watcher: Observer, *, slots: int) -> JobSource:

@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.backends.base import Outputs
+from engine.contract.atomic import sync
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import writing
-from engine.contract.atomic import sync
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
-from engine.frames import OpenFrame, Rasters
+from engine.frames import OpenFrame
 from engine.health.monitor import Verdict
 from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
+from engine.rasters.georeference import Grid
 from engine.record import GridUsed, RasterUsed, described
 from engine.tile_log import TileLog
 
@@ -114,18 +115,19 @@ class FrameSink:
         self._counted = 0 if self.live else self.tiles_done  # tiles below were counted before a resume
         self._remember()
 
-    def begin(self, rasters: Rasters, *, resume: bool = False) -> None:
+    def begin(self, grid: Grid, inputs: Mapping[str, Any], *, resume: bool = False) -> None:
         """Create the unfinished maps of a frame, or open those of an interrupted run.
 
         Raises:
             OutputError: there is no room for them.
             ResumeError: they are missing or damaged.
         """
-        grid = rasters.grid
         writer = MapWriter.create(self._folder, grid, self.classes, resume=resume)
-        preview = Preview(self._folder, height=grid.height, width=grid.width, sensors=rasters.sensors, resume=resume)
+        preview = Preview(
+            self._folder, height=grid.height, width=grid.width, sensors=map(Sensor, inputs), resume=resume
+        )
         self._maps = _Maps(writer=writer, preview=preview)
-        self.described = self.described or described(rasters)
+        self.described = self.described or described(inputs, grid)
         if resume:
             self._tally.pixels = PixelCounts(
                 provenance=[*self.statistics.pixels.provenance], classes=[*self.statistics.pixels.classes]
@@ -145,10 +147,10 @@ class FrameSink:
             self.statistics.add_tile(job)
             self._tally.inferences.update(job.scenarios)
             self._tally.verdicts = worst(self._tally.verdicts, job.verdicts)
-        if frame.stitcher is None or frame.rasters is None:
+        if frame.stitcher is None or frame.grid is None:
             return
         if self._maps is None:
-            self.begin(frame.rasters)
+            self.begin(frame.grid, frame.inputs)
         assert self._maps is not None
         self._maps.preview.add_job(job)
         for block in frame.stitcher.add(job.tile, job.provenance, outputs):

@@ -134,11 +134,6 @@ class SensorRasters:
         self._files = files
         self.grid = grid
 
-    @property
-    def sensors(self) -> tuple[Sensor, ...]:
-        """Those that can be read."""
-        return tuple(self._sources)
-
     @classmethod
     def open(
         cls,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.contract.errors import writing
 from engine.contract.atomic import write_whole
+from engine.contract.errors import writing
 from engine.plan import REPORT_NAME
 from engine.report import conditions, flight, mapped, summary
 from engine.report.data import Finished

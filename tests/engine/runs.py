@@ -49,7 +49,7 @@ def run_told(request: RunRequest, observer: Observer | None = None) -> dict[str,
     """Run; what ``run.json`` says, which must read as it was written."""
     record = run(request, observer)
     assert RunRecord.read(request.output / "run.json") == record
-    told: dict[str, Any] = msgspec.to_builtins(record)
+    told: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
     return told
 
 

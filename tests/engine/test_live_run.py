@@ -188,6 +188,46 @@ def test_each_frame_gets_the_maps_of_a_run_on_its_files(pilot: Pilot, camera: Ca
     assert len(rows) - 1 == pilot.tiles == sum(record.tiles for record in pilot.records())
 
 
+SOURCE_OF_FRAMES = {"live", "ended"}
+"""What run.json says of where its frames came from."""
+
+
+def untimed(told: Any) -> Any:
+    """Without what names a file or a moment, and without times and what is derived from them."""
+    if isinstance(told, dict):
+        drop = ("_utc", "_s", "_ms", "_per_s", "_mib")
+        kept = {name: each for name, each in told.items() if not name.endswith(drop) and name not in ("path", "frame")}
+        return {name: untimed(each) for name, each in kept.items()}
+    return [untimed(each) for each in told] if isinstance(told, list) else told
+
+
+def fields_of(told: Any) -> Any:
+    """The names of all fields, at every depth."""
+    return {name: fields_of(each) for name, each in told.items()} if isinstance(told, dict) else None
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_a_raster_is_a_flight_of_one_frame(watch: bool, pilot: Pilot, camera: Camera, tmp_path: Path) -> None:
+    """run.json of the same pair of files, flown and run: one schema, the same values but for times and names."""
+    camera.shoot(1)
+    paths = {sensor: camera.path(sensor, 1) for sensor in Sensor}
+    options = {"watch": watch, "backend": pilot.backend, "deadline_ms": 60_000.0}
+    if watch:
+        options["inject"] = parse_faults("ndsm:late@2-3")
+    flown = pilot.fly(**options)
+    ran = run_told(request_for(pilot.bundle, paths, tmp_path / "raster", **options))
+    assert flown["health"]["change_count"] == (1 if watch else 0)
+    assert flown.keys() == ran.keys()
+    parts = flown.keys() - SOURCE_OF_FRAMES
+    assert fields_of({name: flown[name] for name in parts}) == fields_of({name: ran[name] for name in parts})
+    assert untimed({name: flown[name] for name in parts}) == untimed({name: ran[name] for name in parts})
+    assert (flown["ended"], ran["ended"]) == ("idle", "complete")
+    assert ran["live"] is None
+    for name in MAPS:
+        assert (pilot.output / "0001" / name).read_bytes() == (tmp_path / "raster" / name).read_bytes(), name
+    assert set(flown["performance"]["stages_ms"]) == {"wait", "read", "queue", "infer", "write"}
+
+
 def test_a_frame_that_lands_during_the_flight_is_mapped_and_timed(pilot: Pilot, camera: Camera) -> None:
     camera.shoot(1)
 
@@ -605,7 +645,7 @@ def test_a_plan_says_what_would_run_and_writes_nothing(pilot: Pilot, camera: Cam
     before = sorted(camera.folder.parent.rglob("*"))
     with ExitStack() as stack:
         request = pilot.request(pattern=Pattern(text="{stamp}-{sensor}.tif"))
-        described = msgspec.to_builtins(make_plan(request, stack).describe())
+        described = msgspec.json.decode(msgspec.json.encode(make_plan(request, stack).describe()))
     assert described["live"]["pattern"] == "{stamp}-{sensor}.tif"
     assert described["scenarios"] == ["full", "missing_ndsm", "missing_rgir"]
     assert json.dumps(described)

@@ -62,18 +62,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def status(clock: Clock) -> RunStatus:
+def run_status(clock: Clock) -> RunStatus:
     return RunStatus(clock)
 
 
 @pytest.fixture
-def metrics(status: RunStatus) -> Metrics:
-    return Metrics(status, deadline_s=0.16)
+def metrics(run_status: RunStatus) -> Metrics:
+    return Metrics(run_status, deadline_s=0.16)
 
 
 @pytest.fixture
-def server(metrics: Metrics, status: RunStatus) -> Iterator[Endpoint]:
-    with Endpoint(parse_address(":0"), metrics, status, stall_s=10) as listening:
+def server(metrics: Metrics, run_status: RunStatus) -> Iterator[Endpoint]:
+    with Endpoint(parse_address(":0"), metrics, run_status, stall_s=10) as listening:
         yield listening
 
 
@@ -233,9 +233,9 @@ def test_memory_and_open_files_of_the_process_are_told(server) -> None:
     assert told["process_resident_memory_bytes", frozenset()] > 1e7
 
 
-def test_health_turns_503_when_tiles_are_due_and_none_comes(server, status, clock) -> None:
-    status.started(PLAN, BACKEND, first_tile=0)
-    status.tile_done(tile_report(0, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
+def test_health_turns_503_when_tiles_are_due_and_none_comes(server, run_status, clock) -> None:
+    run_status.started(PLAN, BACKEND, first_tile=0)
+    run_status.tile_done(tile_report(0, Scenario.MISSING_NDSM, verdicts={Sensor.RGIR: ALIVE, Sensor.NDSM: FROZEN}))
     clock.now += 9
     status, told = health(server)
     assert (status, told["status"], told["phase"]) == (200, "ok", "running"), "a dead sensor does not end a flight"
@@ -251,16 +251,16 @@ def test_health_turns_503_when_tiles_are_due_and_none_comes(server, status, cloc
     assert (status, told["status"]) == (503, "stalled")
     assert told["reason"] == ("no sign of life for 11 s (limit 10 s): 1 tiles, missing_ndsm, ndsm dead (frozen)")
     assert scrape(server)("stalled_seconds") == 11
-    status.waiting(True)
+    run_status.waiting(True)
     clock.now += 1000
     assert health(server)[0] == 200
     assert scrape(server)("stalled_seconds") == 0
 
 
-def test_health_turns_503_when_the_run_fails(server, status) -> None:
-    status.started(PLAN, BACKEND, first_tile=0)
+def test_health_turns_503_when_the_run_fails(server, run_status) -> None:
+    run_status.started(PLAN, BACKEND, first_tile=0)
     assert scrape(server)("run_phase", phase="running") == 1
-    status.failed("OutputError: no space left on device")
+    run_status.failed("OutputError: no space left on device")
     assert health(server) == (
         503,
         health(server)[1] | {"status": "failed", "reason": "failed: OutputError: no space left on device"},
@@ -300,10 +300,10 @@ def test_nobody_but_this_machine_is_listened_to_by_default(server) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "203.0.113.1", "no.such.host.invalid"])
-def test_an_address_that_cannot_be_had_is_a_usage_error(host, server, metrics, status) -> None:
+def test_an_address_that_cannot_be_had_is_a_usage_error(host, server, metrics, run_status) -> None:
     where = parse_address(f"{host}:{server.address.port}")
     with pytest.raises(UsageError, match=rf"cannot listen on {re.escape(str(where))} \(.+\): name another"):
-        Endpoint(where, metrics, status)
+        Endpoint(where, metrics, run_status)
 
 
 def test_clients_that_dawdle_take_no_more_than_their_seats(server) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from engine.mosaic import CropMosaic, HannMosaic, MapBlock, Mosaic
+from engine.watch.endpoint import Address, parse_address
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,8 +22,6 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors
 from engine.grid import Axis, Tile, TileGrid, Window, mirrored
 from engine.health.faults import Injection, Kind, kinds_of, parse_faults
 from engine.live.frame_name import Pattern
-from engine.mosaic import CropMosaic, HannMosaic, MapBlock, Mosaic
-from engine.watch.endpoint import Address, parse_address
 
 CLASSES = 3
 
