@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from engine.mosaic import CropMosaic, HannMosaic, MapBlock, Mosaic
-from engine.watch.endpoint import Address, parse_address
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,6 +20,8 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors
 from engine.grid import Axis, Tile, TileGrid, Window, mirrored
 from engine.health.faults import Injection, Kind, kinds_of, parse_faults
 from engine.live.frame_name import Pattern
+from engine.stitcher import CropStitcher, HannStitcher, MapBlock, Stitcher
+from engine.telemetry.endpoint import Address, parse_address
 
 CLASSES = 3
 
@@ -163,18 +163,18 @@ def worlds(draw: st.DrawFn) -> World:
     return World(probabilities={s: image.astype(np.float32) for s, image in images.items()}, provenance=provenance)
 
 
-def mosaic_of(kind: str, world: World, tiling: tuple[int, int]) -> Mosaic:
+def stitcher_of(kind: str, world: World, tiling: tuple[int, int]) -> Stitcher:
     height, width = world.provenance.shape
     size = {"height": height, "width": width, "tile_px": tiling[0], "halo_px": tiling[1]}
-    return HannMosaic(**size, classes=CLASSES) if kind == "hann" else CropMosaic(**size)
+    return HannStitcher(**size, classes=CLASSES) if kind == "hann" else CropStitcher(**size)
 
 
-def stitch(mosaic: Mosaic, world: World, start: int = 0) -> list[tuple[int, MapBlock]]:
+def stitch(stitcher: Stitcher, world: World, start: int = 0) -> list[tuple[int, MapBlock]]:
     """The blocks, each with the number of tiles that are done once it is written."""
     blocks = []
-    for tile in mosaic.grid.tiles(start):
-        finished = list(mosaic.add(tile, *world.seen_by(tile)))
-        blocks += [(mosaic.tiles_done, block) for block in finished]
+    for tile in stitcher.grid.tiles(start):
+        finished = list(stitcher.add(tile, *world.seen_by(tile)))
+        blocks += [(stitcher.tiles_done, block) for block in finished]
     return blocks
 
 
@@ -183,7 +183,7 @@ def stitch(mosaic: Mosaic, world: World, start: int = 0) -> list[tuple[int, MapB
 def test_stitched_tiles_are_the_map_of_the_whole_raster_also_after_a_stop(
     kind: str, world: World, tiling: tuple[int, int], data: st.DataObject
 ) -> None:
-    blocks = stitch(mosaic_of(kind, world, tiling), world)
+    blocks = stitch(stitcher_of(kind, world, tiling), world)
     for name, expected in world.expected().items():
         found, written = np.full(expected.shape, 77, np.uint8), np.zeros(expected.shape, int)
         for _, block in blocks:
@@ -196,7 +196,7 @@ def test_stitched_tiles_are_the_map_of_the_whole_raster_also_after_a_stop(
 
     stopped = data.draw(st.integers(0, len(blocks)))
     done = blocks[stopped - 1][0] if stopped else 0
-    resumed = mosaic_of(kind, world, tiling)
+    resumed = stitcher_of(kind, world, tiling)
     rest = stitch(resumed, world, resumed.resume_at(done))
     assert len(rest) == len(blocks) - stopped
     for (_, again), (_, before) in zip(rest, blocks[stopped:], strict=True):
