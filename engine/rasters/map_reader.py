@@ -17,7 +17,7 @@ from rasterio.windows import Window as RasterWindow
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import RasterOpenError
 from engine.grid import Window
-from engine.rasters.georeference import GDAL_ERRORS, unreferenced_is_fine
+from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 
 MAPS = ("classes", "confidence", "provenance")
 
@@ -48,6 +48,7 @@ class MapReader:
             sizes = {name: (file.width, file.height) for name, file in self._files.items()}
             if len(set(sizes.values())) > 1:
                 raise RasterOpenError(f"the maps of one run have one size; {folder} holds {sizes}: run it again")
+            self.grid = Grid.of(self._files["classes"])
             self._open = stack.pop_all()
         self.width, self.height = sizes["classes"]
 

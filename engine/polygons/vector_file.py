@@ -1,0 +1,125 @@
+"""Areas as a vector file: GeoPackage, FlatGeobuf or GeoParquet, whole or not at all, in batches."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import pyarrow.parquet
+import pyogrio
+import shapely
+
+from engine.contract.bundle import ClassSpec
+from engine.contract.errors import OutputError, UsageError
+from engine.rasters.georeference import Grid
+from engine.rasters.polygons import Area
+
+SUFFIXES = (".gpkg", ".fgb", ".parquet")
+LAYER = "land_cover"
+BATCH = 20_000
+"""Areas written at once."""
+
+
+def check_suffix(path: Path) -> None:
+    """See that the file's name tells a format.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"polygons are written as {', '.join(SUFFIXES)}; received {path.name!r}: change the name")
+
+
+def write_areas(
+    areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence[ClassSpec], *, written: Callable[[int], None]
+) -> int:
+    """Write areas with their class, size, confidence and provenance as attributes.
+
+    Args:
+        areas: with geometries in pixels of ``grid``.
+        path: of the file; one that is there is replaced once the new one is whole.
+        grid: where the pixels lie.
+        classes: of the map.
+        written: told after each batch how many areas are in the file.
+
+    Returns:
+        How many areas were written.
+
+    Raises:
+        UsageError: the suffix is none of :data:`SUFFIXES`.
+        OutputError: the file cannot be written.
+    """
+    check_suffix(path)
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            collected = Path(folder) / "areas.gpkg"  # the format that can be appended to
+            remaining = iter(areas)
+            while batch := list(islice(remaining, BATCH)):
+                frame = _frame(batch, grid, classes)
+                pyogrio.write_dataframe(
+                    frame, collected, layer=LAYER, append=count > 0, geometry_type="MultiPolygon", promote_to_multi=True
+                )
+                count += len(batch)
+                written(count)
+            if not count:
+                raise OutputError("the map holds no area to write: every pixel is nodata")
+            whole = collected if path.suffix == ".gpkg" else _converted(collected, Path(folder) / path.name)
+            whole.replace(path)
+    except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
+        raise OutputError(f"{path} cannot be written ({error}): check free space and permissions") from error
+    return count
+
+
+def _frame(areas: Sequence[Area], grid: Grid, classes: Sequence[ClassSpec]) -> Any:
+    """A GeoDataFrame, in coordinates of the grid's reference system or in pixels where there is none."""
+    a, b, c, d, e, f = tuple(grid.transform)[:6] if grid.transform is not None else (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    placed = shapely.transform(
+        [area.geometry for area in areas],
+        lambda x, y: (a * x + b * y + c, d * x + e * y + f),
+        interleaved=False,
+    )
+    unit_m = grid.crs.linear_units_factor[1] if grid.crs is not None and grid.crs.is_projected else None
+    columns: dict[str, list[Any]] = {
+        "class": [classes[area.class_index].name for area in areas],
+        "class_index": [area.class_index for area in areas],
+        "pixels": [area.pixels for area in areas],
+        **({"area_m2": [area.pixels * abs(a * e - b * d) * unit_m**2 for area in areas]} if unit_m else {}),
+        "confidence": [round(area.confidence, 4) for area in areas],
+    }
+    for at, name in enumerate(("share_both", "share_rgir", "share_ndsm")):
+        columns[name] = [round(area.shares[at], 4) for area in areas]
+    return geopandas.GeoDataFrame(columns, geometry=placed, crs=None if grid.crs is None else grid.crs.to_wkt())
+
+
+def _converted(source: Path, target: Path) -> Path:
+    """The areas in another format, batch by batch."""
+    with pyogrio.open_arrow(source, layer=LAYER, use_pyarrow=True) as (about, reader):
+        if target.suffix == ".fgb":
+            pyogrio.write_arrow(
+                reader,
+                target,
+                layer=LAYER,
+                driver="FlatGeobuf",
+                geometry_name=about["geometry_name"] or "wkb_geometry",
+                geometry_type="MultiPolygon",
+                crs=about["crs"],
+            )
+            return target
+        geometry = about["geometry_name"] or "wkb_geometry"
+        column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["MultiPolygon"], "crs": None}
+        if about["crs"]:
+            column["crs"] = json.loads(geopandas.GeoSeries(crs=about["crs"]).crs.to_json())
+        told = {"version": "1.1.0", "primary_column": geometry, "columns": {geometry: column}}
+        # The layout of GeoParquet 1.1: https://geoparquet.org/releases/v1.1.0/
+        schema = reader.schema.with_metadata({b"geo": json.dumps(told).encode()})
+        with pyarrow.parquet.ParquetWriter(target, schema, compression="zstd") as file:
+            for batch in reader:
+                file.write_batch(batch.replace_schema_metadata(schema.metadata))
+    return target
