@@ -14,7 +14,6 @@ cannot be written.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from pathlib import Path
 
 from benchmarks.conditions import ROOT
 from benchmarks.tables import RESULTS, TABLES, block
-from engine.contract.errors import EngineError, OutputError, UsageError
+from engine.contract.atomic import write_whole
+from engine.contract.errors import EngineError, UsageError, writing
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TABLE = re.compile(
@@ -88,14 +88,8 @@ def update(page: Path, results: Path, *, check: bool) -> int:
             print(f"{page}: table {name} differs from {results}: run `python -m benchmarks.readme`", file=sys.stderr)
         return 1 if differing else 0
     if differing:
-        temporary = page.with_name(f".{page.name}.{os.getpid()}")
-        try:
-            temporary.write_text(new)
-            temporary.replace(page)
-        except OSError as error:
-            raise OutputError(f"{page} cannot be written ({error.strerror})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(page):
+            write_whole(page, new.encode())
     print(f"{page}: {', '.join(differing) if differing else 'nothing'} rewritten")
     return 0
 

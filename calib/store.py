@@ -7,13 +7,13 @@ therefore goes on where it was stopped, another budget reuses every score, and a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from engine.contract.atomic import write_whole
 from engine.contract.errors import OutputError
 from engine.contract.formats import MalformedError, from_json, read_file
 
@@ -69,11 +69,7 @@ class Store:
         return found
 
     def _write(self, path: Path, content: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
+            write_whole(path, content)
         except OSError as error:
             raise OutputError(f"a result could not be kept: {path}: {error}: free space or choose --work") from error
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from engine.contract.errors import RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
+from engine.rasters.names import RasterName
 from engine.rasters.raster import Observation, SensorRasters
 from engine.stitcher import Stitcher
 
@@ -26,7 +26,7 @@ class Frame:
 
     stamp: str = ""
     """Its name, and that of the folder of its maps. Empty for a raster, whose maps go where the run's results go."""
-    files: Mapping[Sensor, Path] = field(default_factory=dict)
+    files: Mapping[Sensor, RasterName] = field(default_factory=dict)
     """Whole, as far as can be told without decoding."""
     absent: Mapping[Sensor, Absent] = field(default_factory=dict)
     """Sensors that delivered nothing to the whole frame."""
@@ -113,7 +113,7 @@ class RasterFrames:
 
     live = False
 
-    def __init__(self, rasters: Rasters, paths: Mapping[Sensor, Path] | None = None) -> None:
+    def __init__(self, rasters: Rasters, paths: Mapping[Sensor, RasterName] | None = None) -> None:
         self.rasters = rasters
         self._frame = Frame(files=paths or {})
         self._finishing = False

@@ -12,6 +12,7 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor
 from engine.health.faults import Injection
 from engine.live.frame_name import Pattern
+from engine.rasters.names import RasterName
 from engine.stitcher import Blend
 
 WhenBehind = Literal["block", "drop-oldest"]
@@ -26,7 +27,7 @@ class RasterFiles:
         UsageError: there is none.
     """
 
-    paths: Mapping[Sensor, Path]
+    paths: Mapping[Sensor, RasterName]
 
     def __post_init__(self) -> None:
         if not self.paths:

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from engine.backends.base import Outputs
@@ -220,7 +220,7 @@ class FrameSink:
         waited_s = (frame.available_at or 0.0) - (frame.first_at or 0.0)
         record = FrameRecord(
             stamp=frame.stamp,
-            files={sensor: path.name for sensor, path in frame.files.items()},
+            files={sensor: PurePath(name).name for sensor, name in frame.files.items()},
             absent=opened.absent,
             verdicts=tally.verdicts,
             scenario=main if tally.inferences else None,

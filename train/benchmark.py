@@ -31,6 +31,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from engine.contract.atomic import replacing
 from engine.contract.errors import InterruptedRunError, UsageError
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
@@ -193,7 +194,7 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
                 synthesis_ssim=made.ssim if made else None,
             )
         )
-    with checkpoint.replacing(kept) as temporary:
+    with replacing(kept) as temporary:
         temporary.write_bytes(msgspec.json.encode({key: entries}))
     return entries
 
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
                 entries += measure(path, options, preset, seed)
                 # written after each, so that an interruption leaves what there is
                 for name, text in ((CSV_NAME, as_csv(entries, command)), (TABLE_NAME, as_table(entries))):
-                    with checkpoint.replacing(options.out / name) as temporary:
+                    with replacing(options.out / name) as temporary:
                         temporary.write_text(text)
     except InterruptedRunError:
         print(f"stopped; go on with: {command}", file=sys.stderr)

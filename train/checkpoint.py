@@ -7,11 +7,8 @@ name and renamed, so a reader never sees half a file.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from engine.contract.atomic import replacing
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import one_line
 from engine.contract.formats import MalformedError, from_json
@@ -75,23 +73,6 @@ class CheckpointInfo:
 def tool_versions() -> dict[str, str]:
     """Versions that decide what training computes."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        yield Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> None:

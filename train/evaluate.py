@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -29,6 +27,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.contract.atomic import replacing
 from engine.contract.sensors import Scenario, Sensor
 from train import checkpoint
 from train.checkpoint import BandStatistics
@@ -37,37 +36,10 @@ from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, Source, open_source
-from train.metrics import Confusion, Scores
+from train.metrics import Confusion
 from train.predict import EvaluationTile, Predict, imputer, predictor, tiles
+from train.results import Input, Result, Synthesis
 from train.system import System
-
-Input = Literal["generator", "zeros", "mean"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Synthesis:
-    """How well a missing sensor was made up, over the pixels where it was measured."""
-
-    sensor: Sensor
-    mean_absolute_error: float
-    """nDSM: metres. RGIR: grey levels of 255."""
-    ssim: float | None = None
-    """RGIR only; in [-1, 1], 7 px windows (https://doi.org/10.1109/TIP.2003.819861)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """Scores of one way to map a scenario."""
-
-    scenario: Scenario
-    input: Input
-    scores: Scores
-    eroded: Scores | None = None
-    """Without the pixels near class boundaries."""
-    tile_mean_iou: float | None = None
-    """Mean over tiles of each tile's mIoU of the classes in it: higher than the pixel-accumulated one, and what the
-    GEMMNet paper appears to report."""
-    synthesis: Synthesis | None = None
 
 
 class _Tally:
@@ -249,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             "held_out": source.describe(options.part),
             "results": results,
         }
-        with checkpoint.replacing(out / "metrics.json") as temporary:
+        with replacing(out / "metrics.json") as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
         report.write(out, results, info, source=source.name, model=model, scene=next(filter(usable, scenes)))
     except (FileNotFoundError, ValueError) as error:

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -14,16 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.contract.atomic import replacing
 from engine.contract.sensors import Scenario, Sensor
-from train import checkpoint
 from train.checkpoint import CheckpointInfo
 from train.data.labels import LabelSet
 from train.data.scenes import Scene
 from train.predict import tiles
+from train.results import Result
 from train.system import System
-
-if TYPE_CHECKING:
-    from train.evaluate import Result
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -138,7 +135,7 @@ def charts(results: Sequence[Result], labels: LabelSet, path: Path) -> None:
     right.bar_label(bars, fmt="%.1f")
     right.tick_params(axis="x", labelsize=7)
     right.set(title="mF1 by what replaces the missing sensor")
-    with checkpoint.replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
 
@@ -177,7 +174,7 @@ def panel(model: System, scene: Scene, labels: LabelSet, path: Path) -> None:
         axis.imshow(picture, interpolation="nearest", **how)
         axis.set_title(title)
         axis.set_axis_off()
-    with checkpoint.replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
     pyplot.close(figure)
 
@@ -190,7 +187,7 @@ def write(
         ("metrics.csv", as_csv(results, info.labels)),
         ("table.md", table_1({info.model.title: results}, source)),
     ):
-        with checkpoint.replacing(folder / name) as temporary:
+        with replacing(folder / name) as temporary:
             temporary.write_text(text)
     charts(results, info.labels, folder / "charts.png")
     panel(model, scene, info.labels, folder / "panel.png")

@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from engine.contract.atomic import replacing
 from engine.contract.errors import one_line
 from engine.contract.formats import from_builtins, from_json
 from engine.contract.sensors import Scenario
@@ -180,7 +181,7 @@ class Run:
         if metrics and info.mean_f1 > trainer.best_score:
             trainer.best_score = info.mean_f1
             checkpoint.save(self.out / "best.safetensors", weights, info)
-        with checkpoint.replacing(self.out / "resume.pt") as temporary:
+        with replacing(self.out / "resume.pt") as temporary:
             torch.save(trainer.state(), temporary)
 
     def _loader(self, done_steps: int) -> DataLoader[dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from engine.backends.base import Output
 from engine.backends.layout import Span, TileLayout
 from engine.backends.plan_choice import BATCH
 from engine.contract.errors import BackendError, BackendUnavailableError, IntegrityError, OutputError
-from engine.contract.plan_cache import StoredPlan, write_whole
+from engine.contract.plan_cache import StoredPlan, write_cached
 from engine.contract.plans import Library
 from engine.contract.sensors import Scenario
 
@@ -182,7 +182,7 @@ class ScenarioEngine:
         content = bytes(self._cache.serialize())
         try:
             if not (self._cache_path.exists() and self._cache_path.read_bytes() == content):
-                write_whole(self._cache_path, content)
+                write_cached(self._cache_path, content)
         except (OSError, OutputError) as error:
             log.warning("compiled kernels are not kept, the next start takes as long: %s", str(error))
 

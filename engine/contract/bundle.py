@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from engine.contract.atomic import write_whole
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import IntegrityError, ManifestError
 from engine.contract.files import FileRef, private_copies
@@ -286,12 +286,7 @@ class Bundle:
 def save_manifest(manifest: Manifest, root: Path) -> Path:
     """Write ``manifest.json`` whole or not at all."""
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    temporary = root / f".{MANIFEST_NAME}.{os.getpid()}"
-    try:
-        temporary.write_bytes(encoded)
-        temporary.replace(root / MANIFEST_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(root / MANIFEST_NAME, encoded)
     return root / MANIFEST_NAME
 
 

@@ -13,10 +13,8 @@ code.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.contract.atomic import write_whole
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendUnavailableError, IntegrityError, OutputError
 from engine.contract.files import FileRef
@@ -88,7 +87,7 @@ class StoredPlan:
             latency_device=device.model,
             latency_power_mode=device.power_mode,
         )
-        write_whole(self.folder / f"{record.key.stem}{RECORD_SUFFIX}", _encode(record))
+        write_cached(self.folder / f"{record.key.stem}{RECORD_SUFFIX}", _encode(record))
         return replace(self, record=record)
 
 
@@ -115,8 +114,8 @@ def save_plan(
         build_s=build_s,
     )
     stored = StoredPlan(folder=cache, record=record)
-    write_whole(stored.path, content)
-    write_whole(cache / f"{key.stem}{RECORD_SUFFIX}", _encode(record))
+    write_cached(stored.path, content)
+    write_cached(cache / f"{key.stem}{RECORD_SUFFIX}", _encode(record))
     return stored
 
 
@@ -234,7 +233,7 @@ def save_hint(path: Path, content: bytes, otherwise: str) -> None:
     try:
         sealed = hashlib.sha256(content).digest() + content
         if not (path.exists() and path.read_bytes() == sealed):
-            write_whole(path, sealed)
+            write_cached(path, sealed)
     except (OSError, OutputError) as error:
         log.warning("%s: %s", otherwise, str(error))
 
@@ -255,27 +254,18 @@ def load_hint(path: Path, otherwise: str) -> bytes:
     return content
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_cached(path: Path, content: bytes) -> None:
     """Write a file of the cache folder, or leave what is there as it is.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        write_whole(path, content, durable=True)
     except OSError as error:
         raise OutputError(
             f"plans are kept in {path.parent}, which cannot be written ({error.strerror}): choose another --cache"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _preference(plan: StoredPlan) -> tuple[bool, str]:

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from engine.contract.bands import SensorSpec
@@ -26,6 +25,7 @@ from engine.contract.sensors import Sensor
 from engine.frames import Frame
 from engine.health.monitor import Absent, Fault
 from engine.live.folder import POLL_S, LiveFolder
+from engine.rasters.names import RasterName
 from engine.rasters.raster import SensorRasters
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class RasterOpener:
     rgir_bands: tuple[int, int, int] | None = None
     ndsm_scale_m: float | None = None
 
-    def open(self, files: Mapping[Sensor, Path]) -> SensorRasters:
+    def open(self, files: Mapping[Sensor, RasterName]) -> SensorRasters:
         """The rasters on one grid.
 
         Raises:
@@ -123,7 +123,7 @@ class FolderFrames:
         """The folder and the sensors expected to deliver."""
         return {"folder": str(self.folder.path.resolve()), "sensors": sorted(self.folder.sensors)}
 
-    def _culprit(self, files: Mapping[Sensor, Path], error: InputError) -> tuple[Sensor, InputError]:
+    def _culprit(self, files: Mapping[Sensor, RasterName], error: InputError) -> tuple[Sensor, InputError]:
         """The file that cannot be opened by itself; if each can, the one that does not fit onto the other's grid."""
         for sensor, path in files.items():
             try:
