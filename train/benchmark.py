@@ -111,7 +111,7 @@ def train_one(
     last = out / "last.safetensors"
     if last.exists():
         given, info = run.parse(arguments), checkpoint.load(last)[1]
-        asked = run.settings(given, run.source_of(given))
+        asked = run.settings(given, run.mix_of(given))
         differing = [*differences(info.model, asked.model), *differences(info.train, asked.train)]
         if differing:
             raise UsageError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,27 @@ class CheckpointInfo:
     dataset: str
     step: int
     metrics: Mapping[Scenario, Scores]
-    """Held-out scores at this step; empty before the first validation."""
+    """Held-out scores at this step on the first source; empty before the first validation."""
     command: str
     tools: Mapping[str, str]
     labels: LabelSet = ISPRS_LABELS
     gsd_m: tuple[float, float] = GSD_RANGE_M
     """Finest and coarsest ground sampling distance of the training scenes, in metres."""
+    other_metrics: Mapping[str, Mapping[Scenario, Scores]] = field(default_factory=dict)
+    """The same on the other sources of a mix, by name, for the scenarios that their scenes have the sensors for."""
     format: int = FORMAT
 
     @property
     def mean_f1(self) -> float:
-        """Mean of the scenarios' held-out mF1, 0..1: what the best checkpoint is the best in. Needs ``metrics``."""
-        return sum(scores.mean_f1 for scores in self.metrics.values()) / len(self.metrics)
+        """Mean over sources of the mean of their scenarios' held-out mF1, 0..1: what the best checkpoint is best in.
+
+        Needs ``metrics``.
+        """
+        found = [
+            sum(scores.mean_f1 for scores in metrics.values()) / len(metrics)
+            for metrics in (self.metrics, *self.other_metrics.values())
+        ]
+        return sum(found) / len(found)
 
 
 def tool_versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.contract.atomic import replacing
-from engine.contract.sensors import Scenario, Sensor
+from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train import checkpoint
 from train.checkpoint import BandStatistics
 from train.data.labels import ISPRS_LABELS, LabelSet
@@ -105,6 +105,12 @@ def usable(scene: Scene) -> bool:
     return scene.labelled and scene.sensors == frozenset(Sensor)
 
 
+def scenarios_of(scenes: Sequence[Scene]) -> tuple[Scenario, ...]:
+    """The scenarios that at least one labelled scene has the sensors for."""
+    within = [scenarios_within(scene.sensors) for scene in scenes if scene.labelled]
+    return tuple(scenario for scenario in Scenario if any(scenario in found for found in within))
+
+
 @torch.no_grad()
 def score(
     model: System,
@@ -114,7 +120,7 @@ def score(
     *,
     synthesis: bool = True,
 ) -> list[Result]:
-    """Every way over all scenes; those without labels or without one of the sensors are left out.
+    """Every way over all scenes that have labels and the sensors which its scenario reads.
 
     Args:
         model: in eval mode; says where tiles are computed and how bands are normalised.
@@ -124,17 +130,22 @@ def score(
         synthesis: also measure what the generators make.
 
     Raises:
-        DataError: no scene can be scored.
+        DataError: no scene can be scored in a scenario.
     """
-    scenes = [scene for scene in scenes if usable(scene)]
-    if not scenes:
-        raise DataError("scoring needs scenes with labels and both sensors, received none: check the data's split")
+    possible = set(scenarios_of(scenes))
+    for scenario, _ in ways:
+        if scenario not in possible:
+            needed = " and ".join(sensor.value for sensor in Sensor if sensor in scenario.sensors)
+            raise DataError(f"scoring {scenario} needs labelled scenes with {needed}, received none: check the split")
     device = next(model.parameters()).device
     tallies = {way: _Tally(labels) for way in ways}
-    for scene in tqdm(scenes, desc="scoring", unit="scene", leave=False):
+    for scene in tqdm([scene for scene in scenes if scene.labelled], desc="scoring", unit="scene", leave=False):
+        within = scenarios_within(scene.sensors)
         for tile in tiles(scene):
             rgir, ndsm = tile.rgir[None].to(device), tile.ndsm[None].to(device)
             for (scenario, how), predict in ways.items():
+                if scenario not in within:
+                    continue
                 logits, made = predict(rgir, ndsm)
                 tally = tallies[scenario, how]
                 tally.add(tile, logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
@@ -153,16 +164,21 @@ def evaluate(
 ) -> list[Result]:
     """All scenarios by their own path, then both imputation baselines of the missing ones.
 
+    Scenes of one sensor are scored in its scenario alone, and there is no baseline to beat.
+
     Raises:
-        DataError: no scene has labels and both sensors.
+        DataError: no scene has labels.
     """
+    possible = scenarios_of(scenes)
+    if not possible:
+        raise DataError("scoring needs scenes with labels, received none: check the data's split")
     device = next(model.parameters()).device
     means = {sensor: torch.tensor([band.mean for band in statistics[sensor]], device=device) for sensor in Sensor}
     zeros: dict[Sensor, Tensor] = {sensor: torch.zeros_like(mean) for sensor, mean in means.items()}
     ways: dict[tuple[Scenario, Input], Predict] = {
-        (scenario, "generator"): predictor(model, scenario) for scenario in Scenario
+        (scenario, "generator"): predictor(model, scenario) for scenario in possible
     }
-    for scenario in (Scenario.MISSING_NDSM, Scenario.MISSING_RGIR):
+    for scenario in (Scenario.MISSING_NDSM, Scenario.MISSING_RGIR) if Scenario.FULL in possible else ():
         ways[scenario, "zeros"] = imputer(model, scenario, zeros)
         ways[scenario, "mean"] = imputer(model, scenario, means)
     return score(model, ways, scenes, labels)
@@ -177,6 +193,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)
     data.add_argument("--synthetic", type=int, default=50, metavar="N", help="number of procedural scenes (50)")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of further labels, <scene>.png, for folder:")
     parser.add_argument("--part", choices=("validation", "test"), default="test", help="which scenes (test)")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (beside the checkpoint)")
@@ -190,7 +207,7 @@ def source_of(options: argparse.Namespace) -> Source:
         DataError: no such source.
     """
     if options.data is not None:
-        return open_source(options.data, options.cache)
+        return open_source(options.data, options.cache, options.labels)
     if options.synthetic < 1:
         raise DataError(f"--synthetic needs at least one scene, received {options.synthetic}")
     return ProceduralSource(
@@ -223,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         with replacing(out / "metrics.json") as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-        report.write(out, results, info, source=source.name, model=model, scene=next(filter(usable, scenes)))
+        report.write(out, results, info, source=source.name, model=model, scene=next(filter(usable, scenes), None))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

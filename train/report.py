@@ -77,7 +77,10 @@ def table_1(ours: dict[str, Sequence[Result]], source: str) -> str:
         found = {result.scenario: result for result in results if result.input == "generator"}
         cells = []
         for scenario in COLUMNS:
-            result = found[scenario]
+            result = found.get(scenario)
+            if result is None:  # no scene had the sensors
+                cells += ["", "", ""]
+                continue
             tile = "" if result.tile_mean_iou is None else f"{100 * result.tile_mean_iou:.2f}"
             cells += [f"{100 * result.scores.mean_f1:.2f}", f"{100 * result.scores.mean_iou:.2f}", tile]
         lines.append(f"| {name} (ours) | " + " | ".join(cells) + " |")
@@ -180,9 +183,9 @@ def panel(model: System, scene: Scene, labels: LabelSet, path: Path) -> None:
 
 
 def write(
-    folder: Path, results: Sequence[Result], info: CheckpointInfo, *, source: str, model: System, scene: Scene
+    folder: Path, results: Sequence[Result], info: CheckpointInfo, *, source: str, model: System, scene: Scene | None
 ) -> None:
-    """metrics.csv, table.md, charts.png and panel.png, each whole or not at all."""
+    """metrics.csv, table.md, charts.png and, of a scene with both sensors, panel.png, each whole or not at all."""
     for name, text in (
         ("metrics.csv", as_csv(results, info.labels)),
         ("table.md", table_1({info.model.title: results}, source)),
@@ -190,4 +193,5 @@ def write(
         with replacing(folder / name) as temporary:
             temporary.write_text(text)
     charts(results, info.labels, folder / "charts.png")
-    panel(model, scene, info.labels, folder / "panel.png")
+    if scene is not None:
+        panel(model, scene, info.labels, folder / "panel.png")

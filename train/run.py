@@ -2,13 +2,17 @@
 
     python -m train.run --preset edge --synthetic 400 --out runs/edge
     python -m train.run --data vaihingen:/data/Vaihingen --out runs/vaihingen
+    python -m train.run --data synthetic:600 --data folder:/data/naip --labels train/data/labels/naip \
+        --share 0.5,0.5 --zoom 0.7-1.6,1-3 --init runs/edge/best.safetensors --out runs/mixed
     python -m train.run --preset paper --model '{"hyfma_attention": false}' --out runs/without-hyfma
     python -m train.run --preset paper --loss '{"scales": 0, "unimodal": 0}' --out runs/without-deep-supervision
 
 Writes into ``--out``: ``best.safetensors`` (highest mean of the three scenarios' mF1 on held-out scenes) and
 ``last.safetensors``, each with a .json beside it (:mod:`train.checkpoint`), ``resume.pt`` for ``--resume``, and
-TensorBoard events. Sample i and its augmentation depend on (seed, i) alone, so a resumed run sees the samples
-an uninterrupted one would have seen.
+TensorBoard events. With several sources a scene without heights teaches the scenario that needs none, one without
+labels the generators; each source validates by itself and counts alike in the mean. Sample i and its augmentation
+depend on (seed, i) alone, so a resumed run sees the samples an uninterrupted one would have seen; labels that came
+meanwhile are used from then on.
 
 Exit codes: 0 done, 1 the loss stopped being finite, 2 options that do not fit, 130 Ctrl-C (state saved).
 """
@@ -43,13 +47,13 @@ from engine.contract.sensors import Scenario
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS, LossWeights, ModelConfig, Preset, differences
-from train.data.dataset import CropDataset, band_statistics
+from train.data.dataset import ZOOM, CropDataset, Pool, band_statistics
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
-from train.data.sources import GRAMMAR, Source, open_source
+from train.data.sources import GRAMMAR, Mix, Source, open_mix
 from train.distributed import Group, joined
-from train.evaluate import score, usable
+from train.evaluate import scenarios_of, score, usable
 from train.metrics import Scores
 from train.predict import predictor, tiles
 from train.trainer import Trainer, TrainingDivergedError
@@ -68,9 +72,10 @@ class Run:
 
     trainer: Trainer
     out: Path
-    source: Source
-    scenes: tuple[Scene, ...]
-    validation: tuple[Scene, ...]
+    mix: Mix
+    pools: tuple[Pool, ...]
+    validation: Mapping[str, tuple[Scene, ...]]
+    """Labelled scenes by the name of their source; the first source's have both sensors."""
     statistics: Mapping[str, tuple[BandStatistics, ...]]
     workers: int
     command: str
@@ -110,29 +115,33 @@ class Run:
                 last = self.group.any(stop()) or step == config.steps
                 if step % config.validate_every == 0 or step == config.steps:
                     if board is not None:
-                        self.save(self.validate(board))
+                        self.save(*self.validate(board))
                     window_start, window_steps = time.perf_counter(), 0
                 elif board is not None and (last or step % config.checkpoint_every == 0):
-                    self.save({})
+                    self.save()
                 if last:
                     break
             self.group.wait()
         return trainer.done_steps >= config.steps
 
-    def validate(self, board: SummaryWriter) -> dict[Scenario, Scores]:
-        """Score the averaged weights on the validation scenes, and log scores and one picture."""
-        model, step = self.trainer.average, self.trainer.done_steps
-        ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
-        results = score(model, ways, self.validation, self.source.labels, synthesis=False)
-        metrics = {result.scenario: result.scores for result in results}
-        for scenario, scores in metrics.items():
-            board.add_scalar(f"validation/{scenario}/mF1", scores.mean_f1, step)
-            board.add_scalar(f"validation/{scenario}/mIoU", scores.mean_iou, step)
-            board.add_scalar(f"validation/{scenario}/OA", scores.overall_accuracy, step)
-        board.add_image("validation/scene", self.picture(self.validation[0]), step, dataformats="HWC")
-        summary = [f"{s.value} mF1 {100 * m.mean_f1:.1f} mIoU {100 * m.mean_iou:.1f}" for s, m in metrics.items()]
-        tqdm.write(f"step {step}: {'  '.join(summary)}")
-        return metrics
+    def validate(self, board: SummaryWriter) -> list[dict[Scenario, Scores]]:
+        """Score the averaged weights on each source's validation scenes, and log scores and one picture."""
+        model, step, found = self.trainer.average, self.trainer.done_steps, []
+        for name, scenes in self.validation.items():
+            ways = {(scenario, "generator"): predictor(model, scenario) for scenario in scenarios_of(scenes)}
+            results = score(model, ways, scenes, self.mix.labels, synthesis=False)
+            metrics = {result.scenario: result.scores for result in results}
+            branch = f"/{name}" if found else ""
+            for scenario, scores in metrics.items():
+                board.add_scalar(f"validation{branch}/{scenario}/mF1", scores.mean_f1, step)
+                board.add_scalar(f"validation{branch}/{scenario}/mIoU", scores.mean_iou, step)
+                board.add_scalar(f"validation{branch}/{scenario}/OA", scores.overall_accuracy, step)
+            summary = [f"{s.value} mF1 {100 * m.mean_f1:.1f} mIoU {100 * m.mean_iou:.1f}" for s, m in metrics.items()]
+            tqdm.write(f"step {step}, {name}: {'  '.join(summary)}")
+            found.append(metrics)
+        first = next(iter(self.validation.values()))[0]
+        board.add_image("validation/scene", self.picture(first), step, dataformats="HWC")
+        return found
 
     @torch.no_grad()
     def picture(self, scene: Scene) -> np.ndarray:
@@ -140,7 +149,7 @@ class Run:
 
         Black where the system synthesises nothing.
         """
-        model, tile, palette = self.trainer.average, next(tiles(scene)), self.source.labels.palette()
+        model, tile, palette = self.trainer.average, next(tiles(scene)), self.mix.labels.palette()
         rgir, ndsm = (bands[None].to(self.trainer.device) for bands in (tile.rgir, tile.ndsm))
         logits_no_ndsm, made_ndsm = model.forward_missing_ndsm(rgir)
         logits_no_rgir, made_rgir = model.forward_missing_rgir(ndsm)
@@ -160,19 +169,24 @@ class Run:
         truth = palette[tile.labels]
         return np.concatenate([np.concatenate(top, axis=1), np.concatenate([truth, *maps], axis=1)])
 
-    def save(self, metrics: dict[Scenario, Scores]) -> None:
-        """Write last, resume and, if the mean of the scenarios' mF1 has risen, best."""
+    def save(self, *metrics: dict[Scenario, Scores]) -> None:
+        """Write last, resume and, if the mean mF1 has risen, best.
+
+        Args:
+            metrics: of each source after a validation, nothing without one.
+        """
         trainer = self.trainer
         info = CheckpointInfo(
             model=trainer.preset.model,
             train=trainer.preset.train,
             sensors=trainer.preset.model.sensor_specs,
             statistics=self.statistics,
-            dataset=self.source.describe("train"),
-            labels=self.source.labels,
-            gsd_m=self.source.gsd_m,
+            dataset=self.mix.describe(),
+            labels=self.mix.labels,
+            gsd_m=self.mix.gsd_m,
             step=trainer.done_steps,
-            metrics=metrics,
+            metrics=metrics[0] if metrics else {},
+            other_metrics=dict(zip(list(self.validation)[1:], metrics[1:], strict=True)) if metrics else {},
             command=self.command,
             tools=checkpoint.tool_versions(),
         )
@@ -187,8 +201,8 @@ class Run:
     def _loader(self, done_steps: int) -> DataLoader[dict[str, Tensor]]:
         config = self.trainer.preset.train
         data = CropDataset(
-            self.scenes,
-            counted=self.source.labels.counted,
+            self.pools,
+            counted=self.mix.labels.counted,
             length=config.steps * config.batch,
             crop_px=config.crop_px,
             seed=config.seed,
@@ -201,6 +215,8 @@ class Run:
             sampler=self.group.part(done_steps * config.batch, len(data), config.batch),
             num_workers=self.workers,
             worker_init_fn=_prepare_worker,
+            # spawn: a fork of a process whose torch already runs threads can hang.
+            multiprocessing_context="spawn" if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=self.trainer.device.type == "cuda",
         )
@@ -235,8 +251,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--generator", choices=("ae", "cgan"), help="generator kind (the preset's)")
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)
+    data.add_argument(
+        "--data", action="append", metavar="SOURCE", help=f"{GRAMMAR}; several times to mix, one with heights first"
+    )
     data.add_argument("--synthetic", type=int, default=400, metavar="N", help="procedural training scenes (400)")
+    parser.add_argument("--share", metavar="LIST", help="of each source in the samples: 0.5,0.5 (equal ones)")
+    parser.add_argument(
+        "--zoom",
+        metavar="LIST",
+        help="range of the random zoom, for each source or for all; above 1 magnifies: 0.7-1.4,1-3 "
+        f"({ZOOM[0]}-{ZOOM[1]})",
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="DIR", help="further labels for folder: scenes without their own, <scene>.png"
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
@@ -265,7 +293,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def settings(options: argparse.Namespace, source: Source) -> Preset:
+def settings(options: argparse.Namespace, source: Mix) -> Preset:
     """What is trained and how: the preset, and what the options change in it.
 
     Raises:
@@ -292,8 +320,8 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
         ValueError: the options do not fit each other, the model, or the run to resume.
     """
     group = group or Group()
-    source = source_of(options)
-    preset = settings(options, source)
+    mix = mix_of(options)
+    preset = settings(options, mix)
     group.part(0, 0, preset.train.batch)  # a batch that cannot be divided is told before anything is prepared
 
     state_path = options.out / "resume.pt"
@@ -316,15 +344,13 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
 
     if not group.leads:
         group.wait()  # the first process prepares scenes for all
-    validation = tuple(filter(usable, source.split("validation")))
-    if not validation:
-        raise DataError(f"{source.name}: validation needs a scene with labels and both sensors, received none")
-    scenes = source.split("train")
+    validation = _validation(mix)
+    pools = mix.pools()
     if group.leads:
         group.wait()
     statistics = {
         sensor: tuple(BandStatistics(mean=mean, std=std) for mean, std in bands)
-        for sensor, bands in band_statistics(scenes[:STATISTICS_SCENES]).items()
+        for sensor, bands in band_statistics(pools[0].scenes[:STATISTICS_SCENES]).items()
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = 1 if device.type == "cuda" else max(1, min(options.threads, preset.train.batch))
@@ -342,8 +368,8 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     return Run(
         trainer=trainer,
         out=options.out,
-        source=source,
-        scenes=scenes,
+        mix=mix,
+        pools=pools,
         validation=validation,
         statistics=statistics,
         workers=options.workers,
@@ -374,17 +400,33 @@ def changed(config: Config, text: str, option: str) -> Config:
         raise ValueError(f"{option} takes a JSON object of fields of train.config.{kind.__name__}: {error}") from error
 
 
-def source_of(options: argparse.Namespace) -> Source:
+def mix_of(options: argparse.Namespace) -> Mix:
     """Where the scenes come from.
 
     Raises:
         DataError: no such source, or it cannot be used.
     """
-    if options.data is not None:
-        return open_source(options.data, options.cache)
     if options.synthetic < 1 or options.validation_scenes < 1:
         raise DataError("--synthetic and --validation-scenes need at least one scene")
-    return ProceduralSource(cache=options.cache, count=options.synthetic, validation_count=options.validation_scenes)
+    texts = options.data or [f"synthetic:{options.synthetic}"]
+    mix = open_mix(texts, options.cache, shares=options.share, zooms=options.zoom, labels=options.labels)
+    sources: tuple[Source, ...] = tuple(
+        replace(source, validation_count=options.validation_scenes) if isinstance(source, ProceduralSource) else source
+        for source in mix.sources
+    )
+    return replace(mix, sources=sources)
+
+
+def _validation(mix: Mix) -> dict[str, tuple[Scene, ...]]:
+    found = {source.name: tuple(s for s in source.split("validation") if s.labelled) for source in mix.sources}
+    first = mix.sources[0].name
+    found[first] = tuple(filter(usable, found[first]))
+    if not found[first]:
+        raise DataError(
+            f"{first}: validation needs a scene with labels and both sensors, received none; of several sources name "
+            "one that has some first"
+        )
+    return {name: scenes for name, scenes in found.items() if scenes}
 
 
 def main(argv: list[str] | None = None) -> int:

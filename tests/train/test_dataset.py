@@ -8,7 +8,7 @@ from engine.contract.sensors import Sensor
 from tests.train.scenes import toy_scene
 from train.data import dataset
 from train.data.augment import augment_height, augment_optical, inside_border
-from train.data.dataset import CropDataset, band_statistics, rare_pixels
+from train.data.dataset import ZOOM, CropDataset, Pool, band_statistics, rare_pixels
 from train.data.scenes import Scene, fill_height, write_scene
 
 COUNTED = (0, 1, 2, 3, 4)
@@ -19,8 +19,11 @@ def scenes(tmp_path):
     return [toy_scene(tmp_path, seed) for seed in range(3)]
 
 
-def crops_of(scenes, **options) -> CropDataset:
-    return CropDataset(scenes, **({"counted": COUNTED, "length": 40, "crop_px": 32, "seed": 0} | options))
+def crops_of(scenes, *, zoom=ZOOM, **options) -> CropDataset:
+    return CropDataset(
+        [Pool(scenes=tuple(scenes), zoom=zoom)],
+        **({"counted": COUNTED, "length": 40, "crop_px": 32, "seed": 0} | options),
+    )
 
 
 def unaugmented(monkeypatch) -> None:
@@ -57,7 +60,7 @@ def test_a_scene_without_a_sensor_is_refused(tmp_path):
 
 def test_a_zoomed_crop_is_the_window_resampled_as_torch_does(scenes, monkeypatch):
     unaugmented(monkeypatch)
-    crops = crops_of(scenes[:1], scale=(1.999, 2.0))
+    crops = crops_of(scenes[:1], zoom=(1.999, 2.0))
     monkeypatch.setattr(np, "rot90", lambda x, turns, axes: x)
     item = next(crops[i] for i in range(40) if not np.random.default_rng((0, i)).bit_generator.random_raw() % 2)
     smallest = []
@@ -97,7 +100,7 @@ def test_a_sample_has_the_documented_shapes_types_and_finite_heights(scenes):
 
 def test_bands_and_labels_are_cut_turned_and_flipped_together(scenes, monkeypatch):
     unaugmented(monkeypatch)
-    crops = crops_of(scenes, scale=(1, 1))
+    crops = crops_of(scenes, zoom=(1, 1))
     holes = 0
     for i in range(40):
         item = crops[i]
@@ -110,7 +113,7 @@ def test_bands_and_labels_are_cut_turned_and_flipped_together(scenes, monkeypatc
 
 def test_beyond_a_maps_border_is_what_the_runtime_fills_in_and_nothing_to_learn_from(scenes, monkeypatch):
     unaugmented(monkeypatch)
-    whole, cut = crops_of(scenes, scale=(1, 1)), crops_of(scenes, scale=(1, 1), border_share=1.0)
+    whole, cut = crops_of(scenes, zoom=(1, 1)), crops_of(scenes, zoom=(1, 1), border_share=1.0)
     shares = []
     for i in range(40):
         was, item = whole[i], cut[i]
@@ -167,10 +170,10 @@ def test_crops_on_rare_pixels_hold_one_and_others_are_drawn_anywhere(tmp_path, m
     labels[150:152, 30:33] = 4
     arrays = {"rgir": np.zeros((3, 200, 200), np.uint8), "ndsm": np.zeros((1, 200, 200), np.float16)}
     scene = write_scene(tmp_path / "cars", {**arrays, "labels": labels}, {})
-    always = crops_of([scene], rare_share=1.0, scale=(1, 1))
+    always = crops_of([scene], rare_share=1.0, zoom=(1, 1))
     assert all((always[i]["labels"] == 4).any() for i in range(40))
     assert len({int((always[i]["labels"] == 4).nonzero()[0, 0]) for i in range(40)}) > 5, "cars stand in one place"
-    never = crops_of([scene], scale=(1, 1))
+    never = crops_of([scene], zoom=(1, 1))
     assert sum(bool((never[i]["labels"] == 4).any()) for i in range(40)) < 10
 
 

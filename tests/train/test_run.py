@@ -219,7 +219,7 @@ def test_a_model_or_loss_that_cannot_be_is_refused(cache, tmp_path, capsys, opti
 def test_fields_of_model_and_loss_can_be_changed_by_hand(cache, tmp_path):
     words = ["--model", '{"token_depth": 2, "encoder_widths": [16, 24, 48, 96, 64]}', "--loss", '{"unimodal": 0}']
     given = run.parse(options(cache, tmp_path, *words))
-    found, nano = run.settings(given, run.source_of(given)), PRESETS["nano"]
+    found, nano = run.settings(given, run.mix_of(given)), PRESETS["nano"]
     assert found.model == replace(nano.model, token_depth=2, encoder_widths=(16, 24, 48, 96, 64))
     assert found.train.weights == replace(nano.train.weights, unimodal=0.0)
 

@@ -22,6 +22,8 @@ from train.system import availability
 RARE_BELOW = 0.03
 """A counted class with a smaller share of the labelled pixels is rare: cars, in every city so far."""
 RARE_PIXELS_PER_SCENE = 4096
+ZOOM = (0.7, 1.4)
+"""Range of the random zoom of crops where nothing else is asked for."""
 STATISTICS_SIDE_PX = 2048
 """Statistics take the middle of a larger scene."""
 
@@ -62,6 +64,27 @@ def rare_pixels(scenes: Sequence[Scene], counted: Sequence[int], *, seed: int) -
     return {index: places for index, places in found.items() if places and totals[index] < RARE_BELOW * known}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Scenes of one source: how often crops come from it, and how much they are magnified.
+
+    Raises:
+        ValueError: there is no scene, or the share or the zoom is not positive.
+    """
+
+    scenes: tuple[Scene, ...]
+    share: float = 1.0
+    """Weight beside the shares of the other pools."""
+    zoom: tuple[float, float] = ZOOM
+    """Range of the random zoom; above 1 magnifies. A scene smaller than the crop is magnified as far as it must."""
+
+    def __post_init__(self) -> None:
+        if not self.scenes:
+            raise ValueError("a pool needs at least one scene, received none")
+        if not self.share > 0 or not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"share and zoom must be positive, received {self.share} and {self.zoom}")
+
+
 class CropDataset(Dataset[dict[str, Tensor]]):
     """Random augmented crops; sample ``i`` depends on (seed, i) alone, whatever worker makes it.
 
@@ -70,32 +93,34 @@ class CropDataset(Dataset[dict[str, Tensor]]):
     those that the scene has the sensors for.
 
     Args:
-        scenes: to draw from, each with the same chance.
+        pools: to draw from; within a pool each scene has the same chance.
         counted: classes that may be sampled more often when rare.
         length: number of samples.
         crop_px: side S.
         seed: of the draw.
-        scale: range of the random zoom; above 1 magnifies.
-        rare_share: share of samples that hold a pixel of a rare class, one such class as often as another.
+        rare_share: share of samples that hold a pixel of a rare class of their pool, one such class as often as
+            another.
         border_share: share of samples without data or labels beyond a line (:func:`train.data.augment.inside_border`).
     """
 
     def __init__(
         self,
-        scenes: Sequence[Scene],
+        pools: Sequence[Pool],
         *,
         counted: Sequence[int],
         length: int,
         crop_px: int,
         seed: int,
-        scale: tuple[float, float] = (0.7, 1.4),
         rare_share: float = 0.0,
         border_share: float = 0.0,
     ) -> None:
-        self.scenes, self.length = list(scenes), length
-        self.crop_px, self.seed, self.scale = crop_px, seed, scale
+        self.pools, self.length = list(pools), length
+        self.crop_px, self.seed = crop_px, seed
         self.rare_share, self.border_share = rare_share, border_share
-        self.rare = list(rare_pixels(scenes, counted, seed=seed).values()) if rare_share else []
+        self.shares = np.cumsum([pool.share for pool in pools]) / sum(pool.share for pool in pools)
+        self.rare = [
+            list(rare_pixels(pool.scenes, counted, seed=seed).values()) if rare_share else [] for pool in pools
+        ]
 
     def __len__(self) -> int:
         return self.length
@@ -129,14 +154,15 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
     def _place(self, rng: np.random.Generator) -> tuple[Scene, tuple[int, int, int, int]]:
         """A scene and a window in it: row, column, height, width."""
-        pixel = None
-        if self.rare and rng.random() < self.rare_share:
-            places = self.rare[int(rng.integers(len(self.rare)))]
+        number = int(np.searchsorted(self.shares, rng.random(), side="right")) if len(self.pools) > 1 else 0
+        pool, rare, pixel = self.pools[number], self.rare[number], None
+        if rare and rng.random() < self.rare_share:
+            places = rare[int(rng.integers(len(rare)))]
             chosen = places[int(rng.integers(len(places)))]
-            scene, pixel = self.scenes[chosen.scene], chosen.at[int(rng.integers(len(chosen.at)))]
+            scene, pixel = pool.scenes[chosen.scene], chosen.at[int(rng.integers(len(chosen.at)))]
         else:
-            scene = self.scenes[int(rng.integers(len(self.scenes)))]
-        zoom = np.exp(rng.uniform(*np.log(self.scale)))
+            scene = pool.scenes[int(rng.integers(len(pool.scenes)))]
+        zoom = np.exp(rng.uniform(*np.log(pool.zoom)))
         side = min(round(self.crop_px / zoom), *scene.size_px)
         corner = []
         for axis, length in enumerate(scene.size_px):

@@ -18,6 +18,10 @@ alone. ``dataset.toml``::
 
 ``labels.tif`` holds class indices in one 8-bit band (255 or its nodata value: unknown) or the classes' colours in
 three (black: unknown).
+
+Labels may also come from a folder of their own (``--labels DIR``), say because the images may not be copied. It holds
+``<scene>.png`` on the grid of the scene, read for scenes without ``labels.tif``, and a ``README.md`` that says whose
+labels they are, what they derive from and under which licence.
 """
 
 from __future__ import annotations
@@ -76,10 +80,14 @@ class FolderSource:
 
     root: Path
     cache: Path
+    overlay: Path | None = None
+    """Folder of further labels, ``<scene>.png``."""
     _described: _Description = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_described", _describe(self.root))
+        if self.overlay is not None and not any((self.overlay / f"{scene}.png").exists() for scene in self._scenes):
+            raise DataError(f"{self.overlay} holds no labels of a scene in {self.root}: it needs <scene>.png")
         self.describe("train")  # contradictions show before anything is prepared
 
     @property
@@ -160,7 +168,7 @@ class FolderSource:
         return {"train": train, "validation": split.validation, "test": split.test}
 
     def _prepare(self, scene: str) -> Scene:
-        files = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
+        files = self.files(scene)
         identity = {
             "format": PREPARED_FORMAT,
             "description": msgspec.to_builtins(self._described),
@@ -171,6 +179,13 @@ class FolderSource:
             return Scene(folder=folder)
         return write_scene(folder, self.read_scene(scene), identity)
 
+    def files(self, scene: str) -> dict[str, Path]:
+        """The rasters of a scene by the names in :data:`FILES`, those that exist."""
+        found = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
+        if self.overlay is not None and "labels" not in found and (path := self.overlay / f"{scene}.png").exists():
+            found["labels"] = path
+        return found
+
     def read_scene(self, scene: str) -> dict[str, NDArray[Any]]:
         """The arrays of one scene, as :mod:`train.data.scenes` names them.
 
@@ -178,7 +193,7 @@ class FolderSource:
             DataError: a raster cannot be used.
         """
         arrays: dict[str, NDArray[Any]] = {}
-        paths = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
+        paths = self.files(scene)
         with Raster(next(iter(paths.values()))) as grid:
             for name, path in paths.items():
                 with Raster(path) as raster:
