@@ -1,0 +1,139 @@
+"""Several sources in one training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.contract.sensors import Scenario, Sensor
+from tests.train.scenes import toy_scene
+from tests.train.test_folder import SIDE, scene
+from train import checkpoint, run
+from train.data.dataset import CropDataset, Pool
+from train.data.folder import FolderSource
+from train.data.procedural import FIRST_SEED
+from train.data.rasters import DataError
+from train.data.sources import open_mix
+from train.evaluate import scenarios_of
+
+SPLIT = '[split]\nvalidation = ["b"]\ntest = ["c"]\n'
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Images without heights: a and b with labels, c and d without."""
+    root = tmp_path / "real"
+    for name in "abcd":
+        scene(root, name, without="ndsm")
+        (root / name / "ndsm.tif").unlink(missing_ok=True)
+    for name in "cd":
+        (root / name / "labels.tif").unlink()
+    (root / "dataset.toml").write_text(SPLIT)
+    return root
+
+
+def overlay(folder, name, value, side=SIDE):
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(np.full((side, side), value, np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_samples_come_from_each_source_by_its_share_and_zoom(tmp_path, monkeypatch):
+    scenes = [toy_scene(tmp_path, seed) for seed in range(3)]
+    pools = [
+        Pool(scenes=tuple(scenes[:2]), share=3, zoom=(0.5, 0.5)),
+        Pool(scenes=(scenes[2],), share=1, zoom=(2.0, 2.0)),
+    ]
+    crops = CropDataset(pools, counted=(0, 1, 2, 3, 4), length=1, crop_px=32, seed=0)
+    places = [crops._place(np.random.default_rng(i)) for i in range(800)]
+    small = [window[2] for found, window in places if found.name == scenes[2].name]
+    large = [window[2] for found, window in places if found.name != scenes[2].name]
+    assert set(small) == {16}
+    assert set(large) == {64}
+    assert len(small) / len(places) == pytest.approx(0.25, abs=0.06)  # 4 standard deviations
+
+
+def test_labels_of_another_folder_fill_what_lacks_them_and_replace_none(tmp_path, real):
+    for name in "ad":
+        overlay(tmp_path / "labels", name, 4)
+    mine = FolderSource(root=real, cache=tmp_path / "cache", overlay=tmp_path / "labels")
+    found = {s.name: s for part in ("train", "validation", "test") for s in mine.split(part)}
+    assert [name for name, s in sorted(found.items()) if s.labelled] == ["a", "b", "d"]
+    assert set(np.unique(found["d"].labels())) == {4}
+    assert len(np.unique(found["a"].labels())) > 1  # its own
+
+
+def test_labels_that_come_later_prepare_their_scene_again(tmp_path, real):
+    first = FolderSource(root=real, cache=tmp_path / "cache").split("train")
+    assert [s.labelled for s in first] == [True, False]
+    labels = overlay(tmp_path / "labels", "d", 2)
+    again = FolderSource(root=real, cache=tmp_path / "cache", overlay=labels).split("train")
+    assert [s.labelled for s in again] == [True, True]
+
+
+def test_labels_that_fit_no_scene_or_another_size_are_refused(tmp_path, real):
+    with pytest.raises(DataError, match="no labels of a scene"):
+        FolderSource(root=real, cache=tmp_path / "cache", overlay=overlay(tmp_path / "other", "moon", 1))
+    wrong = overlay(tmp_path / "wrong", "d", 1, side=SIDE // 2)
+    with pytest.raises(DataError, match="one size"):
+        FolderSource(root=real, cache=tmp_path / "cache", overlay=wrong).split("train")
+
+
+def test_only_what_teaches_is_trained_on(tmp_path, real):
+    mix = open_mix([f"folder:{real}"], tmp_path / "cache", shares=None, zooms="1-2")
+    assert [s.name for s in mix.pools()[0].scenes] == ["a"]
+    for name in "a":
+        (real / name / "labels.tif").unlink()
+    with pytest.raises(DataError, match=r"train\.adapt"):
+        open_mix([f"folder:{real}"], tmp_path / "cache", shares=None, zooms=None).pools()
+
+
+@pytest.mark.parametrize(
+    ("shares", "zooms"), [("1", None), ("1,0", None), ("a,b", None), (None, "2"), (None, "2-1"), (None, "1-2,1-2,1-2")]
+)
+def test_shares_and_zooms_that_do_not_fit_are_refused(tmp_path, real, shares, zooms):
+    with pytest.raises(DataError, match="--share"):
+        open_mix(["synthetic:1", f"folder:{real}"], tmp_path, shares=shares, zooms=zooms)
+
+
+def test_labels_of_another_folder_belong_to_a_folder(tmp_path):
+    with pytest.raises(DataError, match="--labels belongs to a folder"):
+        open_mix(["synthetic:1"], tmp_path, shares=None, zooms=None, labels=tmp_path)
+
+
+def test_a_mix_of_other_classes_is_refused(tmp_path, real):
+    (real / "dataset.toml").write_text(SPLIT + '[[class]]\nname = "water"\nrgb = [0, 0, 255]\n')
+    with pytest.raises(DataError, match="same classes"):
+        open_mix(["synthetic:1", f"folder:{real}"], tmp_path, shares=None, zooms=None)
+
+
+def test_real_images_without_heights_train_and_validate_beside_procedural_scenes(tmp_path, real):
+    cache = tmp_path / "cache"
+    for seed in (0, 1, FIRST_SEED["validation"]):
+        toy_scene(cache, seed)
+    out = tmp_path / "run"
+    words = f"--preset nano --data synthetic:2 --data folder:{real} --share 0.25,0.75 --zoom 0.7-1.4,1-2 --steps 2"
+    words += f" --validation-scenes 1 --batch 2 --crop 64 --validate-every 2 --workers 0 --threads 1 --cache {cache}"
+    assert run.main([*words.split(), "--out", str(out)]) == 0
+    _, info = checkpoint.load(out / "best.safetensors")
+    assert set(info.metrics) == set(Scenario)
+    assert {name: set(found) for name, found in info.other_metrics.items()} == {"real": {Scenario.MISSING_NDSM}}
+    own = sum(s.mean_f1 for s in info.metrics.values()) / 3
+    other = info.other_metrics["real"][Scenario.MISSING_NDSM].mean_f1
+    assert info.mean_f1 == pytest.approx((own + other) / 2)
+    assert "75% real train scenes a d" in info.dataset
+    assert info.gsd_m == pytest.approx((0.057, 0.5), abs=1e-3)
+
+
+def test_a_mix_that_cannot_validate_all_scenarios_is_refused(tmp_path, real, capsys):
+    words = ["--data", f"folder:{real}", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
+    assert run.main(words) == 2
+    assert "name one that has some first" in capsys.readouterr().err
+
+
+def test_scenarios_that_can_be_scored_follow_from_the_sensors(tmp_path):
+    rgir = toy_scene(tmp_path, 0, without=("ndsm",))
+    unlabelled = toy_scene(tmp_path, 1, without=("labels",))
+    assert scenarios_of([rgir, unlabelled]) == (Scenario.MISSING_NDSM,)
+    assert rgir.sensors == {Sensor.RGIR}
+    both = toy_scene(tmp_path, 2)
+    assert set(scenarios_of([rgir, both])) == set(Scenario)
