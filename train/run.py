@@ -265,6 +265,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--labels", type=Path, metavar="DIR", help="further labels for folder: scenes without their own, <scene>.png"
     )
+    parser.add_argument(
+        "--draw-heights",
+        action="store_true",
+        help="draw heights from labels for labelled images that have none, to teach both sensors and the generator",
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
@@ -414,7 +419,7 @@ def mix_of(options: argparse.Namespace) -> Mix:
         replace(source, validation_count=options.validation_scenes) if isinstance(source, ProceduralSource) else source
         for source in mix.sources
     )
-    return replace(mix, sources=sources)
+    return replace(mix, sources=sources, draw_heights=options.draw_heights)
 
 
 def _validation(mix: Mix) -> dict[str, tuple[Scene, ...]]:

@@ -9,6 +9,7 @@ from tests.train.scenes import toy_scene
 from tests.train.test_folder import SIDE, scene
 from train import checkpoint, run
 from train.data.dataset import CropDataset, Pool
+from train.data.drawn_heights import drawn_heights
 from train.data.folder import FolderSource
 from train.data.procedural import FIRST_SEED
 from train.data.rasters import DataError
@@ -45,8 +46,8 @@ def test_samples_come_from_each_source_by_its_share_and_zoom(tmp_path, monkeypat
     ]
     crops = CropDataset(pools, counted=(0, 1, 2, 3, 4), length=1, crop_px=32, seed=0)
     places = [crops._place(np.random.default_rng(i)) for i in range(800)]
-    small = [window[2] for found, window in places if found.name == scenes[2].name]
-    large = [window[2] for found, window in places if found.name != scenes[2].name]
+    small = [window[2] for _, found, window in places if found.name == scenes[2].name]
+    large = [window[2] for _, found, window in places if found.name != scenes[2].name]
     assert set(small) == {16}
     assert set(large) == {64}
     assert len(small) / len(places) == pytest.approx(0.25, abs=0.06)  # 4 standard deviations
@@ -137,3 +138,31 @@ def test_scenarios_that_can_be_scored_follow_from_the_sensors(tmp_path):
     assert rgir.sensors == {Sensor.RGIR}
     both = toy_scene(tmp_path, 2)
     assert set(scenarios_of([rgir, both])) == set(Scenario)
+
+
+def test_drawn_heights_stand_up_where_things_do_and_are_unknown_where_the_class_is():
+    labels = np.zeros((80, 80), np.uint8)
+    labels[5:25, 5:25] = 1
+    labels[30:50, 30:50] = 3
+    labels[60:63, 60:68] = 4
+    labels[70:75, :] = 2
+    labels[:, 78:] = 255
+    for seed in range(5):
+        height = drawn_heights(labels, 0.6, np.random.default_rng(seed))
+        assert np.isnan(height[labels == 255]).all()
+        assert np.isfinite(height[labels != 255]).all()
+        assert height[labels == 1].min() > 2.2  # a storey less its tolerance
+        assert height[35:45, 35:45].mean() > 2
+        assert 1.2 < height[61, 62] < 2
+        assert abs(height[labels == 0]).max() < 1.5
+
+
+def test_drawn_heights_teach_both_sensors_and_never_stand_alone(tmp_path):
+    drawn = toy_scene(tmp_path, 0, without=("ndsm",))
+    crops = CropDataset(
+        [Pool(scenes=(drawn,), drawn_gsd_m=0.6)], counted=(0, 1, 2, 3, 4), length=60, crop_px=32, seed=0
+    )
+    found = [tuple(crops[i]["available"].tolist()) for i in range(60)]
+    assert set(found) == {(True, True), (True, False)}
+    assert 10 <= found.count((True, True)) <= 32  # a third of 60, within 3.3 standard deviations
+    assert all(crops[i]["ndsm_valid"].all() for i in range(5))

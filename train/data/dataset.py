@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train.data.augment import augment_height, augment_optical, inside_border
+from train.data.drawn_heights import drawn_heights
 from train.data.labels import IGNORE_INDEX
-from train.data.scenes import Scene, Window
+from train.data.scenes import Scene, Window, fill_height
 from train.system import availability
 
 RARE_BELOW = 0.03
@@ -77,6 +78,9 @@ class Pool:
     """Weight beside the shares of the other pools."""
     zoom: tuple[float, float] = ZOOM
     """Range of the random zoom; above 1 magnifies. A scene smaller than the crop is magnified as far as it must."""
+    drawn_gsd_m: float | None = None
+    """Ground sampling distance of scenes for which heights are drawn from labels where there are none
+    (:mod:`train.data.drawn_heights`); None to draw none."""
 
     def __post_init__(self) -> None:
         if not self.scenes:
@@ -90,7 +94,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
     An item holds ``rgir`` uint8 [3, S, S], ``ndsm`` float32 [1, S, S] (holes filled), ``rgir_valid`` and
     ``ndsm_valid`` bool [S, S], ``labels`` uint8 [S, S] and ``available`` bool [2], its scenario drawn uniformly among
-    those that the scene has the sensors for.
+    those that the scene has the sensors for; with drawn heights one in three has both, the others RGIR.
 
     Args:
         pools: to draw from; within a pool each scene has the same chance.
@@ -127,15 +131,23 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        scene, window = self._place(rng)
+        pool, scene, window = self._place(rng)
         crop = _resized(scene.read(*window), self.crop_px)
+        sensors = scene.sensors
+        if pool.drawn_gsd_m is not None and scene.labelled and Sensor.NDSM not in sensors:
+            drawn = drawn_heights(crop.labels, pool.drawn_gsd_m * window[2] / self.crop_px, rng)
+            heights, measured = fill_height(drawn)
+            crop = replace(crop, ndsm=heights, ndsm_valid=measured)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
         def orient(x: NDArray[np.generic]) -> NDArray[np.generic]:
             x = np.rot90(x, turns, axes=(-2, -1))
             return np.ascontiguousarray(x[..., ::-1] if flip else x)
 
-        scenarios = [scenario for scenario in Scenario if scenario in scenarios_within(scene.sensors)]
+        scenarios = [scenario for scenario in Scenario if scenario in scenarios_within(sensors)]
+        if crop.ndsm_valid.any() and Sensor.NDSM not in sensors:
+            # Drawn heights tell their classes apart by themselves: they never stand alone.
+            scenarios, sensors = [Scenario.MISSING_NDSM, Scenario.MISSING_NDSM, Scenario.FULL], frozenset(Sensor)
         item = {
             "rgir": augment_optical(orient(crop.rgir), rng),
             "rgir_valid": orient(crop.rgir_valid),
@@ -146,14 +158,14 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         }
         if self.border_share and rng.random() < self.border_share:
             inside = inside_border(self.crop_px, rng)
-            for sensor in scene.sensors:
+            for sensor in sensors:
                 item[sensor.value] = fill_holes(item[sensor.value], inside)
                 item[f"{sensor}_valid"] = item[f"{sensor}_valid"] & inside
             item["labels"][~inside] = IGNORE_INDEX
         return {name: torch.from_numpy(array) for name, array in item.items()}
 
-    def _place(self, rng: np.random.Generator) -> tuple[Scene, tuple[int, int, int, int]]:
-        """A scene and a window in it: row, column, height, width."""
+    def _place(self, rng: np.random.Generator) -> tuple[Pool, Scene, tuple[int, int, int, int]]:
+        """A pool, a scene of it and a window there: row, column, height, width."""
         number = int(np.searchsorted(self.shares, rng.random(), side="right")) if len(self.pools) > 1 else 0
         pool, rare, pixel = self.pools[number], self.rare[number], None
         if rare and rng.random() < self.rare_share:
@@ -170,7 +182,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             if pixel is not None:  # anywhere in the window, not in its middle: no place is special
                 low, high = max(low, int(pixel[axis]) - side + 1), min(high, int(pixel[axis]))
             corner.append(int(rng.integers(low, high + 1)))
-        return scene, (corner[0], corner[1], side, side)
+        return pool, scene, (corner[0], corner[1], side, side)
 
 
 def _resized(crop: Window, size: int) -> Window:

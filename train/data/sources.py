@@ -11,7 +11,7 @@ from engine.contract.sensors import Sensor
 from train.data.dataset import ZOOM, Pool
 from train.data.folder import FolderSource
 from train.data.isprs import CITIES, IsprsSource, Part
-from train.data.labels import LabelSet
+from train.data.labels import ISPRS_LABELS, LabelSet
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
@@ -75,6 +75,8 @@ class Mix:
     sources: tuple[Source, ...]
     shares: tuple[float, ...]
     zooms: tuple[tuple[float, float], ...]
+    draw_heights: bool = False
+    """Draw heights from labels for labelled scenes that have none."""
 
     def __post_init__(self) -> None:
         first, *others = self.sources
@@ -87,6 +89,8 @@ class Mix:
                     f"sources of a mix must tell the same classes apart; {first.name} has "
                     f"{', '.join(first.labels.names)}, {other.name} has {', '.join(other.labels.names)}"
                 )
+        if self.draw_heights and first.labels != ISPRS_LABELS:
+            raise DataError(f"heights can be drawn for {', '.join(ISPRS_LABELS.names)} alone; {first.name} has others")
 
     @property
     def labels(self) -> LabelSet:
@@ -115,7 +119,8 @@ class Mix:
                     f"{source.name}: no scene for training has labels or both sensors; label some (--labels DIR), or "
                     "adapt a model to images without labels with `python -m train.adapt`"
                 )
-            pools.append(Pool(scenes=scenes, share=share, zoom=zoom))
+            drawn = self.draw_heights and any(Sensor.NDSM not in scene.sensors for scene in scenes)
+            pools.append(Pool(scenes=scenes, share=share, zoom=zoom, drawn_gsd_m=source.gsd_m[0] if drawn else None))
         return tuple(pools)
 
     def describe(self) -> str:
@@ -124,7 +129,8 @@ class Mix:
             return self.sources[0].describe("train")
         total = sum(self.shares)
         parts = zip(self.sources, self.shares, strict=True)
-        return "; ".join(f"{share / total:.0%} {source.describe('train')}" for source, share in parts)
+        text = "; ".join(f"{share / total:.0%} {source.describe('train')}" for source, share in parts)
+        return f"{text}; heights drawn from labels where there are none" if self.draw_heights else text
 
 
 def open_mix(
