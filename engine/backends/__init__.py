@@ -15,12 +15,16 @@ from typing import Any, Literal
 from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint
 from engine.backends.golden import check_golden_tile
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, IntegrityError
+from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, IntegrityError
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "tensorrt", "openvino", "onnxruntime"]
+
+CHAIN: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime")
+"""The backends in order of preference: what ``auto`` tries, and falls back on when one fails in flight."""
+TITLES = {"tensorrt": "TensorRT", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 _CLASSES = {
     "tensorrt": ("engine.backends.tensorrt", "TensorRtBackend", "pip install 'gemmnet-edge[gpu]'"),
@@ -42,8 +46,9 @@ def open_backend(
 ) -> Backend:
     """Prepare the graphs of ``scenarios`` and check each against the golden tile.
 
-    ``auto`` is TensorRT where there is a CUDA device, the library and plans for both; else OpenVINO, the fastest on
-    every CPU measured so far, with the reason in the log.
+    ``auto`` is the first of :data:`CHAIN` that opens: TensorRT where there is a CUDA device, the library and plans for
+    both; else OpenVINO, the fastest on every CPU measured so far; and where that refuses the bundle, ONNX Runtime. The
+    log has the reasons.
 
     Args:
         name: of the backend.
@@ -64,18 +69,27 @@ def open_backend(
     """
     scenarios, wanted = tuple(scenarios), tuple(wanted)
     common: dict[str, Any] = {"precision": precision, "threads": threads}
-    if name in ("auto", "tensorrt"):
+    options = {"tensorrt": {**common, "plans": plans}, "openvino": {**common, "hint": hint}, "onnxruntime": common}
+    if name != "auto":
+        return _open(name, bundle, scenarios, wanted, **options[name])
+    refusals: dict[str, EngineError] = {}
+    for each in CHAIN:
         try:
-            return _open("tensorrt", bundle, scenarios, wanted, **common, plans=plans)
-        except (BackendError, IntegrityError, GoldenMismatchError) as error:
-            if name == "tensorrt":
+            backend = _open(each, bundle, scenarios, wanted, **options[each])
+        except BackendError as error:
+            refusals[each] = error
+        except IntegrityError as error:
+            if each != "tensorrt":  # of plans it has files of its own; any other is the bundle's
                 raise
-            level = logging.INFO if isinstance(error, BackendUnavailableError) else logging.WARNING
-            log.log(level, "OpenVINO runs, not TensorRT: %s", error)
-            name = "openvino"
-    if name == "openvino":
-        common["hint"] = hint
-    return _open(name, bundle, scenarios, wanted, **common)
+            refusals[each] = error
+        else:
+            for refused, why in refusals.items():
+                level = logging.INFO if isinstance(why, BackendUnavailableError) else logging.WARNING
+                log.log(level, "%s runs, not %s: %s", TITLES[each], TITLES[refused], why)
+            return backend
+    if isinstance(refusals["openvino"], BackendUnavailableError):
+        raise refusals["onnxruntime"]
+    raise refusals["openvino"]
 
 
 def _open(

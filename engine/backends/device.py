@@ -30,6 +30,11 @@ NON_BLOCKING = 1
 CAPTURE_THREAD_LOCAL = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: CUDA calls of other threads do not disturb a capture."""
 
+STICKY = frozenset({214, 219, 220, 700, 702, 709, 710, *range(714, 720)})
+"""``CUresult`` codes after which the process can use the device no more: uncorrectable memory and link errors, illegal
+addresses, instructions and addressing modes, assertions, time-outs and failed launches
+(https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html)."""
+
 Stream = Any
 """``pycuda.driver.Stream``"""
 Event = Any
@@ -135,6 +140,14 @@ class Gpu:
         with translated("finish its work"):
             cuda.Context.synchronize()
 
+    def lost(self) -> int | None:
+        """The code of a sticky error, which every call returns once it has happened; None while the device works.
+
+        pycuda keeps the words of an error and not its code, so the driver is asked again.
+        """
+        code = Driver().code("cuCtxSynchronize")
+        return code if code in STICKY else None
+
     def free_bytes(self) -> int:
         """Memory on the device that nobody has allocated, whoever else uses it included."""
         with translated("say how much memory is free"):
@@ -203,13 +216,17 @@ class Driver:
     def __init__(self) -> None:
         self._library: Any = ctypes.CDLL("libcuda.so.1")  # loaded already: pycuda links to it
 
+    def code(self, function: str, *arguments: Any) -> int:
+        """Call it; the ``CUresult`` it returns."""
+        return int(getattr(self._library, function)(*arguments))
+
     def call(self, function: str, *arguments: Any) -> None:
         """Call it.
 
         Raises:
             BackendError: it returned anything but CUDA_SUCCESS.
         """
-        code = getattr(self._library, function)(*arguments)
+        code = self.code(function, *arguments)
         if code != 0:
             name = ctypes.c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(name))

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
 from engine.backends.signature import Tensor, check_signature
+from engine.backends.words import said
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -75,7 +76,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             answers = self._sessions[scenario].run([name.value for name in self._wanted], feed)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed on a tile of scenario {scenario}: {error}") from error
+            raise BackendError(f"ONNX Runtime failed on a tile of scenario {scenario}: {said(error)}") from error
         return {name: answer[0] for name, answer in zip(self._wanted, answers, strict=True)}
 
     def close(self) -> None:
@@ -88,7 +89,7 @@ def _session(bundle: Bundle, path: Path, options: ort.SessionOptions) -> ort.Inf
     try:
         return ort.InferenceSession(path, options, providers=[PROVIDER])
     except Exception as error:  # its own classes have no common base
-        raise BackendError(f"ONNX Runtime could not prepare the bundle {bundle.root}: {error}") from error
+        raise BackendError(f"ONNX Runtime could not prepare the bundle {bundle.root}: {said(error)}") from error
 
 
 def _tensors(nodes: Iterable[Any]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import openvino.properties.hint as hints
 from engine.backends import instruction_sets
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
 from engine.backends.signature import Tensor, check_signature
+from engine.backends.words import said
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -87,7 +88,7 @@ class OpenVinoBackend(Backend):
             )
             self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="openvino")
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {error}") from error
+            raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {said(error)}") from error
 
     def _read(self, core: ov.Core, bundle: Bundle, path: Path, scenario: Scenario) -> ov.Model:
         """The scenario's graph with the wanted outputs only and a batch of one.
@@ -112,7 +113,7 @@ class OpenVinoBackend(Backend):
             request.infer()
             return {name: request.get_tensor(name.value).data[0].copy() for name in self._wanted}
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed on a tile of scenario {scenario}: {error}") from error
+            raise BackendError(f"OpenVINO failed on a tile of scenario {scenario}: {said(error)}") from error
         finally:
             self._idle[scenario].put(request)
 
@@ -153,7 +154,7 @@ def first_wrong_layer(bundle: Bundle, scenario: Scenario, inputs: Inputs) -> str
             if error > WRONG_ABOVE:
                 return str(op.get_friendly_name()).partition("/")[0]
     except RuntimeError as error:
-        raise BackendError(f"OpenVINO could not run {scenario} layer by layer: {error}") from error
+        raise BackendError(f"OpenVINO could not run {scenario} layer by layer: {said(error)}") from error
     return ""
 
 

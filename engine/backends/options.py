@@ -22,7 +22,7 @@ class BackendOptions:
     """
 
     name: BackendName = "auto"
-    """``auto``: TensorRT where it can run, else OpenVINO."""
+    """``auto``: TensorRT where it can run, else OpenVINO, else ONNX Runtime."""
     precision: ExecutionPrecision = "auto"
     threads: int | None = None
     """CPU threads; None is all cores."""

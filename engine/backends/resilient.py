@@ -3,6 +3,7 @@
 ::
 
     error    close it, open the same backend again (its golden tile is checked), submit what was in flight again
+    lost     its device is lost to this process: the next backend, with the advice to restart
     again    the next backend of the chain, with a warning
     hang     no answer for ``watchdog_s``: the next backend at once; the hung threads are left behind
     none     every tile in flight fails with BackendError
@@ -27,19 +28,17 @@ from enum import StrEnum
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from engine.backends import BackendName
+from engine.backends import CHAIN, BackendName
 from engine.backends.base import Backend, Inputs, Output, Outputs
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError
+from engine.contract.errors import BackendError, DeviceLostError
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-CHAIN: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime")
-"""What ``auto`` falls back on when a backend fails in flight, in order of preference."""
 CLOSE_LIMIT_S = 10.0
 """Longest wait for a backend to close; one that has failed may hang instead."""
 OPEN_LIMIT_S = 300.0
@@ -56,6 +55,8 @@ class What(StrEnum):
 
     ERROR = "error"
     """It failed on a tile."""
+    LOST = "lost"
+    """Its device is lost until the process ends: opening it again would fail as well."""
     HUNG = "hung"
     """It gave no answer for the watchdog's time, or did not close or open."""
     REFUSED = "refused"
@@ -236,6 +237,9 @@ class ResilientBackend(Backend):
         if failure is None:
             _left_behind.set()
             self._note(name, What.HUNG, f"no answer for {self._watchdog_s:g} s")
+        elif isinstance(failure, DeviceLostError):
+            self._note(name, What.LOST, str(failure))
+            self._shut(broken)
         else:
             self._note(name, What.ERROR, str(failure))
             self._shut(broken)

@@ -30,8 +30,9 @@ from engine.backends.layout import TileLayout
 from engine.backends.plan_choice import PlanChoice, choose_plans
 from engine.backends.tensorrt_engine import import_library
 from engine.backends.tensorrt_pipeline import SLOTS, Pipeline, Slot, let_go
+from engine.backends.words import said
 from engine.contract.bundle import Bundle
-from engine.contract.errors import BackendError, BackendUnavailableError, EngineError
+from engine.contract.errors import BackendError, BackendUnavailableError, DeviceLostError, EngineError
 from engine.contract.plans import Device, Host, Library
 from engine.contract.sensors import Scenario
 
@@ -82,7 +83,10 @@ class TensorRtBackend(Backend):
         library, choice = _library_and_plans(bundle, tuple(scenarios), wanted, precision, device, plans)
         log.info("TensorRT plans in %s", choice.reason)
         layout = TileLayout.of(bundle.manifest, wanted)
-        self._closed = False
+        self._gate = threading.Lock()
+        """Around the queue and :attr:`_refusal`: no tile may be queued behind the end of the thread that answers."""
+        self._refusal: str | None = None
+        """Why no more tiles are taken."""
         self._tiles: queue.SimpleQueue[_Tile | None] = queue.SimpleQueue()
         opened: Future[BackendInfo] = Future()
         # A daemon, so that a device that hangs does not keep the process from ending.
@@ -98,16 +102,19 @@ class TensorRtBackend(Backend):
 
     def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
         """Queue one tile for the next free slot."""
-        if self._closed:
-            raise BackendError("the TensorRT backend has been closed: open it again")
         tile = _Tile(scenario=scenario, inputs=inputs, answer=Future())
-        self._tiles.put(tile)
+        with self._gate:
+            if self._refusal is not None:
+                raise BackendError(f"{self._refusal}: open it again")
+            self._tiles.put(tile)
         return tile.answer
 
     def close(self) -> None:
         """Wait for the queue to empty; free the device."""
-        self._closed = True
-        self._tiles.put(None)
+        with self._gate:
+            if self._refusal is None:
+                self._refusal = "the TensorRT backend has been closed"
+                self._tiles.put(None)
         self._worker.join()
 
     def _work(
@@ -115,48 +122,85 @@ class TensorRtBackend(Backend):
     ) -> None:
         """The life of the thread that owns the device."""
         try:
-            with Gpu() as gpu:
-                try:
-                    with closing(Pipeline(gpu, layout)) as pipeline:
-                        pipeline.open(import_library(library), choice, cuda_graphs=cuda_graphs)
-                        opened.set_result(pipeline.info)
-                        self._serve(pipeline)
-                except BaseException as error:
-                    let_go(error)
-                    raise
+            self._own_device(opened, library, choice, layout, cuda_graphs)
         except Exception as error:
+            translated = _translated(error, f"{library} could not prepare its plans")
             if opened.done():
-                log.warning("TensorRT did not end cleanly: %s", str(error))
+                log.warning("TensorRT did not end cleanly: %s", translated)
             else:
-                opened.set_exception(_translated(error, f"{library} could not prepare its plans"))
+                opened.set_exception(translated)
+        finally:
+            self._refuse_what_is_left()
 
-    def _serve(self, pipeline: Pipeline) -> None:
+    def _own_device(
+        self, opened: Future[BackendInfo], library: Library, choice: PlanChoice, layout: TileLayout, cuda_graphs: bool
+    ) -> None:
+        with Gpu() as gpu:
+            try:
+                with closing(Pipeline(gpu, layout)) as pipeline:
+                    try:
+                        pipeline.open(import_library(library), choice, cuda_graphs=cuda_graphs)
+                    except Exception as error:
+                        let_go(error)
+                        told = _told_lost(gpu, _translated(error, f"{library} could not prepare its plans"))
+                        if told is error:
+                            raise
+                        raise told from error
+                    opened.set_result(pipeline.info)
+                    self._serve(gpu, pipeline)
+            except BaseException as error:
+                let_go(error)
+                raise
+
+    def _refuse_what_is_left(self) -> None:
+        """Nobody answers any more: tiles that are queued, or about to be, must not wait for ever."""
+        with self._gate:
+            if self._refusal is None:
+                self._refusal = "the thread of the TensorRT backend has ended"
+        while True:
+            try:
+                tile = self._tiles.get_nowait()
+            except queue.Empty:
+                return
+            if tile is not None and not tile.answer.done():
+                tile.answer.set_exception(BackendError(f"{self._refusal} before it answered"))
+
+    def _serve(self, gpu: Gpu, pipeline: Pipeline) -> None:
         """Keep the slots busy until None comes; finish what has begun."""
         flying: deque[tuple[_Tile, Slot]] = deque()
+        begun: set[_Tile] = set()
 
         def land() -> None:
             tile, slot = flying.popleft()
-            outputs = _attempt(tile, partial(pipeline.land, slot))
+            outputs = _attempt(gpu, tile, partial(pipeline.land, slot))
             if outputs is not None:
                 tile.answer.set_result(outputs)
+            begun.discard(tile)
 
-        while True:
-            try:
-                tile = self._tiles.get(block=not flying)
-            except queue.Empty:
+        try:
+            while True:
+                try:
+                    tile = self._tiles.get(block=not flying)
+                except queue.Empty:
+                    land()
+                    continue
+                if tile is None:
+                    break
+                if not tile.answer.set_running_or_notify_cancel():
+                    continue
+                begun.add(tile)
+                if len(flying) == SLOTS:
+                    land()
+                slot = _attempt(gpu, tile, partial(pipeline.launch, tile.scenario, tile.inputs))
+                if slot is not None:
+                    flying.append((tile, slot))
+                else:
+                    begun.discard(tile)
+            while flying:
                 land()
-                continue
-            if tile is None:
-                break
-            if not tile.answer.set_running_or_notify_cancel():
-                continue
-            if len(flying) == SLOTS:
-                land()
-            slot = _attempt(tile, partial(pipeline.launch, tile.scenario, tile.inputs))
-            if slot is not None:
-                flying.append((tile, slot))
-        while flying:
-            land()
+        finally:
+            for tile in begun:
+                tile.answer.set_exception(BackendError("the thread of the TensorRT backend ended before it answered"))
 
 
 def _library_and_plans(
@@ -178,20 +222,33 @@ def _library_and_plans(
     raise BackendUnavailableError("; ".join(refusals))
 
 
-def _attempt(tile: _Tile, action: Callable[[], _T]) -> _T | None:
+def _attempt(gpu: Gpu, tile: _Tile, action: Callable[[], _T]) -> _T | None:
     """What ``action`` returns; None when it failed and the tile's future holds the error."""
     try:
         return action()
     except Exception as error:
         let_go(error)
-        tile.answer.set_exception(_translated(error, f"TensorRT failed on a tile of scenario {tile.scenario}"))
+        told = _translated(error, f"TensorRT failed on a tile of scenario {tile.scenario}")
+        tile.answer.set_exception(_told_lost(gpu, told))
         return None
+
+
+def _told_lost(gpu: Gpu, error: Exception) -> Exception:
+    """The error, as a :class:`DeviceLostError` where nothing will ever work on this device again in this process."""
+    code = gpu.lost()
+    if code is None:
+        return error
+    lost = DeviceLostError(
+        f"{error} (CUDA error {code}, which no reopening cures): restart the process to use the GPU again", code=code
+    )
+    lost.__cause__ = error
+    return lost
 
 
 def _translated(error: Exception, what: str) -> EngineError:
     """The bindings of both libraries raise whatever fits; ours are passed on."""
     if isinstance(error, EngineError):
         return error
-    translated = BackendError(f"{what}: {error}")
+    translated = BackendError(f"{what}: {said(error)}")
     translated.__cause__ = error
     return translated

@@ -19,14 +19,16 @@ from typing import Any
 from engine.backends.base import Output
 from engine.backends.layout import Span, TileLayout
 from engine.backends.plan_choice import BATCH
-from engine.contract.errors import BackendError, BackendUnavailableError, IntegrityError, OutputError
-from engine.contract.plan_cache import StoredPlan, write_cached
+from engine.contract.errors import BackendError, BackendUnavailableError, IntegrityError, one_line
+from engine.contract.plan_cache import StoredPlan, load_hint, save_hint
 from engine.contract.plans import Library
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
 
 CACHE_SUFFIX = ".runtime_cache"
+AGAIN = "kernels are compiled again"
+NOT_KEPT = "compiled kernels are not kept, the next start takes as long"
 MESSAGES = 3
 """How many of a library's errors an exception repeats."""
 INSTALL: Mapping[Library, str] = {
@@ -54,7 +56,14 @@ class TensorRt:
         self.module: Any = module
         logger = _logger(module)
         self._messages: list[str] = logger.messages
-        self._runtime: Any = module.Runtime(logger)
+        self._messages.clear()
+        try:
+            self._runtime: Any = module.Runtime(logger)
+        except TypeError as error:  # what the bindings raise for a null pointer; the reason is in the log
+            raise BackendUnavailableError(
+                f"{self} does not start on this device ({error}){self.complaints()}: check the driver with nvidia-smi "
+                "(tegrastats on a Jetson), or use --backend openvino"
+            ) from error
         # A plan may carry a runtime of its own as host code; it would run with the rights of this process.
         self._runtime.engine_host_code_allowed = False
 
@@ -129,6 +138,8 @@ class ScenarioEngine:
             self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
             raise BackendError(f"{library} made no execution context for {plan.path}{library.complaints()}")
+        # Plans are built with detailed profiling verbosity; marking each kernel for a profiler costs time on each tile.
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         for name in inputs:
             self._demand(self._context.set_input_shape(name, (BATCH, *self._spans[name].shape)), f"the shape of {name}")
         for name, span in self._spans.items():
@@ -165,26 +176,25 @@ class ScenarioEngine:
         self._engine = None
 
     def _load_runtime_cache(self) -> None:
+        content = load_hint(self._cache_path, AGAIN)
         try:
-            content = self._cache_path.read_bytes()
-        except FileNotFoundError:
+            fits = not content or self._cache.deserialize(content)
+        except Exception as error:  # whatever the bindings raise: it only saves time
+            log.warning("%s: %s cannot be loaded (%s)", AGAIN, self._cache_path, one_line(error))
             return
-        except OSError as error:
-            log.warning("kernels are compiled again: %s", str(error))
-            return
-        if not self._cache.deserialize(content):
-            log.info("kernels are compiled again: %s is of another driver, device or release", self._cache_path)
+        if not fits:
+            log.info("%s: %s is of another driver, device or release", AGAIN, self._cache_path)
 
     def save_runtime_cache(self) -> None:
         """Keep what TensorRT-RTX compiled, so that the next start need not."""
         if self._cache is None:
             return
-        content = bytes(self._cache.serialize())
         try:
-            if not (self._cache_path.exists() and self._cache_path.read_bytes() == content):
-                write_cached(self._cache_path, content)
-        except (OSError, OutputError) as error:
-            log.warning("compiled kernels are not kept, the next start takes as long: %s", str(error))
+            content = bytes(self._cache.serialize())
+        except Exception as error:  # a null pointer, or whatever the bindings raise
+            log.warning("%s: the library does not give them (%s)", NOT_KEPT, one_line(error))
+            return
+        save_hint(self._cache_path, content, NOT_KEPT)
 
     @property
     def _cache_path(self) -> Path:

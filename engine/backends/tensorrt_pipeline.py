@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -155,16 +156,20 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the device's memory; a device in trouble does it by itself when its context goes."""
-        try:
-            self._gpu.synchronize()
-            for graph in self._graphs.values():
-                graph.free()
-            self._drop_engines()
-            for memory in (*(slot.device for slot in self._slots), *([self._scratch] if self._scratch else [])):
-                memory.free()
-        except BackendError as error:
-            log.warning("the device did not take its memory back: %s", str(error))
-        self._drop_engines()
+        scratch = [self._scratch] if self._scratch else []
+        steps: list[Callable[[], None]] = [self._gpu.synchronize]
+        steps += [graph.free for graph in self._graphs.values()]
+        steps += [self._drop_engines]
+        steps += [memory.free for memory in (*(slot.device for slot in self._slots), *scratch)]
+        told = False
+        for step in steps:
+            try:
+                step()
+            except BackendError as error:
+                if not told:
+                    log.warning("the device did not take its memory back: %s", str(error))
+                told = True
+        steps.clear()
         self._graphs.clear()
         self._free.clear()
         self._slots.clear()

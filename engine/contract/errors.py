@@ -14,6 +14,7 @@
     │   └── IntegrityError           a file's SHA-256 or size differs from the manifest
     ├── BackendError             6   no backend, or the backend failed
     │   ├── BackendUnavailableError  its library or device is not there
+    │   ├── DeviceLostError          the device is lost to this process, whatever is opened anew
     │   └── GoldenMismatchError      it does not reproduce the golden tile
     ├── ResumeError              7   the journal belongs to another run
     ├── TilesLostError           8   the maps are complete but for tiles that were dropped or could not be read
@@ -104,6 +105,17 @@ class BackendError(EngineError):
 
 class BackendUnavailableError(BackendError):
     """The inference library or its device is not there."""
+
+
+class DeviceLostError(BackendError):
+    """The device's context is corrupted: every further call fails until the process ends.
+
+    CUDA calls such errors sticky; ``code`` is the ``CUresult``.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class GoldenMismatchError(BackendError):

@@ -93,6 +93,11 @@ class Gpu:
     launches: list[str] = field(default_factory=list)
     fail_next: str | None = None
     """Name of the driver call that fails once."""
+    fail_code: int = 0
+    """What the failure leaves behind: a sticky error, which every later call returns."""
+    sticky: int = 0
+    starts: bool = True
+    """Whether a TensorRT library can start."""
     context_scratch: dict[int, int] = field(default_factory=dict)
     next_handle: int = 1
     alive: dict[int, tuple[int, str]] = field(default_factory=dict)
@@ -105,8 +110,10 @@ class Gpu:
         """Every call needs the context."""
         if not self.stacks.get(threading.get_ident()):
             self.wrong.append(f"{what} without a current context in thread {threading.current_thread().name}")
+        if self.sticky:
+            raise CudaError(f"{what} failed: an illegal memory access was encountered")
         if self.fail_next == what:
-            self.fail_next = None
+            self.fail_next, self.sticky = None, self.fail_code
             raise CudaError(f"{what} failed: emulated failure")
 
     def made(self, thing: object) -> None:
@@ -126,7 +133,9 @@ class Gpu:
         raise CudaError(f"illegal address {address:#x} + {nbytes}")
 
     def complaints(self) -> list[str]:
-        """After everything has been closed: what is left, and what was wrong."""
+        """After everything has been closed: what is left, and what was wrong. A lost device takes nothing back."""
+        if self.sticky:
+            return self.wrong
         left = [f"{len(self.memory)} allocations are left"] if self.memory else []
         left += [f"{len(self.graphs)} graphs are left"] if self.graphs else []
         left += [f"a context is left in thread {thread}" for thread, stack in self.stacks.items() if stack]
@@ -317,6 +326,12 @@ class LibCuda:
 
     cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
 
+    def cuCtxSynchronize(self) -> int:  # noqa: N802
+        if not self._gpu.sticky:
+            for stream in list(self._gpu.streams.values()):
+                stream.tail.force()
+        return self._gpu.sticky
+
     def cuGetErrorName(self, code: int, name: Any) -> int:  # noqa: N802
         name._obj.value = {INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}.get(code, b"CUDA_ERROR_UNKNOWN")
         return 0
@@ -349,6 +364,11 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
         STATIC = 0
         ON_PROFILE_CHANGE = 1
         USER_MANAGED = 2
+
+    class Verbosity(IntEnum):
+        LAYER_NAMES_ONLY = 0
+        NONE = 1
+        DETAILED = 2
 
     class Specialization(IntEnum):
         LAZY = 0
@@ -395,6 +415,7 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
                 assert configuration.dynamic_shapes_kernel_specialization_strategy == Specialization.EAGER
                 self._cache, configuration = configuration.cache, configuration.strategy
             assert configuration == Strategy.USER_MANAGED
+            self.nvtx_verbosity = Verbosity.DETAILED
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
             self._scratch = 0
@@ -424,6 +445,7 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             gpu.current("execute_async_v3")
+            assert self.nvtx_verbosity == Verbosity.NONE
             owner = gpu.context_scratch.setdefault(self._scratch, stream_handle)
             assert owner == stream_handle, "engines that share scratch memory must share a stream"
             addresses = dict(self._addresses)
@@ -481,6 +503,9 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             gpu.current("Runtime")
+            if not gpu.starts:
+                logger.log(Severity.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._logger = logger
             self.engine_host_code_allowed = False
 
@@ -493,10 +518,12 @@ def make_tensorrt(gpu: Gpu, name: str, version: str) -> types.ModuleType:
 
     if name == "tensorrt_rtx":
         trt.EngineInvalidityDiagnostics = Diagnostics
+        trt.IRuntimeCache = Cache
         Runtime.get_engine_validity = lambda self, buffer: (2, 2 | 32)  # type: ignore[attr-defined]
     trt.nptype = lambda dtype: dtype
     trt.ExecutionContextAllocationStrategy = Strategy
     trt.DynamicShapesKernelSpecializationStrategy = Specialization
+    trt.ProfilingVerbosity = Verbosity
     trt.ILogger, trt.TensorIOMode, trt.Runtime = ILogger, TensorIOMode, Runtime
     return trt
 

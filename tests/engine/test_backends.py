@@ -15,6 +15,7 @@ from engine import demo
 from engine.backends import BackendName, open_backend
 from engine.backends.base import Output
 from engine.backends.golden import TOLERANCES, tolerance_of
+from engine.backends.words import said
 from engine.contract.bundle import Bundle, ClassSpec, FileRef, Manifest, Precision, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
 from engine.contract.sensors import Scenario, Sensor
@@ -266,3 +267,74 @@ def test_weights_behind_a_link_into_a_content_store_are_read(name: BackendName, 
         (root / file.name).symlink_to(file)
     with open_backend(name, Bundle.load(root), scenarios=[Scenario.MISSING_NDSM], wanted=[Output.CLASSES]) as backend:
         assert backend.info.graph == "fp32"
+
+
+# --- what auto does when a backend refuses ---------------------------------------------------------------------------
+
+
+def links_to(bundle: Path, folder: Path) -> Path:
+    """A bundle whose files are links into a store that knows no names."""
+    store, linked = folder / "blobs", folder / "snapshot"
+    store.mkdir()
+    for number, file in enumerate(sorted(path for path in bundle.rglob("*") if path.is_file())):
+        blob = Path(shutil.copy(file, store / f"{number:040x}"))
+        link = linked / file.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return linked
+
+
+class _Refuses:
+    """In OpenVINO's place, in its manner: places in its sources first, then what is wrong, over several lines."""
+
+    def __init__(self, bundle, scenarios, wanted, **_options) -> None:
+        from engine.backends.words import said
+
+        words = RuntimeError("Exception from src/core.cpp:93:\nException from src/frontend.cpp:7:\nno such\noperator\n")
+        raise BackendError(f"OpenVINO could not prepare the bundle {bundle.root}: {said(words)}")
+
+
+@pytest.fixture
+def openvino_refuses(monkeypatch) -> None:
+    monkeypatch.setattr("engine.backends.openvino.OpenVinoBackend", _Refuses)
+
+
+def test_auto_goes_on_to_onnxruntime_where_openvino_refuses_the_bundle(toy_bundle, openvino_refuses, caplog) -> None:
+    with open_backend("auto", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+        assert backend.info.name == "onnxruntime"
+        assert backend.infer(Scenario.FULL, tile())[Output.CLASSES].shape == (64, 64)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert warning.message.startswith("ONNX Runtime runs, not OpenVINO: OpenVINO could not prepare the bundle")
+
+
+def test_auto_passes_on_what_openvino_said_where_onnxruntime_is_not_installed(
+    toy_bundle, openvino_refuses, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "engine.backends.onnxruntime", None)
+    with pytest.raises(BackendError, match="OpenVINO could not prepare the bundle .*: no such operator"):
+        open_backend("auto", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+
+
+def test_a_named_backend_is_never_replaced(toy_bundle, openvino_refuses) -> None:
+    with pytest.raises(BackendError, match="OpenVINO could not prepare"):
+        open_backend("openvino", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+
+
+def test_a_librarys_many_lines_become_one_and_all_of_them_are_in_the_debug_log(caplog) -> None:
+    caplog.set_level("DEBUG", logger="engine.backends.words")
+    words = "Exception from src/core.cpp:93:\nCheck 'a == b' failed\n  what a pity\n"
+    assert said(RuntimeError(words)) == "Check 'a == b' failed what a pity"
+    assert words in caplog.text
+    caplog.clear()
+    assert said(RuntimeError("one line")) == "one line"
+    assert caplog.text == ""
+    assert len(said(RuntimeError("word " * 1000))) < 310
+    assert said(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_bundle_of_symbolic_links_opens(name, tmp_path: Path) -> None:
+    """As the caches of Hugging Face and DVC hold them: a link for every file, named by its content elsewhere."""
+    linked = links_to(demo.BUNDLE, tmp_path)
+    with open_backend(name, Bundle.load(linked), scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+        assert backend.info.name == name  # and the golden tile has been reproduced

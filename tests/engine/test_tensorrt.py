@@ -5,9 +5,13 @@ What a real device and the real libraries make of it is in ``tests/gpu``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +22,19 @@ import pytest
 from engine.backends import open_backend
 from engine.backends.base import Output
 from engine.backends.layout import ALIGNMENT, TileLayout
-from engine.contract.bundle import Bundle
+from engine.backends.options import BackendOptions
+from engine.backends.resilient import open_chain
+from engine.contract.bundle import Bundle, save_manifest
 from engine.contract.errors import (
     BackendError,
     BackendUnavailableError,
+    DeviceLostError,
     GoldenMismatchError,
     IntegrityError,
     ManifestError,
 )
+from engine.contract.files import FileRef
+from engine.contract.plan_cache import load_hint, save_hint
 from engine.contract.plans import BatchRange, Device, PlanKey
 from engine.contract.sensors import Scenario, Sensor
 from tests.conftest import toy_probabilities
@@ -174,9 +183,117 @@ def test_a_plan_that_computes_something_else_is_refused(bundle, gpu) -> None:
         golden = dict(file)
     golden["full/classes"] = (golden["full/classes"] + 1) % 4
     np.savez_compressed(bundle.root / "golden.npz", **golden)
+    changed = FileRef.of(bundle.root / "golden.npz", bundle.root)
+    save_manifest(replace(bundle.manifest, golden=changed), bundle.root)
+    bundle = Bundle.load(bundle.root)
     build(bundle)
     with pytest.raises(GoldenMismatchError, match=r"fp16 graph, f16\) does not reproduce the golden tile"):
         open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+
+
+@pytest.mark.parametrize("call", ["memcpy_htod_async", "cuGraphLaunch", "synchronize", "execute_async_v3"])
+@pytest.mark.parametrize("code", [700, 719, 214])
+def test_a_sticky_error_says_that_only_a_new_process_helps(bundle, gpu, call, code) -> None:
+    build(bundle)
+    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+        gpu.fail_next, gpu.fail_code = "cuGraphLaunch" if call == "execute_async_v3" else call, code
+        answers = [backend.submit(Scenario.FULL, tile(seed)) for seed in range(8)]
+        for answer in answers:
+            with pytest.raises(
+                DeviceLostError, match=rf"CUDA error {code}.*restart the process to use the GPU"
+            ) as lost:
+                answer.result(timeout=30)
+            assert lost.value.code == code
+
+
+def test_a_sticky_error_while_opening_says_so_too(bundle, gpu) -> None:
+    build(bundle)
+    gpu.fail_next, gpu.fail_code = "execute_async_v3", 700
+    with pytest.raises(DeviceLostError, match="restart the process"):
+        open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+
+
+def test_an_ordinary_failure_is_not_called_a_lost_device(bundle, gpu) -> None:
+    build(bundle)
+    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+        gpu.fail_next, gpu.fail_code = "memcpy_htod_async", 0
+        with pytest.raises(BackendError) as failed:
+            backend.infer(Scenario.FULL, tile(1))
+        assert not isinstance(failed.value, DeviceLostError)
+
+
+def test_a_lost_device_hands_over_to_openvino_at_once_and_tells_run_json(bundle, gpu, caplog) -> None:
+    build(bundle)
+    with open_chain(BackendOptions(), bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+        assert backend.info.name == "tensorrt"
+        gpu.fail_next, gpu.fail_code = "cuGraphLaunch", 700
+        for seed in range(8):
+            answer = backend.infer(Scenario.FULL, tile(seed))[Output.CLASSES]
+            expected = toy_probabilities(Scenario.FULL, tile(seed), radius=0).argmax(axis=0)
+            assert (answer == expected).mean() > 0.99, "OpenVINO may compute in bfloat16"
+        assert backend.info.name == "openvino"
+        first, second = backend.events
+    assert (first.backend, str(first.what)) == ("tensorrt", "lost")
+    assert first.detail.endswith("restart the process to use the GPU again")
+    assert (second.backend, str(second.what)) == ("openvino", "opened")
+    assert "restart the process to use the GPU again" in caplog.text
+
+
+def test_a_library_that_does_not_start_speaks_for_itself(bundle, gpu) -> None:
+    build(bundle)
+    gpu.starts = False
+    assert "tensorrt 10.3.0 does not start on this device" in (message := refused(bundle))
+    assert "CUDA initialization failure with error: 35" in message
+
+
+def test_tiles_that_race_with_closing_are_answered_or_refused(bundle, gpu) -> None:
+    build(bundle)
+    backend = open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    answers: list[Future] = []
+    refusals: list[BackendError] = []
+
+    def send() -> None:
+        try:
+            for seed in range(500):
+                answers.append(backend.submit(Scenario.FULL, tile(seed % 3)))
+        except BackendError as error:
+            refusals.append(error)
+
+    senders = [threading.Thread(target=send) for _ in range(3)]
+    for sender in senders:
+        sender.start()
+    while len(answers) < 20:
+        time.sleep(0.001)
+    backend.close()
+    for sender in senders:
+        sender.join(30)
+    assert len(refusals) == 3
+    assert "has been closed" in str(refusals[0])
+    assert all(answer.done() for answer in answers)
+    assert sum(answer.exception() is None for answer in answers) >= 20
+
+
+def test_a_worker_that_dies_leaves_no_tile_waiting(bundle, gpu, monkeypatch, caplog) -> None:
+    build(bundle)
+    backend = open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    from engine.backends import tensorrt
+
+    def break_down(*_arguments: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(tensorrt, "_attempt", break_down)
+    answers = []
+    with contextlib.suppress(BackendError):  # the later ones may find it dead already
+        for seed in range(6):
+            answers.append(backend.submit(Scenario.FULL, tile(seed)))
+    assert answers
+    for answer in answers:
+        with pytest.raises(BackendError, match="ended before it answered"):
+            answer.result(timeout=30)
+    backend.close()
+    with pytest.raises(BackendError, match="thread of the TensorRT backend has ended"):
+        backend.submit(Scenario.FULL, tile(1))
+    assert "a mistake of ours" in caplog.text
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -303,9 +420,35 @@ def test_rtx_keeps_compiled_kernels_beside_the_plan(bundle, rtx_gpu, caplog) -> 
             open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
         ):
             assert backend.info.library == "tensorrt_rtx 1.7.1"
-        assert stored.with_suffix(".runtime_cache").read_bytes() == b"cache of Emulated GPU"
+        kept = stored.with_suffix(".runtime_cache")
+        assert load_hint(kept, "") == b"cache of Emulated GPU"
         assert expected is None or expected in caplog.text
-        stored.with_suffix(".runtime_cache").write_bytes(b"cache of another device")
+        save_hint(kept, b"cache of another device", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"cache of Emulated GPU", b"\0" * 1000])
+def test_a_damaged_runtime_cache_never_reaches_the_library(bundle, rtx_gpu, caplog, content) -> None:
+    kept = build(bundle, change=rtx)[Scenario.FULL].path.with_suffix(".runtime_cache")
+    kept.write_bytes(content)
+    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
+        pass
+    assert f"kernels are compiled again: {kept} is damaged" in caplog.text
+    assert load_hint(kept, "") == b"cache of Emulated GPU"
+
+
+def test_a_runtime_cache_that_the_library_chokes_on_stops_no_engine(bundle, rtx_gpu, caplog, monkeypatch) -> None:
+    kept = build(bundle, change=rtx)[Scenario.FULL].path.with_suffix(".runtime_cache")
+    save_hint(kept, b"cache of Emulated GPU", "")
+
+    def choke(*_arguments: object) -> None:
+        raise RuntimeError("not today")
+
+    for method in ("deserialize", "serialize"):
+        monkeypatch.setattr(sys.modules["tensorrt_rtx"].IRuntimeCache, method, choke)
+    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+        backend.infer(Scenario.FULL, tile(1))
+    assert "kernels are compiled again" in caplog.text
+    assert "compiled kernels are not kept" in caplog.text
 
 
 def test_rtx_reasons_for_refusing_a_plan_are_named(bundle, rtx_gpu) -> None:

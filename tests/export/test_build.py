@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engine.contract.sensors import Scenario
 from export import build
 from export.cuda_device import current_device
 from export.trt_library import TrtLibrary, open_library
+from tests.engine.test_backends import links_to
 from tests.export.toy_engines import quantised, replace_graph, requires_rtx, with_engines
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +207,15 @@ def test_the_share_is_also_asked_of_a_plan_that_is_up_to_date(bundle: Bundle) ->
     assert run(mixed, "--precision", "fp16") == 5
 
 
+def test_a_bundle_of_symbolic_links_is_read_like_any_other(library: TrtLibrary, tmp_path: Path) -> None:
+    linked = Bundle.load(links_to(DEMO, tmp_path))
+    found, expected = (
+        sum(layer.macs for layer in library.parse(bundle.graph(Scenario.FULL, "int8")).layers())
+        for bundle in (linked, Bundle.load(DEMO))
+    )
+    assert found == expected > 0
+
+
 def test_targets_and_options_are_part_of_the_plan(bundle: Bundle) -> None:
     plans = [
         one(bundle),
@@ -269,6 +280,45 @@ def test_a_cache_that_cannot_be_written_is_an_output_error(
     (tmp_path / "file").write_text("not a folder")
     assert run(bundle, "--cache", str(tmp_path / "file" / "plans")) == 4
     assert "choose another --cache" in capsys.readouterr().err
+
+
+def test_a_driver_that_does_not_start_is_told_in_the_librarys_own_words(
+    bundle: Bundle, library: TrtLibrary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tensorrt_rtx
+
+    def null(logger: tensorrt_rtx.ILogger) -> None:
+        logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt_rtx, "Builder", null)
+    assert run(bundle) == 6
+    error = capsys.readouterr().err
+    assert f"tensorrt_rtx {library.version} does not start (pybind11::init()" in error
+    assert "CUDA initialization failure with error: 35: check the driver" in error
+
+
+@pytest.mark.parametrize(
+    ("version", "numpy", "refused"),
+    [
+        ("10.3.0", "2.4.6", True),
+        ("10.3.0", "1.26.4", False),
+        ("10.16.1.11", "2.4.6", False),
+        ("11.4.0", "2.4.6", False),
+    ],
+)
+def test_bindings_that_need_numpy_1_say_so(
+    monkeypatch: pytest.MonkeyPatch, version: str, numpy: str, refused: bool
+) -> None:
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("export.trt_library.np.__version__", numpy)
+    if not refused:
+        assert TrtLibrary("tensorrt").compute_capabilities == ()
+        return
+    with pytest.raises(BackendUnavailableError, match=r"tensorrt 10\.3\.0 need NumPy 1 .* found NumPy 2\.4\.6: pip"):
+        TrtLibrary("tensorrt")
 
 
 class Refuse:
