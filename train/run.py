@@ -181,7 +181,7 @@ class Run:
             train=trainer.preset.train,
             sensors=trainer.preset.model.sensor_specs,
             statistics=self.statistics,
-            dataset=self.mix.describe(),
+            dataset=self.mix.describe(self.pools),
             labels=self.mix.labels,
             gsd_m=self.mix.gsd_m,
             step=trainer.done_steps,

@@ -121,7 +121,7 @@ def test_real_images_without_heights_train_and_validate_beside_procedural_scenes
     own = sum(s.mean_f1 for s in info.metrics.values()) / 3
     other = info.other_metrics["real"][Scenario.MISSING_NDSM].mean_f1
     assert info.mean_f1 == pytest.approx((own + other) / 2)
-    assert "75% real train scenes a d" in info.dataset
+    assert info.dataset == "25% synthetic (2 scenes, 2 labelled); 75% real (1 scenes, 1 labelled)"
     assert info.gsd_m == pytest.approx((0.057, 0.5), abs=1e-3)
 
 

@@ -123,13 +123,20 @@ class Mix:
             pools.append(Pool(scenes=scenes, share=share, zoom=zoom, drawn_gsd_m=source.gsd_m[0] if drawn else None))
         return tuple(pools)
 
-    def describe(self) -> str:
-        """In words, for checkpoints and reports."""
+    def describe(self, pools: Sequence[Pool]) -> str:
+        """In words, for checkpoints and reports.
+
+        Args:
+            pools: of :meth:`pools`.
+        """
         if len(self.sources) == 1:
             return self.sources[0].describe("train")
         total = sum(self.shares)
-        parts = zip(self.sources, self.shares, strict=True)
-        text = "; ".join(f"{share / total:.0%} {source.describe('train')}" for source, share in parts)
+        parts = []
+        for source, pool in zip(self.sources, pools, strict=True):
+            labelled = sum(scene.labelled for scene in pool.scenes)
+            parts.append(f"{pool.share / total:.0%} {source.name} ({len(pool.scenes)} scenes, {labelled} labelled)")
+        text = "; ".join(parts)
         return f"{text}; heights drawn from labels where there are none" if self.draw_heights else text
 
 
