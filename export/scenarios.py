@@ -89,5 +89,5 @@ _MODULES: dict[Scenario, type[nn.Module]] = {
 
 
 def scenario_module(model: System, scenario: Scenario) -> nn.Module:
-    """The module of one scenario, in evaluation mode, sharing the model's parameters."""
-    return _MODULES[scenario](model).eval()
+    """The module of one scenario, in evaluation mode, sharing the model's parameters, its temperature taken in."""
+    return _MODULES[scenario](model.tempered(scenario)).eval()

@@ -33,6 +33,8 @@ from train.system import System
 from train.systems import build
 
 FORMAT = 1
+DEMO = Path(__file__).parent / "demo.safetensors"
+"""The shipped model's, for ``--init demo``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class CheckpointInfo:
     """Finest and coarsest ground sampling distance of the training scenes, in metres."""
     other_metrics: Mapping[str, Mapping[Scenario, Scores]] = field(default_factory=dict)
     """The same on the other sources of a mix, by name, for the scenarios that their scenes have the sensors for."""
+    temperatures: Mapping[Scenario, float] = field(default_factory=dict)
+    """What exported graphs divide a scenario's logits by (:mod:`train.temperature`); 1 where none is given."""
     format: int = FORMAT
 
     @property
@@ -93,6 +97,16 @@ def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> Non
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+
+
+def named(text: str) -> Path:
+    """The checkpoint that a word on a command line means: ``demo`` for the shipped one, else a path."""
+    return DEMO if text == "demo" else Path(text)
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels and matrices as float16; biases, norms and batch statistics as they are."""
+    return {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in weights.items()}
 
 
 def load(path: Path) -> tuple[System, CheckpointInfo]:
@@ -127,6 +141,7 @@ def load(path: Path) -> tuple[System, CheckpointInfo]:
     # a checkpoint of an earlier version has no digest
     if metadata.get("weights_sha256", digest := _digest(tensors)) != digest:
         raise ValueError(f"{path}: its tensors are not those that were saved under their names: {again}")
+    model.temperatures = info.temperatures
     return model.eval(), info
 
 

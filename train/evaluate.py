@@ -189,7 +189,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m train.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="best.safetensors of a run")
+    parser.add_argument("checkpoint", type=checkpoint.named, help="best.safetensors of a run, or demo")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)
     data.add_argument("--synthetic", type=int, default=50, metavar="N", help="number of procedural scenes (50)")

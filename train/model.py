@@ -242,6 +242,10 @@ class GEMMNet(System):
         """The heads of single scales and modalities."""
         return self.scale_heads, self.unimodal_heads
 
+    def last_layer(self) -> str:
+        """The smoothing of the logits, or the head where there is none."""
+        return "head" if isinstance(self.smooth, nn.Identity) else "smooth"
+
     def _packed(self, sensor: Sensor, raw: Tensor) -> Tensor:
         self.check_sides(raw)
         return self.normalise[sensor](pack(raw.float(), self.config.packing))

@@ -273,7 +273,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/resume.pt")
-    parser.add_argument("--init", type=Path, help="checkpoint to take weights from, where they fit (random)")
+    parser.add_argument(
+        "--init",
+        type=checkpoint.named,
+        metavar="FILE",
+        help="checkpoint to take weights from, where they fit; demo for the shipped one (random)",
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps (the preset's)")
     parser.add_argument("--batch", type=int, help="samples per step (the preset's)")
     parser.add_argument("--crop", type=int, dest="crop_px", help="side of a training crop, px (the preset's)")

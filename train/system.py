@@ -7,10 +7,12 @@ makes one by name.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from engine.contract.sensors import Scenario, Sensor
@@ -60,6 +62,8 @@ class System(nn.Module, ABC):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.temperatures: Mapping[Scenario, float] = {}
+        """By scenario, of :mod:`train.temperature`; :func:`tempered` takes it into the weights."""
         self.normalise = nn.ModuleDict({spec.sensor: Normalise(spec.bands) for spec in config.sensor_specs})
 
     @abstractmethod
@@ -90,6 +94,32 @@ class System(nn.Module, ABC):
     @abstractmethod
     def auxiliary(self) -> tuple[nn.Module, ...]:
         """Modules that exist for training only and are in no exported graph."""
+
+    def tempered(self, scenario: Scenario) -> System:
+        """A view with the same parameters whose logits are divided by the scenario's temperature.
+
+        Raises:
+            ValueError: it has one, and the system cannot take it in.
+        """
+        temperature = self.temperatures.get(scenario, 1.0)
+        if temperature == 1.0:
+            return self
+        name = self.last_layer()
+        last = copy.deepcopy(getattr(self, name))
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter /= temperature
+        view = copy.copy(self)
+        view._modules = {**self._modules, name: last}
+        return view
+
+    def last_layer(self) -> str:
+        """Name of the linear layer behind which nothing but linear resampling makes the logits.
+
+        Raises:
+            ValueError: the system has none.
+        """
+        raise ValueError(f"a temperature needs system gemmnet, received {self.config.system}")
 
     def deployable_parameters(self) -> int:
         """Parameters that at least one exported graph holds."""
