@@ -38,12 +38,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from benchmarks.accuracy import NEEDS, precisions_of, whole_tile
-from benchmarks.agreement import BACKENDS, listed, reference_of
+from benchmarks.accuracy import NEEDS, whole_tile
+from benchmarks.agreement import BACKENDS, precisions_of, reference_of
+from benchmarks.command import exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
-from benchmarks.exit_code import exit_code_of
+from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile
-from engine import demo
 from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, Output
 from engine.contract.bundle import Bundle
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from train.data.scenes import Scene
     from train.metrics import Confusion
 
-RESULTS = Path(__file__).parent / "results" / "real.csv"
 PLACE = re.compile(r"(?P<city>.+)_(19|20)\d\d_\d+")
 ROUGH = "labels_lidar_derived.tif"
 ALL = "all"
@@ -154,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         rows = score(options)
-        show(rows)
+        print(TABLES["real"].markdown(rows))
         write_csv(options.out, rows)
         print(f"written to {options.out} and {options.out.with_suffix('.png')}")
 
@@ -163,32 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.real", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("real", __doc__, result="real.csv")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="scenes, or folders of scenes")
     parser.add_argument("--part", choices=("train", "validation", "test"), default="test", help="which scenes (test)")
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="score a checkpoint in PyTorch instead")
     parser.add_argument("--backends", default="openvino", metavar="LIST", help=f"of {', '.join(BACKENDS)} (openvino)")
     parser.add_argument("--precisions", metavar="LIST", help="of fp32, fp16, int8, auto (default: all of the bundle)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file; the picture lies beside it")
     return parser
-
-
-def show(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print a line per row."""
-    print(
-        f"{'data':<8}{'place':<16}{'scenario':<14}{'by':<18}{'mF1':>6}{'OA':>6}  F1 by class; trees hit, ground as tree"
-    )
-    for row in rows:
-        by_class = " ".join(f"{float(str(value)):.0f}" for name, value in row.items() if name.startswith("f1 "))
-        trees = f"{row['tree_points_hit_percent']} / {row['ground_called_tree_percent']}"
-        print(
-            f"{row['data']:<8}{row['place']:<16}{row['scenario']:<14}{row['backend']} {row['precision']:<7}"
-            f"{row['mf1_percent']:6.1f}{row['oa_percent']:6.1f}  {by_class}; {trees}; ECE {row['ece_percent']}"
-        )
 
 
 def score(options: argparse.Namespace) -> list[dict[str, object]]:

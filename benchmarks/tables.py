@@ -295,6 +295,26 @@ TABLES = {
             "time in nodes without a product": three("share_without_products", "{:.0f} %", scale=100),
         },
     ),
+    "real": Table(
+        file="real.csv",
+        command="python -m benchmarks.real --data ../shared/data",
+        meaning="Percent over the pixels of the five counted classes. *Trees hit*: marked crowns that are mapped as "
+        "tree; *ground as tree*: other labelled ground that is. ECE: calibration error of the confidence.",
+        by=("data", "place", "scenario", "backend", "precision"),
+        cells={
+            "scenes": lambda line: f"{line[0]['data']}, labels by {line[0]['labels']}",
+            **text("place", "scenario", "precision"),
+            "mF1": one("mf1_percent", "{:.1f}"),
+            "OA": one("oa_percent", "{:.1f}"),
+            "F1 impervious / building / low vegetation / tree / car": lambda line: " / ".join(
+                f"{float(line[0][f'f1 {name}']):.0f}"
+                for name in ("impervious surface", "building", "low vegetation", "tree", "car")
+            ),
+            "trees hit": one("tree_points_hit_percent"),
+            "ground as tree": one("ground_called_tree_percent"),
+            "ECE": one("ece_percent", "{:.1f}"),
+        },
+    ),
     "soak": Table(
         file="soak.csv",
         command="python -m benchmarks.soak",
