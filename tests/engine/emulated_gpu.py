@@ -32,6 +32,7 @@ from tests.conftest import CLASSES, toy_probabilities
 FIRST_ADDRESS = 0x7F_0000_0000
 LIBRARY = "libcuda.so.1"
 INVALIDATED = 901
+ILLEGAL_ADDRESS = 700
 
 
 class CudaError(Exception):
@@ -193,6 +194,7 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
         def synchronize(self) -> Event:
             gpu.current("synchronize")
             self.work.force()
+            gpu.current("the end of synchronize")
             return self
 
     class DeviceAllocation(Owned):
@@ -325,6 +327,32 @@ class LibCuda:
         return 0
 
     cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
+
+    def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> int:  # noqa: N802
+        gpu = self._gpu
+        gpu.current("cuMemcpyDtoDAsync_v2")
+        gpu.streams[stream.value].queue(
+            lambda: np.copyto(gpu.at(target.value, nbytes.value), gpu.at(source.value, nbytes.value))
+        )
+        return 0
+
+    def cuModuleLoadData(self, module: Any, image: Any) -> int:  # noqa: N802
+        assert b".entry trespass" in image.value
+        module._obj.value = self._gpu.handle()
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, _module: Any, name: Any) -> int:  # noqa: N802
+        assert name.value == b"trespass"
+        function._obj.value = self._gpu.handle()
+        return 0
+
+    def cuLaunchKernel(self, _function: Any, *arguments: Any) -> int:  # noqa: N802
+        def trespass() -> None:
+            self._gpu.sticky = ILLEGAL_ADDRESS
+
+        *_sizes, stream, _parameters, _extra = arguments
+        self._gpu.streams[stream.value].queue(trespass)
+        return 0
 
     def cuCtxSynchronize(self) -> int:  # noqa: N802
         if not self._gpu.sticky:

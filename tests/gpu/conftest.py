@@ -1,4 +1,4 @@
-"""What every GPU test needs: a device, the libraries, and plans that the build command made on this machine.
+"""What GPU tests need: a device and pycuda, and most of them plans that the build command made on this machine.
 
 Without them the tests are skipped, and the reason says which is missing. With GEMMNET_REQUIRE_GPU=1, which
 tests/gpu/run.sh sets, a missing one is a failure instead.
@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
 
 
-def missing() -> str | None:
-    """What this machine lacks, in words; None when it lacks nothing."""
+def missing_device() -> str | None:
+    """What this machine lacks of a device that Python can use, in words; None when it lacks nothing."""
     try:
         current_device()
     except BackendUnavailableError as error:
@@ -47,6 +47,11 @@ def missing() -> str | None:
         importlib.import_module("pycuda.driver")
     except ImportError as error:
         return f"pycuda cannot be imported ({error})"
+    return None
+
+
+def missing_library() -> str | None:
+    """Why no TensorRT library can be used; None where one can."""
     refused = []
     for library in ("tensorrt", "tensorrt_rtx"):
         try:
@@ -60,11 +65,20 @@ def missing() -> str | None:
 @pytest.fixture(scope="session", autouse=True)
 def device() -> None:
     """Skip, or fail where a GPU is demanded."""
-    reason = missing()
-    if reason is not None and os.environ.get("GEMMNET_REQUIRE_GPU") == "1":
-        pytest.fail(f"GEMMNET_REQUIRE_GPU=1, but {reason}")
-    if reason is not None:
-        pytest.skip(reason)
+    _demand(missing_device())
+
+
+@pytest.fixture(scope="session")
+def tensorrt_library(device) -> None:
+    """Likewise for a TensorRT library."""
+    _demand(missing_library())
+
+
+def _demand(lacking: str | None) -> None:
+    if lacking is not None and os.environ.get("GEMMNET_REQUIRE_GPU") == "1":
+        pytest.fail(f"GEMMNET_REQUIRE_GPU=1, but {lacking}")
+    if lacking is not None:
+        pytest.skip(lacking)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +91,7 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(device, tmp_path_factory) -> Built:
+def built(tensorrt_library, tmp_path_factory) -> Built:
     """Plans of every graph of the demo bundle; GEMMNET_PLANS names a folder that keeps them between runs."""
     bundle = Bundle.load(demo.BUNDLE)
     plans = Path(os.environ.get("GEMMNET_PLANS") or tmp_path_factory.mktemp("plans"))

@@ -22,10 +22,11 @@ from engine.contract.plan_cache import CACHE_NAME, stored_plans
 from engine.contract.sensors import Scenario, Sensor
 from engine.run import main as run_engine
 from tests.gpu.conftest import WANTED, infer
+from tests.gpu.smoke import free_mib
 
 SWITCHES = 300
 STEADY_TILES = 1000
-GROWTH_BYTES = 4 * 2**20
+GROWTH_MIB = 4
 """What drivers allocate late for themselves; a leaked tile of any kind would be a thousand times its size."""
 
 
@@ -95,9 +96,9 @@ def test_a_thousand_tiles_take_no_more_device_memory_than_thirty(built, tensorrt
             infer(tensorrt, list(Scenario)[number % 3], tiles[number % len(tiles)])
 
     fly(30)
-    before = free_bytes()
+    before = free_mib()
     fly(STEADY_TILES)
-    assert before - free_bytes() <= GROWTH_BYTES
+    assert before - free_mib() <= GROWTH_MIB
 
 
 def test_closing_gives_the_device_memory_back(built, tiles) -> None:
@@ -107,10 +108,10 @@ def test_closing_gives_the_device_memory_back(built, tiles) -> None:
         gc.collect()
 
     once()
-    before = free_bytes()
+    before = free_mib()
     for _ in range(3):
         once()
-    assert before - free_bytes() <= GROWTH_BYTES
+    assert before - free_mib() <= GROWTH_MIB
 
 
 def test_a_tile_of_the_wrong_shape_fails_alone(built, tensorrt, tiles) -> None:
@@ -171,20 +172,3 @@ def test_a_raster_streams_through_the_command(built, tmp_path, sensors: str) -> 
             assert (classes.width, classes.height, classes.crs) == (scene.width, scene.height, scene.crs)
             maps[name] = classes.read(1)
     assert (maps["tensorrt"] == maps["openvino"]).mean() >= 0.95
-
-
-def free_bytes() -> int:
-    """Free memory of the device, asked in a thread of its own as :class:`engine.backends.device.Gpu` demands."""
-    from engine.backends.device import Gpu
-
-    found: list[int] = []
-
-    def ask() -> None:
-        with Gpu() as gpu:
-            gpu.synchronize()
-            found.append(gpu.free_bytes())
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    return found[0]
