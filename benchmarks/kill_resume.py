@@ -14,7 +14,6 @@ maps and the sensors. One CSV row per kill. Exit codes: 0 all equal; 1 a differe
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
@@ -29,14 +28,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import parser_of
 from benchmarks.conditions import ROOT, conditions, write_csv
 from benchmarks.rasters import Failure, columns_of, rows_of, write_flight
-from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor
 from engine.journal import FOLDER
 
-RESULTS = Path(__file__).parent / "results" / "kill_resume.csv"
 LEAST_TILES = 36
 """So that no two failures lie side by side."""
 SAME_BYTES = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
@@ -63,16 +61,10 @@ class Kill:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Kill, resume, compare, write the CSV."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kill_resume",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("kill_resume", __doc__, result="kill_resume.csv")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
     parser.add_argument("--tiles", type=int, default=240, metavar="N", help="of the flight, at least (default: 240)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
-    parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
     options = parser.parse_args(arguments)
     if options.tiles < LEAST_TILES:
         parser.error(f"--tiles must be at least {LEAST_TILES}, received {options.tiles}")
@@ -101,13 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for difference in differences:
                 print(f"run {run}: {difference}", file=sys.stderr)
     rows = [{**asdict(kill), "run_s": round(duration_s, 2), "tiles": options.tiles, **conditions()} for kill in kills]
-    write_csv(options.csv, rows)
+    write_csv(options.out, rows)
     equal, left = sum(kill.equal for kill in kills), [kill.left for kill in kills]
     print(
         f"{equal} of {len(kills)} kills end in the bytes of the uninterrupted run; they left "
         + ", ".join(f"{what} {left.count(what)} times" for what in ("nothing", "unfinished", "finished"))
     )
-    print(f"written: {options.csv}")
+    print(f"written: {options.out}")
     return 1 if failed else 0
 
 
@@ -194,8 +186,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 def _untimed(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        return [{name: value for name, value in row.items() if not name.endswith("_ms")} for row in rows]
+        return [{name: row[name] for name in row if not name.endswith("_ms")} for row in csv.DictReader(file)]
 
 
 def show(kill: Kill) -> None:

@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino
 import openvino.properties.hint as hints
 from numpy.typing import NDArray
 from openvino.properties import inference_num_threads
+from tqdm import tqdm
 
 from benchmarks.tiles import Tile
 from engine.backends import BackendName
@@ -32,6 +33,7 @@ from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, Pe
 from engine.backends.openvino import DEVICE, shared_core
 from engine.contract.sensors import Scenario
 
+_T = TypeVar("_T")
 WANTED = (Output.CLASSES, Output.CONFIDENCE)
 """What a map without blending needs."""
 Feed = Mapping[str, NDArray[np.generic]]
@@ -83,6 +85,13 @@ def first_after_switch(
             single_stream(backend, other, inputs_of(other, tiles), after)
             latencies_ms.append(single_stream(backend, scenario, inputs_of(scenario, tiles), 1))
     return np.concatenate(latencies_ms)
+
+
+def in_turn(contest: Sequence[_T], rounds: int, title: str) -> Iterator[_T]:
+    """Each contestant once a round; each round begins with another one, so that who follows whom is nobody's luck."""
+    for number in tqdm(range(rounds), desc=title, unit="round"):
+        first = number % max(len(contest), 1)
+        yield from (*contest[first:], *contest[:first])
 
 
 def compile_openvino(

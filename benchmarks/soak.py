@@ -15,7 +15,6 @@ Disk for the time of the run: 1 MB a tile. Exit codes: 0 done; 1 tiles were lost
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import signal
@@ -33,15 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.command import parser_of
 from benchmarks.conditions import ROOT, conditions, write_csv
 from benchmarks.rasters import write_flight, write_frames
-from engine import demo
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Sensor
 from engine.journal import FOLDER
 from engine.tile_log import TileRow, read_tile_log
 
-RESULTS = Path(__file__).parent / "results" / "soak.csv"
 SAMPLE_S = 0.5
 FRAME_TEMPLATES = 8
 KEPT_FRAMES = 100
@@ -62,16 +60,12 @@ class Sample:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fly, print, write the CSV."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("soak", __doc__, result="soak.csv")
     parser.add_argument("--minutes", type=float, default=20.0, metavar="N", help="of flight (default: 20)")
     parser.add_argument("--rate", default="5Hz", metavar="HZ", help="tiles a second (default: 5Hz)")
     parser.add_argument("--inject", metavar="FAULTS", help="as engine.run takes them")
     parser.add_argument("--live", action="store_true", help="frames that land in a folder, one tile each")
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
     parser.add_argument("--folder", type=Path, help="for inputs and maps while it flies (default: a temporary one)")
-    parser.add_argument("--csv", type=Path, default=RESULTS, help=f"result file (default: {RESULTS.name})")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the flight ends too
     rate_hz = float(options.rate.lower().removesuffix("hz"))
@@ -102,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = tabulate(samples, rows, rate_hz)
     settings = {"source": "live" if options.live else "raster", "rate_hz": rate_hz, "inject": options.inject or ""}
     settings |= {"backend": ran["library"], "device": ran["device"], "precision": ran["precision"]}
-    write_csv(options.csv, [{**row, **settings, **conditions()} for row in table])
+    write_csv(options.out, [{**row, **settings, **conditions()} for row in table])
     show(table)
-    print(f"written: {options.csv}")
+    print(f"written: {options.out}")
     return 1 if any(row.lost for row in rows) else 0
 
 
@@ -244,10 +238,8 @@ def _row(
 
 def show(table: Sequence[dict[str, object]]) -> None:
     """The table on the terminal."""
-    names = ("minute", "rss_mib", "rss_max_mib", "descriptors_max", "threads_max", "tiles", "switches", "lost")
-    names += ("p50_ms", "p99_ms", "max_ms")
-    print("  ".join(f"{name:>{max(6, len(name))}}" for name in names))
-    for row in table:
+    names = [name for name in table[0] if "slope" not in name]
+    for row in [dict(zip(names, names, strict=True)), *table]:
         print("  ".join(f"{row[name]!s:>{max(6, len(name))}}" for name in names))
     whole = table[-1]
     print(

@@ -118,7 +118,8 @@ def _read(path: Path, bands: int) -> np.ma.MaskedArray:
         with rasterio.open(path) as source:
             if source.count != bands:
                 raise RasterFormatError(f"{path} must have {bands} band(s), received {source.count}")
-            return source.read(masked=True)
+            values: np.ma.MaskedArray = source.read(masked=True)
+            return values
     except RasterioIOError as error:
         raise RasterOpenError(f"a golden scene is a folder with rgir.tif and ndsm.tif; {path}: {error}") from error
 

@@ -59,7 +59,8 @@ def classifier(model: System) -> Classify:
     def classify(scenario: Scenario, tile: Tile) -> NDArray[np.uint8]:
         infer = torch_infer(scenario_module(model, scenario))
         classes, *_ = infer(tuple(np.ascontiguousarray(tile.sensor(sensor))[None] for sensor in inputs_of(scenario)))
-        return classes[0]
+        found: NDArray[np.uint8] = classes[0]
+        return found
 
     return classify
 

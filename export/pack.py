@@ -17,13 +17,13 @@ from typing import Literal
 from engine.contract.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
-    FileRef,
     Manifest,
     Precision,
     Score,
     Training,
 )
 from engine.contract.errors import OutputError, UsageError
+from engine.contract.files import FileRef
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
 from export.onnx_graphs import SharedWeights

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,8 +40,8 @@ def to_fp16(model: onnx.ModelProto, inputs: Mapping[str, NDArray[np.generic]]) -
     with tempfile.TemporaryDirectory() as folder:
         graph, batch = Path(folder) / "graph.onnx", Path(folder) / "batch.npz"
         onnx.save(model, graph)
-        np.savez(batch, **inputs)
-        converted = convert_to_mixed_precision(
+        np.savez(batch, **dict[str, Any](inputs))
+        converted: onnx.ModelProto = convert_to_mixed_precision(
             str(graph),
             low_precision_type="fp16",
             keep_io_types=True,

@@ -13,6 +13,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,11 +36,10 @@ def name_layers(graph: gs.Graph) -> gs.Graph:
     layers = {tensor.name: tensor.name for tensor in graph.inputs}
     used: Counter[str] = Counter()
     for node in graph.nodes:
-        name = layer = _module(node)
-        if layer is None:
-            layer = next((layers[tensor.name] for tensor in node.inputs if tensor.name in layers), graph.name)
-            name = f"{layer}/{node.op}"
-        elif node.op == "MatMul":
+        own = _module(node)
+        layer = own or next((layers[tensor.name] for tensor in node.inputs if tensor.name in layers), graph.name)
+        name = own or f"{layer}/{node.op}"
+        if own and node.op == "MatMul":
             node.inputs[1].name = f"{PARAMETER_PREFIX}{layer}{WEIGHT_SUFFIX}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
@@ -243,7 +243,7 @@ def _values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
     return tensor.values if isinstance(tensor, gs.Constant) else None
 
 
-def _split_constant(node: gs.Node) -> tuple[gs.Tensor, NDArray[np.generic] | None]:
+def _split_constant(node: gs.Node) -> tuple[gs.Tensor, NDArray[Any] | None]:
     """The two inputs of a node as (what flows, the constant), or (the first, None) if both flow."""
     first, second = node.inputs
     if isinstance(first, gs.Constant):
@@ -325,7 +325,8 @@ def _module(node: gs.Node) -> str | None:
     """The module whose weight a node holds: ``encoder.rgir.stages.0.enter.0``."""
     if len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
         return None
-    name, suffix = node.inputs[1].name, WEIGHT_SUFFIX
+    name: str = node.inputs[1].name
+    suffix = WEIGHT_SUFFIX
     if node.op == "MatMul":
         beside = [tensor for reader in node.outputs[0].outputs for tensor in reader.inputs]
         bias = next((tensor for tensor in beside if isinstance(tensor, gs.Constant)), None)

@@ -322,7 +322,7 @@ def _logger(trt: Any) -> Any:
     calling it when the objects it was given for are long gone.
     """
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a class of whatever library was imported
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.clear()
@@ -347,7 +347,7 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.stopped = False

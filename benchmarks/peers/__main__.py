@@ -46,9 +46,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.agreement import listed
-from benchmarks.command import exit_code_of
+from benchmarks.command import RESULTS, at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
+from benchmarks.tables import TABLES
 from benchmarks.tiles import tiles_of
 from engine import demo
 from engine.contract.errors import BackendUnavailableError, EngineError, UsageError
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from benchmarks.peers.rounds import LeftOut, Row
     from benchmarks.peers.subject import Subject
 
-RESULTS = Path(__file__).parent.parent / "results"
 DEFAULT_PRESET = "edge"
 GROUPS = ("tile", "raster")
+TABLE_OF = {"tile": "peers", "raster": "peers-raster"}
 MODES = {"tile": ("single_stream_ms", "offline_ms"), "raster": ("raster_s",)}
 SCENE_TILES = 3
 
@@ -82,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("peers", __doc__)
     parser.add_argument("--presets", metavar="LIST", help=f"networks with random weights (default: {DEFAULT_PRESET})")
     named = {"nargs": "+", "default": [], "action": "extend"}
     parser.add_argument("--checkpoints", **named, metavar="NAME=FILE", help="networks with trained weights")
@@ -106,8 +104,7 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         EngineError: nothing can be compared.
     """
-    if min(options.tiles, options.rounds) < 1:
-        raise UsageError(f"--tiles and --rounds must be at least 1, received {options.tiles} and {options.rounds}")
+    at_least_one(options, "tiles", "rounds")
     groups = listed(options.groups, GROUPS, "--groups")
     presets = [name for name in (options.presets or "").split(",") if name]
     checkpoints, bundles = _named(options.checkpoints, "--checkpoints"), _named(options.bundles, "--bundles")
@@ -135,9 +132,10 @@ def compare(options: argparse.Namespace) -> None:
         )
     several = len(contest) > 1
     out = options.out or RESULTS / ("peers_models.csv" if several else "peers.csv")
-    lines = lines_of_models(rows) if several else lines_of_peers(rows)
+    lines = lines_of(rows)
     write_csv(out, [{**line, "rounds": options.rounds, **conditions()} for line in lines])
-    print(table(lines))
+    for name in ["peers-models"] if several else [TABLE_OF[group] for group in groups]:
+        print(f"{TABLES[name].markdown(lines)}\n")
     for peer, reason in left_out.items():
         print(f"left out: {peer}: {reason}")
 
@@ -191,46 +189,33 @@ def measure(
     return rows, left_out
 
 
-def lines_of_peers(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Lines of the CSV: each row beside the engine's in the same scenario."""
-    from benchmarks.peers.libraries import ENGINE
+def lines_of(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Lines of the CSV: each row beside the engine's in the same scenario, or each network beside the first one."""
+    from benchmarks.peers.libraries import EAGER, ENGINE
     from benchmarks.peers.rounds import ratio
     from benchmarks.peers.tilers import RUN, cropped
 
+    first = rows[0].subject.name
+    several = {row.subject.name for row in rows} != {first}
+    by_name = {(row.subject.name, row.group, row.scenario, row.peer, row.precision): row for row in rows}
     lines = []
-    by_name = {(row.group, row.scenario, row.peer, row.precision): row for row in rows}
     for row in rows:
+        others = {"over_engine": ENGINE if row.group == "tile" else cropped(ENGINE)}
+        others |= {"over_run": RUN[0]} if row.group == "raster" else {}
+        found = {name: by_name.get((first, row.group, row.scenario, peer, "fp32")) for name, peer in others.items()}
+        if several:
+            found = {
+                "over_first": by_name.get((first, row.group, row.scenario, row.peer, row.precision)),
+                "speedup_over_first_eager": by_name[first, row.group, row.scenario, EAGER, "fp32"],
+            }
         line = _line(row)
         for mode in MODES[row.group]:
-            ours = (
-                [("over_engine", ENGINE)]
-                if row.group == "tile"
-                else [("over_engine", cropped(ENGINE)), ("over_run", RUN[0])]
-            )
-            for column, engine in ours:
-                other = by_name.get((row.group, row.scenario, engine, "fp32"))
-                if other is not None:
-                    line[f"{mode.rpartition('_')[0]}_{column}"] = round(ratio(row, other, mode), 3)
-        lines.append(line)
-    return lines
-
-
-def lines_of_models(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Lines of the CSV: each network beside the first one."""
-    from benchmarks.peers.libraries import EAGER
-    from benchmarks.peers.rounds import ratio
-
-    first = rows[0].subject.name
-    by_name = {(row.subject.name, row.scenario, row.peer, row.precision): row for row in rows}
-    lines = []
-    for row in rows:
-        line = _line(row)
-        same = by_name.get((first, row.scenario, row.peer, row.precision))
-        eager = by_name[first, row.scenario, EAGER, "fp32"]
-        for mode in MODES["tile"]:
-            short = mode.rpartition("_")[0]
-            line[f"{short}_over_first"] = None if same is None else round(ratio(row, same, mode), 3)
-            line[f"{short}_speedup_over_first_eager"] = round(1 / ratio(row, eager, mode), 2)
+            for column, other in found.items():
+                over = None if other is None else ratio(row, other, mode)
+                if over is not None and "speedup" in column:
+                    over = 1 / over
+                if over is not None or several:
+                    line[f"{mode.rpartition('_')[0]}_{column}"] = None if over is None else round(over, 3)
         lines.append(line)
     return lines
 
@@ -251,26 +236,6 @@ def _line(row: Row) -> dict[str, object]:
         "ready_s": None if row.ready_s is None else round(row.ready_s, 2),
         "agreement": round(row.agreement, 6),
     }
-
-
-def table(lines: Sequence[Mapping[str, object]]) -> str:
-    """Aligned text, a part for each group."""
-    parts = []
-    for group in GROUPS:
-        mine = [line for line in lines if line["group"] == group]
-        names = list(dict.fromkeys(name for line in mine for name in line))
-        names = [name for name in names if name not in ("group", "weights", "library")]
-        if group == "raster":
-            names = [name for name in names if name != "ready_s"]
-        cells = [names, *([_cell(line.get(name)) for name in names] for line in mine)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
-        if mine:
-            parts.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells))
-    return "\n\n".join(parts)
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def _named(words: Sequence[str], option: str) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.pytorch import TorchPeer
 from benchmarks.peers.subject import Subject
 from benchmarks.peers.tilers import Raster, Tiler, TilerOpener
-from benchmarks.rates import inputs_of
+from benchmarks.rates import in_turn, inputs_of
 from benchmarks.tiles import Tile
 from engine.contract.errors import BackendError, BundleError
 from engine.contract.sensors import Scenario
@@ -112,21 +112,18 @@ def tile_group(
                     )
                     contest.append((row, peer))
             picked = [inputs[number % len(inputs)] for number in range(count)]
-            for number in tqdm(range(rounds), desc=f"{scenario}: tiles", unit="round"):
-                # each round begins with another one: who follows whom is nobody's luck
-                for turn in range(len(contest)):
-                    row, peer = contest[(turn + number) % len(contest)]
-                    for tile in picked[:BURN_IN_TILES]:
-                        peer.infer(tile)
-                    latencies_ms = []
-                    for tile in picked:
-                        started = time.perf_counter()
-                        peer.infer(tile)
-                        latencies_ms.append((time.perf_counter() - started) * 1e3)
-                    row.single_stream_ms.append(statistics.median(latencies_ms))
+            for row, peer in in_turn(contest, rounds, f"{scenario}: tiles"):
+                for tile in picked[:BURN_IN_TILES]:
+                    peer.infer(tile)
+                latencies_ms = []
+                for tile in picked:
                     started = time.perf_counter()
-                    peer.infer_each(picked, lambda number, classes: None)
-                    row.offline_ms.append((time.perf_counter() - started) * 1e3 / count)
+                    peer.infer(tile)
+                    latencies_ms.append((time.perf_counter() - started) * 1e3)
+                row.single_stream_ms.append(statistics.median(latencies_ms))
+                started = time.perf_counter()
+                peer.infer_each(picked, lambda number, classes: None)
+                row.offline_ms.append((time.perf_counter() - started) * 1e3 / count)
             rows += [row for row, _ in contest]
     return rows
 
@@ -174,9 +171,7 @@ def raster_group(
                     agreement=float((classes == truth).mean()),
                 )
                 contest.append((row, tiler))
-            for number in tqdm(range(rounds), desc=f"{scenario}: raster", unit="round"):
-                for turn in range(len(contest)):
-                    row, tiler = contest[(turn + number) % len(contest)]
-                    row.raster_s.append(tiler.timed()[1])
+            for row, tiler in in_turn(contest, rounds, f"{scenario}: raster"):
+                row.raster_s.append(tiler.timed()[1])
             rows += [row for row, _ in contest]
     return rows

@@ -31,13 +31,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.command import exit_code_of
-from engine import demo
+from benchmarks.command import at_least_one, exit_code_of, parser_of
 from engine.contract.errors import UsageError
-
-RESULTS = Path(__file__).parent.parent / "results" / "roofline.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,11 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
 
     def work() -> None:
-        if min(options.rounds, options.tiles, options.top) < 1:
-            raise UsageError(
-                f"--rounds, --tiles and --top must be at least 1, received {options.rounds}, {options.tiles} and "
-                f"{options.top}"
-            )
+        at_least_one(options, "rounds", "tiles", "top")
         try:  # --help needs none of it
             from benchmarks.roofline.measure import measure
         except ImportError as error:
@@ -64,10 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
+    parser = parser_of("roofline", __doc__, result="roofline.csv")
     parser.add_argument("--backends", default="openvino,onnxruntime", metavar="LIST", help="default: both")
     parser.add_argument("--precisions", metavar="LIST", help="default: fp32 and int8 where the bundle has it")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
@@ -76,7 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="slowest nodes to print per graph (default: 10)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file; layers and plot go beside it")
     return parser
 
 

@@ -30,12 +30,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command import RESULTS, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.sweep.variants import VARIANTS, Variant, chosen
 from engine.contract.errors import EngineError, InterruptedRunError, UsageError
 from train.budget import add_options, count
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("sweep", __doc__)
     parser.add_argument(
         "--variants",
         default=",".join(VARIANTS),

@@ -14,7 +14,7 @@ import openvino.properties.hint as hints
 import torch
 from tqdm import tqdm
 
-from benchmarks.rates import compile_openvino
+from benchmarks.rates import compile_openvino, in_turn
 from benchmarks.sweep.variants import Variant
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
@@ -71,16 +71,14 @@ def measure(
             for scenario in Scenario:
                 timed.append(prepare(variant, model, scenario, tile, threads))
                 bar.update()
-    for number in tqdm(range(rounds), desc="timing", unit="round"):
-        first = number % len(timed)  # each round begins with another one, so that who follows whom changes
-        for row in timed[first:] + timed[:first]:
-            row.request.infer()  # brings weights and buffers back into the caches
-            latencies = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                row.request.infer()
-                latencies.append((time.perf_counter() - started) * 1e3)
-            row.rounds_ms.append(statistics.median(latencies))
+    for row in in_turn(timed, rounds, "timing"):
+        row.request.infer()  # brings weights and buffers back into the caches
+        latencies = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            row.request.infer()
+            latencies.append((time.perf_counter() - started) * 1e3)
+        row.rounds_ms.append(statistics.median(latencies))
     return timed
 
 
