@@ -195,7 +195,9 @@ def _scenario(study: Study) -> Iterable[str]:
     )
     yield "<details><summary>Activation ranges: where each method clips a layer's input</summary>"
     yield points(
-        f"ranges of {study.scenario}", [(one.layer, dict(one.thresholds)) for one in study.ranges], "clipped at"
+        f"ranges of {study.scenario}",
+        [(one.layer, {str(method): at for method, at in one.thresholds.items()}) for one in study.ranges],
+        "clipped at",
     )
     yield "</details>"
 

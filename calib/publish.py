@@ -13,8 +13,9 @@ from typing import BinaryIO
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from engine.contract.bundle import Bundle, FileRef, Manifest, Precision, save_manifest
+from engine.contract.bundle import Bundle, Manifest, Precision, save_manifest
 from engine.contract.errors import OutputError, writing
+from engine.contract.files import FileRef
 from engine.contract.proof import prove
 from engine.contract.sensors import Scenario
 

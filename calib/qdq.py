@@ -101,7 +101,13 @@ def finish(placed: onnx.ModelProto, thresholds: Mapping[str, float], released: C
     release(graph, released)
     set_ranges(graph, thresholds)
     narrow_weights(graph)
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=placed.ir_version)
+    return exported(graph, placed)
+
+
+def exported(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without what nothing reads, sorted, as a model of the other's version."""
+    model: onnx.ModelProto = gs.export_onnx(graph.cleanup().toposort(), ir_version=like.ir_version)
+    return model
 
 
 def release(graph: gs.Graph, names: Collection[str]) -> None:
@@ -110,7 +116,7 @@ def release(graph: gs.Graph, names: Collection[str]) -> None:
         if node.name in names:
             node.inputs = [pair[0].inputs[0] if (pair := _pair(tensor)) else tensor for tensor in node.inputs]
     for node in graph.nodes:
-        pair = _pair(node.outputs[0]) if node.op == "DequantizeLinear" else None
+        pair = _pair(node.outputs[0]) if node.op == "DequantizeLinear" else ()
         readers = list(node.outputs[0].outputs)
         if pair and not any(reader.op == QUANTISED for reader in readers):
             source = pair[0].inputs[0]

@@ -18,7 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from modelopt.onnx import quantization as model_optimizer
 
-from calib.qdq import QUANTISED, joined_layers, release
+from calib.qdq import QUANTISED, exported, joined_layers, release
 from calib.runtimes import Batch
 from engine.contract.errors import BackendError
 
@@ -58,4 +58,4 @@ def place(model: onnx.ModelProto, tile: Batch) -> onnx.ModelProto:
             raise BackendError(f"Model Optimizer could not quantise {model.graph.name}: {error}") from error
     graph = gs.import_onnx(placed)
     release(graph, joined_layers(placed))
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=placed.ir_version)
+    return exported(graph, placed)

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from calib.qdq import QUANTISED, producer, with_shapes
+from calib.qdq import QUANTISED, exported, producer, with_shapes
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,7 +37,7 @@ def cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
         cast.outputs.clear()
         name = f"{concat.name}/{cast.name}"
         graph.nodes.append(gs.Node("Concat", name, attrs=dict(concat.attrs), inputs=parts, outputs=[whole]))
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
+    return exported(graph, model)
 
 
 def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,7 +72,7 @@ def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.outputs.clear()
             graph.nodes.append(gs.Node("Add", f"{node.name}/Add_{k}", inputs=[summed, piece], outputs=[out]))
             summed = out
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
+    return exported(graph, model)
 
 
 def shuffle_last(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -112,7 +112,7 @@ def shuffle_last(model: onnx.ModelProto) -> onnx.ModelProto:
                 _unstack(graph, f"{layer}/Unstack_{tensor.name}", tensor, inside, (side, height, width))
             else:
                 tensor.shape = (batch, tensor.shape[1], *stack)
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
+    return exported(graph, model)
 
 
 def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:

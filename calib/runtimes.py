@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import onnx
@@ -40,13 +41,19 @@ def openvino_infer(model: onnx.ModelProto, wanted: Sequence[str]) -> Infer:
     return infer
 
 
+@cache
+def shared_core() -> ov.Core:
+    """One Core for the process: see https://github.com/openvinotoolkit/openvino/issues/35338."""
+    return ov.Core()
+
+
 def compile_openvino(model: onnx.ModelProto, wanted: Sequence[str], config: Mapping[str, object]) -> ov.CompiledModel:
     """A graph compiled for one tile at a time with only the wanted outputs, as the engine does it.
 
     Raises:
         BackendError: OpenVINO refuses it.
     """
-    core = ov.Core()
+    core = shared_core()
     try:
         read = core.read_model(model.SerializeToString(), b"")
         pruned = ov.Model([read.output(name) for name in wanted], read.get_parameters(), model.graph.name)
@@ -84,5 +91,5 @@ def versions() -> dict[str, str]:
     return {
         "openvino": ov.__version__.split("-")[0],
         "onnxruntime": ort.__version__,
-        "cpu": str(ov.Core().get_property(DEVICE, props.device.full_name)).strip(),
+        "cpu": str(shared_core().get_property(DEVICE, props.device.full_name)).strip(),
     }

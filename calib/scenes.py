@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -95,7 +96,7 @@ class Sample:
 
     def inputs(self, scenario: Scenario) -> dict[str, NDArray[np.generic]]:
         """A batch of one for a scenario's graph, by input name."""
-        values = {Sensor.RGIR: self.rgir, Sensor.NDSM: self.ndsm}
+        values: dict[Sensor, NDArray[Any]] = {Sensor.RGIR: self.rgir, Sensor.NDSM: self.ndsm}
         return {sensor.value: values[sensor][None] for sensor in Sensor if sensor in scenario.sensors}
 
     def known(self, classes: int) -> NDArray[np.bool_]:
@@ -104,7 +105,7 @@ class Sample:
         Raises:
             RasterFormatError: a label is no class.
         """
-        known = self.labels != UNKNOWN
+        known: NDArray[np.bool_] = self.labels != UNKNOWN
         largest = int(self.labels[known].max(initial=0))
         if largest >= classes:
             raise RasterFormatError(
@@ -150,7 +151,7 @@ class Tile:
         digest = hashlib.sha256()
         for array in (sample.rgir, sample.ndsm, sample.labels):
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array)
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def _read(self, path: Path) -> NDArray[np.generic]:
@@ -163,7 +164,8 @@ class Tile:
                 band = source.read(window=Window(self.left, self.top, self.size_px, self.size_px), masked=True)
         except (OSError, ValueError, EOFError, RasterioError) as error:
             raise RasterOpenError(f"{path} cannot be read: {error}: restore the scene or leave it out") from error
-        return band.filled(np.nan if band.dtype.kind == "f" else band.fill_value)
+        values: NDArray[np.generic] = band.filled(np.nan if band.dtype.kind == "f" else band.fill_value)
+        return values
 
 
 def find_scenes(root: Path) -> list[Scene]:
@@ -237,7 +239,7 @@ def in_hash_order(tiles: Sequence[Tile]) -> list[Tile]:
 
 _SEED_ROLES = (Role.CALIBRATE, Role.SEARCH, Role.EVALUATE)
 _HASH_ROLES = (Role.CALIBRATE, Role.CALIBRATE, Role.SEARCH, Role.EVALUATE)
-_FILES: Mapping[str, int] = {**BANDS, LABELS: 1}
+_FILES: Mapping[str, int] = {**{sensor.value: count for sensor, count in BANDS.items()}, LABELS: 1}
 
 
 def _has_labels(folder: Path) -> bool:
