@@ -105,6 +105,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         rare_share: share of samples that hold a pixel of a rare class of their pool, one such class as often as
             another.
         border_share: share of samples without data or labels beyond a line (:func:`train.data.augment.inside_border`).
+        weak: add ``rgir_weak`` and ``ndsm_weak``, the same crop as it was measured, for a teacher.
     """
 
     def __init__(
@@ -117,8 +118,9 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         seed: int,
         rare_share: float = 0.0,
         border_share: float = 0.0,
+        weak: bool = False,
     ) -> None:
-        self.pools, self.length = list(pools), length
+        self.pools, self.length, self.weak = list(pools), length, weak
         self.crop_px, self.seed = crop_px, seed
         self.rare_share, self.border_share = rare_share, border_share
         self.shares = np.cumsum([pool.share for pool in pools]) / sum(pool.share for pool in pools)
@@ -156,6 +158,8 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             "labels": orient(crop.labels),
             "available": np.array(availability(scenarios[int(rng.integers(len(scenarios)))])),
         }
+        if self.weak:
+            item |= {"rgir_weak": orient(crop.rgir), "ndsm_weak": orient(crop.ndsm)[None]}
         if self.border_share and rng.random() < self.border_share:
             inside = inside_border(self.crop_px, rng)
             for sensor in sensors:

@@ -26,6 +26,7 @@ labels they are, what they derive from and under which licence.
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +46,8 @@ from train.data.scenes import Scene, is_current, write_scene
 
 DESCRIPTION = "dataset.toml"
 FILES = ("rgir", "ndsm", "labels")
+TREES, TREE, CROWN_PX = "trees.csv", "tree", 2
+"""Points of crowns, the class that they mean, and the radius of what is surely crown around each."""
 DESCRIPTION_LIMIT_BYTES = 1 << 20
 PREPARED_FORMAT = 2
 """Grows when a scene's arrays come out otherwise than before from the same files."""
@@ -82,6 +85,8 @@ class FolderSource:
     cache: Path
     overlay: Path | None = None
     """Folder of further labels, ``<scene>.png``."""
+    tree_points: bool = False
+    """Where a scene has no labels but ``trees.csv`` (columns x, y: a pixel of each crown), label those pixels tree."""
     _described: _Description = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -184,6 +189,8 @@ class FolderSource:
         found = {name: path for name in FILES if (path := self.root / scene / f"{name}.tif").exists()}
         if self.overlay is not None and "labels" not in found and (path := self.overlay / f"{scene}.png").exists():
             found["labels"] = path
+        if self.tree_points and "labels" not in found and (path := self.root / scene / TREES).exists():
+            found["trees"] = path
         return found
 
     def read_scene(self, scene: str) -> dict[str, NDArray[Any]]:
@@ -195,6 +202,8 @@ class FolderSource:
         arrays: dict[str, NDArray[Any]] = {}
         paths = self.files(scene)
         with Raster(next(iter(paths.values()))) as grid:
+            if (points := paths.pop("trees", None)) is not None:
+                arrays["labels"] = tree_labels(points, grid.size_px, self.labels)
             for name, path in paths.items():
                 with Raster(path) as raster:
                     arrays |= getattr(self, f"_read_{name}")(raster, grid)
@@ -240,6 +249,31 @@ class FolderSource:
                     f"{wrong[:5].tolist()}: list every class in {self.root / DESCRIPTION}"
                 )
         return {"labels": np.where(valid, found, np.uint8(IGNORE_INDEX))}
+
+
+def tree_labels(path: Path, size_px: tuple[int, int], labels: LabelSet) -> NDArray[np.uint8]:
+    """Labels that know marked crowns alone, uint8 [H, W].
+
+    Args:
+        path: CSV with columns x and y, in pixels.
+        size_px: height and width.
+        labels: the classes, one of them ``tree``.
+
+    Raises:
+        DataError: there is no class of that name, or the file is malformed.
+    """
+    if TREE not in labels.names:
+        raise DataError(f"{path} needs a class {TREE}, the data has {', '.join(labels.names)}: remove the file")
+    found = np.full(size_px, IGNORE_INDEX, np.uint8)
+    try:
+        with path.open(newline="") as file:
+            points = [(float(row["y"]), float(row["x"])) for row in csv.DictReader(file)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} must have numbers in columns x and y ({error!r}): correct or remove it") from error
+    rows, cols = np.ogrid[: size_px[0], : size_px[1]]
+    for y, x in points:
+        found[(rows - y) ** 2 + (cols - x) ** 2 <= CROWN_PX**2] = labels.names.index(TREE)
+    return found
 
 
 def _describe(root: Path) -> _Description:

@@ -1,0 +1,335 @@
+"""Adapt a model to your own images, without labels.
+
+    python -m train.adapt --init demo --data folder:MINE --out runs/mine
+    python -m train.adapt --init demo --data folder:MINE --labels MY_LABELS --steps 1000 --out runs/mine
+    python -m export.run runs/mine/best.safetensors --bundle mine            then fly with it: engine.run --bundle mine
+
+MINE holds a folder per scene with ``rgir.tif`` and, where there are heights, ``ndsm.tif`` (:mod:`train.data.folder`;
+two scenes at least, a dozen or more to be of use). Half of each batch are procedural scenes with their labels; the
+other half are your images with labels of a teacher, the running average of the model that is trained, and with objects
+of procedural scenes pasted in (:mod:`train.selftraining`). Where heights exist the teacher looks at both sensors, and
+what it sees there teaches the scenarios with one. Used where they are: labels (``labels.tif``, ``--labels``), crowns
+that people marked (``trees.csv`` with pixel columns x and y), NDVI.
+
+The first steps (``--warm-up``) only get used to both kinds of image; no pseudo-label is believed yet. Every ``--check``
+steps the averaged model maps held-out images as they are, and turned and lit otherwise; the checkpoint that agrees best
+with itself, less its drift from the prior share of each class, is kept, and after three checks without a better one the
+run ends. This rule needs no labels; it is no accuracy. The prior is the mean of what the model calls in your images
+before and what the procedural scenes have; of uncounted classes (clutter) the lesser of the two.
+
+Writes ``best.safetensors`` with its .json into ``--out``. Exit codes: 0 done, 1 the loss stopped being finite, 2
+options or data that do not fit, 130 Ctrl-C (the best so far is kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from engine.contract.sensors import Sensor
+from train import checkpoint
+from train.checkpoint import CheckpointInfo
+from train.config import Preset, TrainConfig
+from train.data.dataset import ZOOM, CropDataset, Pool
+from train.data.folder import FolderSource
+from train.data.isprs import Part
+from train.data.labels import IGNORE_INDEX
+from train.data.rasters import DataError
+from train.data.scenes import Scene
+from train.data.sources import GRAMMAR, open_source
+from train.selftraining import PseudoLabels, Rules, Stability, class_mix, stability, teach
+from train.trainer import Trainer, TrainingDivergedError
+
+log = logging.getLogger("train.adapt")
+
+CHECK_CROPS = 32
+PATIENCE = 3
+ZOOM_TARGET = (1.0, 2.0)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class Adaptation:
+    """A trainer, what it learns from, and the best model so far."""
+
+    trainer: Trainer
+    info: CheckpointInfo
+    out: Path
+    source: Iterator[Batch]
+    target: Iterator[Batch]
+    held_out: list[Batch]
+    pseudo: PseudoLabels
+    warm_up: int
+    check: int
+    generator: torch.Generator
+
+    def run(self) -> Stability:
+        """Train to the last step or until three checks found nothing better; the best check's stability.
+
+        Raises:
+            TrainingDivergedError: the loss is no longer finite.
+        """
+        trainer, steps = self.trainer, self.trainer.preset.train.steps
+        best, since = self._stability(), 0
+        print(f"before: {_told(best)}", flush=True)
+        self._save(best)
+        believed = 0.0
+        with tqdm(total=steps, desc="adapting", unit="step", smoothing=0.05) as bar:
+            while trainer.done_steps < steps:
+                logged, share = self.step()
+                believed = 0.95 * believed + 0.05 * share
+                bar.update()
+                bar.set_postfix(loss=f"{logged['total']:.3f}", believed=f"{believed:.0%}")
+                if trainer.done_steps % self.check and trainer.done_steps != steps:
+                    continue
+                if trainer.done_steps < self.warm_up:
+                    continue
+                found = self._stability()
+                tqdm.write(f"step {trainer.done_steps}: {_told(found)}")
+                if found.score > best.score:
+                    best, since = found, 0
+                    self._save(best)
+                else:
+                    since += 1
+                if since == PATIENCE:
+                    tqdm.write(f"{PATIENCE} checks without a better model: done")
+                    break
+        return best
+
+    def step(self) -> tuple[dict[str, float], float]:
+        """One step; what is logged, and the share of pixels whose pseudo-label is believed."""
+        source, target = next(self.source), next(self.target)
+        known = target["labels"].long()
+        measured = target["ndsm_valid"].flatten(1).any(1)
+        share = 0.0
+        if self.trainer.done_steps >= self.warm_up:
+            probabilities = teach(self.trainer.average, target["rgir_weak"], target["ndsm_weak"], measured)
+            found = self.pseudo.label(probabilities, target["rgir_weak"])
+            seen = target["rgir_valid"] | target["ndsm_valid"]
+            found = found.masked_fill(~seen, IGNORE_INDEX)
+            share = float((found != IGNORE_INDEX).float().mean())
+            known = torch.where(known != IGNORE_INDEX, known, found)
+        mixed = class_mix({**target, "labels": known.to(torch.uint8)}, source, self.generator)
+        batch = {name: torch.cat((tensor, mixed[name])) for name, tensor in source.items()}
+        return self.trainer.step(batch), share
+
+    def _stability(self) -> Stability:
+        return stability(self.trainer.average, self.held_out, self.pseudo.prior)
+
+    def _save(self, found: Stability) -> None:
+        info = replace(self.info, step=self.trainer.done_steps)
+        checkpoint.save(self.out / "best.safetensors", self.trainer.average.state_dict(), info)
+
+
+def _told(found: Stability) -> str:
+    return f"agrees with itself on {found.agreement:.1%}, drift {found.drift:.3f}, together {found.score:.3f}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.adapt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--init", type=checkpoint.named, default="demo", metavar="FILE", help="checkpoint to adapt (demo, the shipped)"
+    )
+    parser.add_argument("--data", required=True, metavar="folder:DIR", help="your images")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="labels of some of them, <scene>.png")
+    parser.add_argument(
+        "--source", default="synthetic:200", metavar="SOURCE", help=f"scenes with labels: {GRAMMAR} (synthetic:200)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps at most (600)")
+    parser.add_argument("--warm-up", type=int, default=60, metavar="N", help="steps without pseudo-labels (60)")
+    parser.add_argument("--check", type=int, default=100, metavar="N", help="steps between checks (100)")
+    parser.add_argument("--batch", type=int, default=8, help="samples per step, half of each kind (8)")
+    parser.add_argument("--crop", type=int, default=256, dest="crop_px", help="side of a training crop, px (256)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (3e-4)")
+    parser.add_argument("--threshold", type=float, default=0.8, help="confidence from which a label is believed (0.8)")
+    parser.add_argument(
+        "--prior-strength", type=float, default=0.5, metavar="A", help="how far shares of classes are held, 0..1 (0.5)"
+    )
+    parser.add_argument("--no-ndvi", action="store_true", help="do not use NDVI, say for cameras that are not NIR-R-G")
+    parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="as for train.run (auto)")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and mixtures (0)")
+    parser.add_argument("--threads", type=int, default=1, help="ways to split a step (1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples of each kind (1)")
+    return parser.parse_args(argv)
+
+
+def prepare(options: argparse.Namespace, command: str) -> Adaptation:
+    """Open the data and the model.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: options, data and model do not fit.
+    """
+    if options.batch < 4 or options.batch % 2:
+        raise ValueError(f"--batch must be even and at least 4, received {options.batch}")
+    if min(options.steps, options.check) < 1 or not 0 <= options.warm_up < options.steps:
+        raise ValueError("--steps and --check must be at least 1, --warm-up less than --steps")
+    rules = Rules(
+        threshold=options.threshold,
+        prior_strength=options.prior_strength,
+        green=None if options.no_ndvi else Rules.green,
+    )
+    if (options.out / "best.safetensors").exists():
+        raise ValueError(f"{options.out} already holds a run: choose another --out")
+    model, info = checkpoint.load(options.init)
+    if options.crop_px % info.model.stride_px:
+        raise ValueError(f"--crop must be a multiple of {info.model.stride_px}, received {options.crop_px}")
+    target = open_source(options.data, options.cache / "adapt", options.labels)
+    if not isinstance(target, FolderSource):
+        raise DataError(f"--data takes folder:DIR, received {options.data!r}")
+    target = replace(target, tree_points=True)
+    source = open_source(options.source, options.cache)
+    for found in (source, target):
+        if found.labels != info.labels:
+            raise DataError(f"{found.name} must have the classes of the model, {', '.join(info.labels.names)}")
+    train = TrainConfig(
+        steps=options.steps,
+        batch=options.batch,
+        crop_px=options.crop_px,
+        lr=options.lr,
+        warmup_steps=50,
+        ema_decay=0.995,
+        amp=options.amp,
+        seed=options.seed,
+        weights=info.train.weights,
+        rare_share=info.train.rare_share,
+        border_share=info.train.border_share,
+    )
+    trainer = Trainer(Preset(model=info.model, train=train), _device(), threads=options.threads)
+    trainer.start_from(model.state_dict(), info.model)
+    images, held_out = (_with_images(target, part) for part in ("train", "validation"))
+    batches = _loader(
+        CropDataset(
+            [Pool(scenes=held_out, zoom=(1.0, 1.0))],
+            counted=info.labels.counted,
+            length=CHECK_CROPS,
+            crop_px=options.crop_px,
+            seed=options.seed + 1,
+            weak=True,
+        ),
+        options.batch,
+        0,
+    )
+    checks = list(batches)
+    scenes = source.split("train")
+    prior = _prior(trainer, checks, _share_of_labels(scenes, len(info.labels.classes)), info.labels.counted)
+    half = options.batch // 2
+    return Adaptation(
+        trainer=trainer,
+        info=replace(
+            info,
+            train=train,
+            dataset=f"{info.dataset}; adapted to {len(images)} scenes of {target.name} without their labels",
+            gsd_m=(min(info.gsd_m[0], target.gsd_m[0]), max(info.gsd_m[1], target.gsd_m[1])),
+            metrics={},
+            other_metrics={},
+            temperatures={},
+            command=command,
+            tools=checkpoint.tool_versions(),
+        ),
+        out=options.out,
+        source=iter(_loader(_crops(scenes, options, train, info, weak=False), half, options.workers)),
+        target=iter(_loader(_crops(images, options, train, info, weak=True), half, options.workers)),
+        held_out=checks,
+        pseudo=PseudoLabels(prior, info.labels, rules),
+        warm_up=options.warm_up,
+        check=options.check,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _with_images(target: FolderSource, part: Part) -> tuple[Scene, ...]:
+    found = tuple(scene for scene in target.split(part) if Sensor.RGIR in scene.sensors)
+    if not found:
+        raise DataError(f"{target.name}: no scene for {part} has rgir.tif, and that is what a model adapts to")
+    return found
+
+
+def _crops(
+    scenes: tuple[Scene, ...], options: argparse.Namespace, train: TrainConfig, info: CheckpointInfo, *, weak: bool
+) -> CropDataset:
+    return CropDataset(
+        [Pool(scenes=scenes, zoom=ZOOM_TARGET if weak else ZOOM)],
+        counted=info.labels.counted,
+        length=train.steps * train.batch // 2,
+        crop_px=train.crop_px,
+        seed=options.seed,
+        rare_share=0.0 if weak else train.rare_share,
+        border_share=0.0 if weak else train.border_share,
+        weak=weak,
+    )
+
+
+def _loader(data: CropDataset, batch: int, workers: int) -> DataLoader[Batch]:
+    return DataLoader(data, batch_size=batch, num_workers=workers, multiprocessing_context="spawn" if workers else None)
+
+
+def _share_of_labels(scenes: tuple[Scene, ...], classes: int) -> Tensor:
+    """Share of each class in the labels of at most 100 scenes, [C]."""
+    total = torch.zeros(classes)
+    for scene in scenes[:100]:
+        if scene.labelled:
+            labels = torch.from_numpy(np.array(scene.labels())).flatten().long()
+            total += torch.bincount(labels, minlength=256)[:classes]
+    return total / total.sum().clamp_min(1)
+
+
+def _prior(trainer: Trainer, batches: list[Batch], source: Tensor, counted: tuple[int, ...]) -> Tensor:
+    """Mean of what the model calls in held-out images and what the source has; of uncounted classes the lesser."""
+    called = torch.zeros_like(source)
+    for batch in batches:
+        measured = batch["ndsm_valid"].flatten(1).any(1)
+        called += teach(trainer.average, batch["rgir_weak"], batch["ndsm_weak"], measured).mean((0, 2, 3))
+    called = called / called.sum()
+    prior = (called + source) / 2
+    for index in set(range(len(prior))) - set(counted):
+        prior[index] = torch.minimum(called[index], source[index])
+    return (prior / prior.sum()).clamp_min(1e-3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    options = parse(argv)
+    command = shlex.join(["python", "-m", "train.adapt", *(sys.argv[1:] if argv is None else argv)])
+    best = options.out / "best.safetensors"
+    try:
+        adaptation = prepare(options, command)
+        found = adaptation.run()
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = f"the best so far is in {best}" if best.exists() else "nothing was written"
+        print(f"stopped; {kept}", file=sys.stderr)
+        return 130
+    print(f"done: {best} {_told(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
