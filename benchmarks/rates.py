@@ -18,20 +18,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import openvino
-import openvino.properties.hint as hints
 from numpy.typing import NDArray
-from openvino.properties import inference_num_threads
 from tqdm import tqdm
 
 from benchmarks.tiles import Tile
 from engine.backends import BackendName
 from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, PerformanceHint
-from engine.backends.openvino import DEVICE, shared_core
 from engine.contract.sensors import Scenario
+
+if TYPE_CHECKING:  # where TensorRT is measured there may be no OpenVINO
+    import openvino
 
 _T = TypeVar("_T")
 WANTED = (Output.CLASSES, Output.CONFIDENCE)
@@ -100,9 +99,18 @@ def compile_openvino(
     precision: ExecutionPrecision,
     batch: int = 1,
     threads: int | None = None,
-    hint: hints.PerformanceMode | None = None,
+    hint: Any = None,
 ) -> openvino.CompiledModel:
-    """A graph with only the wanted outputs and static shapes; ``fp32`` keeps it from computing in bfloat16."""
+    """A graph with only the wanted outputs and static shapes; ``fp32`` keeps it from computing in bfloat16.
+
+    ``hint`` is a ``PerformanceMode`` of OpenVINO.
+    """
+    import openvino
+    import openvino.properties.hint as hints
+    from openvino.properties import inference_num_threads
+
+    from engine.backends.openvino import DEVICE, shared_core
+
     read = shared_core().read_model(model)
     pruned = openvino.Model([read.output(name.value) for name in WANTED], read.get_parameters(), "bare")
     pruned.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in pruned.inputs})

@@ -45,7 +45,10 @@ def test_parts_are_joined_and_the_rest_is_only_printed(wheels: Path) -> None:
     joined = wheels.parent / "work" / "carried" / NAME
     assert joined.read_bytes() == (wheels.parent / NAME).read_bytes()
     assert f"joined {NAME} from 4 parts" in done.stdout
-    for planned in ("--no-index", "export.build", "pytest tests/gpu -m gpu", "benchmarks.latency", "agreement.csv"):
+    for planned in (
+        *("--no-index", "smoke --device", "smoke --tiles 600", "memcheck", "smoke --provoke", "export.build"),
+        *("pytest tests/gpu -m gpu", "agreement.csv", "benchmarks.latency", "benchmarks.peers", "smoke --raster"),
+    ):
         assert planned in done.stdout
     assert not any((wheels.parent / "out").iterdir())
     assert not (wheels.parent / "work" / "site").exists()
@@ -91,7 +94,57 @@ def test_pycuda_is_built_from_its_source_without_curand(wheels: Path) -> None:
     assert "--no-build-isolation" in done.stdout
 
 
-@pytest.mark.parametrize(("options", "code"), [(("--wheel", "x"), 2), (("--out",), 2)])
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+case " $* " in
+    *" - "*) [ -n "$ENGINES" ] || { echo 'no TensorRT library'; exit 1; } ;;
+    *"$FAILS"*) exit 1 ;;
+esac
+"""
+
+
+def staged(folder: Path, *options: str, fails: str = "nothing", engines: str = "") -> tuple[str, int, list[str]]:
+    """What a run on a machine with another Python prints, its exit code, and the commands it ran."""
+    python = folder / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    calls = folder / "calls"
+    calls.touch()
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--out", str(folder / "out"), "--python", str(python), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "CALLS": str(calls), "FAILS": fails, "ENGINES": engines},
+    )
+    return done.stdout, done.returncode, calls.read_text().splitlines()
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    told, code, calls = staged(tmp_path, fails="--provoke", engines="all")
+    assert code == 1
+    assert "c  a provoked error 700 costs no tile: failed" in told
+    assert "f  how many tiles a second reading and writing allow: passed" in told
+    assert any("smoke --raster" in call for call in calls)
+    assert any("pytest tests/gpu" in call for call in calls)
+    assert (tmp_path / "out" / "run.log").read_text() == told
+
+
+def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
+    told, code, calls = staged(tmp_path)
+    assert code == 0
+    assert "d  real engines give the map of ONNX Runtime: left out: no TensorRT library" in told
+    assert not any("export.build" in call for call in calls)
+
+
+def test_single_stages_can_be_run(tmp_path: Path) -> None:
+    told, code, calls = staged(tmp_path, "--stages", "a,f")
+    assert (code, len(calls)) == (0, 2)
+    assert "=== b" not in told
+
+
+@pytest.mark.parametrize(("options", "code"), [(("--wheel", "x"), 2), (("--out",), 2), (("--stages", "a,g"), 2)])
 def test_wrong_options_are_refused(wheels: Path, options: tuple[str, ...], code: int) -> None:
     assert run(wheels, *options).returncode == code
 

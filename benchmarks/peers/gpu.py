@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.peers.libraries import EnginePeer, Opener
 from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
-from engine.backends.base import Inputs
+from engine.backends.base import Inputs, Output
 from engine.contract.errors import BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
 from export import build as export_build
@@ -86,10 +86,34 @@ def _tensorrt(subject: Subject, scenario: Scenario) -> Peer:
     return EnginePeer(subject, scenario, "auto", backend="tensorrt")
 
 
+class CudaOnnxRuntimePeer(Peer):
+    """The fp32 graph in ONNX Runtime's CUDA provider, in a plain call."""
+
+    def __init__(self, subject: Subject, scenario: Scenario) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendUnavailableError(f"onnxruntime-gpu is not installed ({error})") from error
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise BackendUnavailableError(
+                "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu in its place"
+            )
+        self.library = f"onnxruntime {onnxruntime.__version__}"
+        exact = {"use_tf32": "0"}
+        path = subject.bundle.graph(scenario, "fp32")
+        self._session = onnxruntime.InferenceSession(path, providers=[("CUDAExecutionProvider", exact)])
+
+    def infer(self, inputs: Inputs) -> Classes:
+        """See :meth:`Peer.infer`."""
+        feed = {sensor.value: values[None] for sensor, values in inputs.items()}
+        return self._session.run([Output.CLASSES.value], feed)[0][0]
+
+
 GPU_PEERS: Mapping[tuple[str, str], Opener] = {
     ("PyTorch eager, CUDA", "fp16"): lambda subject, scenario: CudaPeer(subject, scenario, None),
     ("torch.compile max-autotune, CUDA", "fp16"): lambda subject, scenario: CudaPeer(subject, scenario, "max-autotune"),
     ("PyTorch CUDA graph", "fp16"): CudaGraphPeer,
+    ("ONNX Runtime, CUDA", "fp32"): CudaOnnxRuntimePeer,
     ("engine, TensorRT", "auto"): _tensorrt,
 }
 

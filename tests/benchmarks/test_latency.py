@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -164,3 +166,9 @@ def test_less_than_one_is_refused(toy_bundle, tmp_path, option, capsys) -> None:
     code, _ = run(toy_bundle, tmp_path, option, "0")
     assert code == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_a_machine_with_tensorrt_alone_needs_no_openvino() -> None:
+    script = "import sys; sys.modules['openvino'] = None; import benchmarks.latency, benchmarks.agreement"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
