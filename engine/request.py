@@ -80,7 +80,7 @@ class RunRequest:
     health: tuple[str, ...] = ()
     """Changes to the bundle's limits, as :func:`engine.contract.health.parse_limits` takes them."""
     halo_px: int | None = None
-    """None takes the bundle's, or a quarter of the tile when blending."""
+    """None takes the bundle's."""
     blend: Blend = "none"
     rate_hz: float | None = None
     """Tiles a second, as if in flight; None reads as fast as tiles are mapped."""
@@ -112,8 +112,6 @@ class RunRequest:
         if isinstance(self.source, LandingFolder):
             if self.rate_hz is not None:
                 raise UsageError("--live reads what lands in its folder, at its own pace: leave --rate away")
-            if self.blend != "none":
-                raise UsageError(f"--live maps frames with --blend none, received {self.blend}")
         elif self.when_behind == "drop-oldest" and self.rate_hz is None:
             raise UsageError("--when-behind drop-oldest needs --rate: without it every tile is waited for")
 
