@@ -81,7 +81,8 @@ class RunRequest:
     """Changes to the bundle's limits, as :func:`engine.contract.health.parse_limits` takes them."""
     halo_px: int | None = None
     """None takes the bundle's."""
-    blend: Blend = "none"
+    blend: Blend = "hann"
+    """``hann`` cross-fades tiles where they overlap; ``none`` lets each write what it owns."""
     rate_hz: float | None = None
     """Tiles a second, as if in flight; None reads as fast as tiles are mapped."""
     when_behind: WhenBehind = "block"

@@ -308,7 +308,7 @@ class Tiling:
 
     tile_px: int
     halo_px: int
-    blend: Blend = "none"
+    blend: Blend = "hann"
     classes: int
     """How many the model has."""
 

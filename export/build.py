@@ -5,7 +5,7 @@ Examples:
     python -m export.build --bundle engine/demo/bundle --precision fp16,int8       some of them
     python -m export.build --bundle engine/demo/bundle --list                      what is there, and what may be loaded
     python -m export.build --bundle engine/demo/bundle --target 86,89 --library tensorrt_rtx
-    python -m export.build --bundle engine/demo/bundle --probabilities             for maps with `--blend hann`
+    python -m export.build --bundle engine/demo/bundle --no-probabilities          for `engine.run --blend none` alone
 
 Plans go to DIR/plans, or to --cache. One that was built from the same graph by the same library for the same devices
 with the same options is up to date and is left alone; any other is built anew. TensorRT 10 and 11 (JetPack 6 and 7)

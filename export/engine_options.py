@@ -57,8 +57,10 @@ def add_engine(options: argparse.ArgumentParser) -> None:
     engine.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a layer (no limit)")
     engine.add_argument(
         "--probabilities",
-        action="store_true",
-        help="plans with the output `probabilities`, which `engine.run --blend hann` reads; without it they write less",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="plans with the output `probabilities`, which cross-fading reads (default); without it they write less, and "
+        "serve `engine.run --blend none` alone",
     )
 
 

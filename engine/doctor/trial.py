@@ -26,8 +26,8 @@ from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, GoldenMismatchError
 from engine.contract.sensors import Scenario
 
-WANTED = (Output.CLASSES, Output.CONFIDENCE)
-"""What a run without blending asks for."""
+WANTED = (Output.CLASSES, Output.CONFIDENCE, Output.PROBABILITIES)
+"""What a run asks for."""
 
 
 class Outcome(StrEnum):
