@@ -104,7 +104,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a backend silent for so long is replaced by the next (default: 30)",
     )
     model.add_argument("--halo", type=int, metavar="PX", help="context around each tile (default: the bundle's)")
-    model.add_argument("--blend", choices=get_args(Blend), default="hann", help="hann cross-fades tiles (default); none does not")
+    model.add_argument(
+        "--blend", choices=get_args(Blend), default="hann", help="hann cross-fades tiles (default); none does not"
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
     results.add_argument("--overwrite", action="store_true", help="replace results that are there")

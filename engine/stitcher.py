@@ -128,11 +128,7 @@ class HannStitcher(Stitcher):
     wanted = (Output.CLASSES, Output.CONFIDENCE, Output.PROBABILITIES)
 
     def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int, classes: int) -> None:
-        if 4 * halo_px > tile_px:
-            raise UsageError(
-                f"--blend hann takes a --halo of at most a quarter of the tile, {tile_px // 4} px; received {halo_px}"
-            )
-        column_bytes = (tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * _Band.bytes_per_px(classes)
+        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * _Band.bytes_per_px(classes)
         self.grid = TileGrid(
             height=height,
             width=width,
@@ -140,6 +136,10 @@ class HannStitcher(Stitcher):
             halo_px=halo_px,
             strip_tiles=max(4, ACCUMULATOR_BYTES // column_bytes),
         )
+        if 4 * halo_px > tile_px:
+            raise UsageError(
+                f"--blend hann takes a --halo of at most a quarter of the tile, {tile_px // 4} px; received {halo_px}"
+            )
         self._classes = classes
         self._strip: Strip | None = None
         self._above: _Band | None = None

@@ -59,8 +59,8 @@ def add_engine(options: argparse.ArgumentParser) -> None:
         "--probabilities",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="plans with the output `probabilities`, which cross-fading reads (default); without it they write less, and "
-        "serve `engine.run --blend none` alone",
+        help="plans with the output `probabilities`, which cross-fading reads (default); without it they write less, "
+        "and serve `engine.run --blend none` alone",
     )
 
 

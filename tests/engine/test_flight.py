@@ -31,8 +31,9 @@ from tests.engine.test_segment import MAPS, assert_equals_oracle, read_maps
 
 
 def fly(bundle, paths, output: Path, watcher: Watcher | None = None, **options) -> tuple[dict, list[TileRow]]:
-    """Run with watched sensors; run.json and the tile log."""
-    told = run_told(request_for(bundle, paths, output, **{"watch": True, **options}), watcher or Watcher())
+    """Run with watched sensors and tiles that do not cross-fade; run.json and the tile log."""
+    options = {"watch": True, "blend": "none", **options}
+    told = run_told(request_for(bundle, paths, output, **options), watcher or Watcher())
     assert json.loads((output / "run.json").read_text()) == json.loads(json.dumps(told))
     return told, list(read_tile_log(output / "tiles.csv"))
 
@@ -82,7 +83,7 @@ def test_watching_healthy_sensors_changes_no_byte(toy_bundle, write_scene, tmp_p
     scene = flight_scene(330, 410)
     paths = write_scene(scene)
     told, rows = fly(toy_bundle, paths, tmp_path / "watched")
-    run_told(request_for(toy_bundle, paths, tmp_path / "trusted"), Watcher())
+    run_told(request_for(toy_bundle, paths, tmp_path / "trusted", blend="none"), Watcher())
     for name in (*MAPS, "quicklook.png"):
         assert (tmp_path / "watched" / name).read_bytes() == (tmp_path / "trusted" / name).read_bytes(), name
     assert_equals_oracle(tmp_path / "watched", scene, set(Sensor))
@@ -150,7 +151,8 @@ def test_when_no_sensor_can_be_read_the_rest_is_published_and_the_exit_code_says
         cut(path)
     output = tmp_path / "out"
     arguments = ["--rgir", paths[Sensor.RGIR], "--ndsm", paths[Sensor.NDSM], "--bundle", toy_bundle.root, "--json"]
-    assert main([str(argument) for argument in (*arguments, "--output", output, "--precision", "fp32")]) == 8
+    arguments += ["--output", output, "--precision", "fp32", "--blend", "none"]
+    assert main([str(argument) for argument in arguments]) == 8
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events][-2:] == ["finished", "error"]
     assert "hold no data" in events[-1]["message"]

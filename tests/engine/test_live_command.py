@@ -75,7 +75,6 @@ def test_frames_of_which_nothing_can_be_read_end_in_the_code_for_lost_tiles(fram
     [
         (["--rgir", "a.tif"], 2, "leave --rgir away"),
         (["--rate", "10Hz"], 2, "leave --rate away"),
-        (["--blend", "hann"], 2, "--blend none, received hann"),
         (["--pattern", "{stamp}.tif"], 2, "{sensor} and {stamp}"),
         (["--partner-wait", "0"], 2, "--partner-wait must be a positive number"),
         (["--sensors", "lidar"], 2, "rgir, ndsm"),

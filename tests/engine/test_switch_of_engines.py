@@ -47,10 +47,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Sensor, Path]
 def fly(paths: dict[Sensor, Path], output: Path, faults: str = "") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Classes and provenance of a watched run."""
     inject = parse_faults(faults) if faults else ()
-    run_told(
-        request_for(demo.BUNDLE, paths, output, watch=True, backend="openvino", precision="auto", inject=inject),
-        Watcher(),
-    )
+    options = {"watch": True, "backend": "openvino", "precision": "auto", "inject": inject, "blend": "none"}
+    run_told(request_for(demo.BUNDLE, paths, output, **options), Watcher())
     maps = []
     for name in ("classes", "provenance"):
         with rasterio.open(output / f"{name}.tif") as file:
