@@ -94,7 +94,8 @@ def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> Non
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
         metadata = {"info": text.decode(), "weights_sha256": _digest(tensors)}
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))  # save_file's are readable by their owner alone
+        # save_file would make a file that only its owner may read
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
 
