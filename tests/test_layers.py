@@ -90,3 +90,17 @@ def test_every_engine_module_that_needs_no_extra_imports_without_heavy_libraries
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_each_room_makes_one_openvino_core_at_most() -> None:
+    """Many Cores over the life of a process have crashed others: see ``shared_core`` in engine/backends/openvino.py."""
+    makers: dict[str, list[str]] = {}
+    for path in (path for room in (*ROOMS, "tests") for path in sources(room)):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        made = sum(isinstance(call, ast.Attribute) and call.attr == "Core" for call in calls)
+        makers.setdefault(path.relative_to(ROOT).parts[0], []).extend([path.name] * made)
+    assert {room: found for room, found in makers.items() if found} == {
+        "engine": ["openvino.py"],
+        "export": ["verify.py"],
+        "calib": ["runtimes.py"],
+    }

@@ -96,6 +96,7 @@ def test_wrong_options_are_explained(precisions, tmp_path, capsys, options, name
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_bundle_agrees_in_every_backend_that_runs_here(tmp_path) -> None:
     code, rows = run(Bundle.load(demo.BUNDLE), tmp_path, "--backends", "openvino,onnxruntime", "--tiles", "1")
     assert code == 0

@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from benchmarks.rasters import write_raster
 from benchmarks.rates import WANTED, inputs_of, offline, single_stream
 from benchmarks.tiles import tiles_of_run
@@ -15,6 +17,8 @@ from engine.backends import open_backend
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario, Sensor
 from tests.engine.runs import Watcher, request_for, run_told
+
+pytestmark = pytest.mark.slow
 
 LEAST_RATE = 0.5
 """Of the bare backend's tiles a second with its two slots busy. Sound, the stream reaches 0.8 to 0.9 on two idle cores,

@@ -172,6 +172,7 @@ def own_process(kind: type[TorchPeer], bundle: Bundle, environment: dict[str, st
     return OwnProcess(kind, module, Scenario.FULL, bundle.manifest.tile_px, environment)
 
 
+@pytest.mark.slow
 def test_memory_is_kept_in_the_process_that_was_told_so_and_here_nothing_changes(toy_bundle) -> None:
     before = dict(os.environ)
     peer = own_process(Environment, toy_bundle, KEEP_MEMORY)
@@ -183,6 +184,7 @@ def test_memory_is_kept_in_the_process_that_was_told_so_and_here_nothing_changes
     assert not set(KEEP_MEMORY) & set(before)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_cannot_begin_is_an_error_of_its_library(toy_bundle, monkeypatch) -> None:
     peer = own_process(Dying, toy_bundle)
     with pytest.raises(BackendError, match="exit code -9"):
@@ -226,6 +228,7 @@ def run(monkeypatch, out: Path, contest: dict[str, Subject], *options: str) -> l
     return list(csv.DictReader(out.open()))
 
 
+@pytest.mark.slow
 def test_one_network_is_compared_with_the_engine_in_both_groups(toy_bundle, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "monai", None)
     monkeypatch.setitem(sys.modules, "geoai", None)

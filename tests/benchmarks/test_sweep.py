@@ -48,6 +48,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     return folder, arguments
 
 
+@pytest.mark.slow
 def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
     folder, _ = finished
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
@@ -68,6 +69,7 @@ def test_a_row_per_scenario_with_cost_scores_and_conditions(finished) -> None:
     assert gmac["missing_ndsm"] > gmac["full"], "the generator is embedded where a sensor is missing"
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_table_lie_beside_the_csv(finished) -> None:
     folder, _ = finished
     with Image.open(folder / "sweep.png") as picture:
@@ -76,6 +78,7 @@ def test_the_picture_and_the_table_lie_beside_the_csv(finished) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_trained_variants_are_not_trained_again_and_other_settings_are_refused(finished) -> None:
     folder, arguments = finished
     options = build_parser().parse_args(arguments)
@@ -88,6 +91,7 @@ def test_trained_variants_are_not_trained_again_and_other_settings_are_refused(f
         training.train([TINY], options)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_writes_no_result(finished, tmp_path, monkeypatch, capsys) -> None:
     _, arguments = finished
     monkeypatch.setitem(VARIANTS, "tiny", TINY)

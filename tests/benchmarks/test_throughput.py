@@ -20,6 +20,7 @@ from engine import demo
 from engine.contract.sensors import Sensor
 
 
+@pytest.mark.slow
 def test_sizes_and_settings_have_a_row_each_and_a_line_is_fitted(toy_bundle, tmp_path, capsys) -> None:
     out = tmp_path / "throughput.csv"
     options = ["--mpx", "0.04,0.16", "--sensors", "rgir", "--rounds", "1", "--backend", "onnxruntime"]

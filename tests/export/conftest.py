@@ -99,6 +99,13 @@ def save_metrics(path: Path, *, step: int = STEP) -> None:
     path.write_bytes(msgspec.json.encode(report))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever needs the exported bundle waits for its export."""
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="package", autouse=True)
 def one_torch_thread() -> Iterator[None]:
     """Tensors here are so small that a second thread mostly waits, and on a busy machine waits long."""

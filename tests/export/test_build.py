@@ -70,6 +70,7 @@ def one(bundle: Bundle, *options: str) -> StoredPlan:
     return find_plan(bundle, Scenario.FULL, "fp32", host)
 
 
+@pytest.mark.slow
 def test_the_demo_bundle_builds_in_every_precision_that_it_ships(tmp_path: Path) -> None:
     demo = Bundle.load(DEMO)
     assert build.main(["--bundle", str(DEMO), "--cache", str(tmp_path), *RTX]) == 0

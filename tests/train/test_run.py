@@ -113,6 +113,7 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(cache, finished, tmp_path):
     """The signal goes to a process of its own: threads of other tests' libraries must not meet it."""
     out = tmp_path / "stopped"
@@ -255,6 +256,7 @@ def test_threads_give_the_mean_gradient_of_their_parts():
     assert all(a is b for a, b in shared)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_two_threads_do(cache, tmp_path):
     alone, together = tmp_path / "threads", tmp_path / "processes"
     assert run.main([*options(cache, alone), "--threads", "2"]) == 0
