@@ -137,7 +137,7 @@ def first_wrong_layer(bundle: Bundle, scenario: Scenario, inputs: Inputs) -> str
     Raises:
         BackendError: OpenVINO refuses the graph or fails on the tile.
     """
-    core = ov.Core()
+    core = shared_core()
     try:
         with bundle.opened([scenario], "int8") as paths:
             model = core.read_model(paths[scenario])
