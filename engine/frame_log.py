@@ -15,15 +15,21 @@ from types import TracebackType
 import msgspec
 
 from engine.contract.errors import ResumeError, writing
+from engine.contract.formats import MalformedError, from_json
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.monitor import Absent, State, Verdict
+from engine.live.frame_name import check_stamp
 
 NAME = "frames.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRecord:
-    """One line: what became of a frame."""
+    """One line: what became of a frame.
+
+    Raises:
+        ValueError: the stamp cannot name a folder, or a number is negative.
+    """
 
     stamp: str
     files: Mapping[Sensor, str]
@@ -47,6 +53,12 @@ class FrameRecord:
     """From its first whole file to the moment it could go."""
     latency_ms: float
     """From that moment to its maps in place."""
+
+    def __post_init__(self) -> None:
+        if self.stamp:
+            check_stamp(self.stamp)
+        if self.tiles < 0:
+            raise ValueError(f"tiles must not be negative, received {self.tiles}")
 
 
 class FrameLog:
@@ -98,8 +110,8 @@ def read_frame_log(path: Path) -> Iterator[FrameRecord]:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 try:
-                    yield msgspec.json.decode(line, type=FrameRecord)
-                except msgspec.MsgspecError as error:
+                    yield from_json(line, FrameRecord)
+                except MalformedError as error:
                     raise ValueError(f"{path}, line {number} is no frame's record: {error}") from error
 
 
@@ -125,12 +137,12 @@ def _cut(path: Path, keep_tiles: int) -> dict[str, frozenset[Sensor]]:
             for line in file:
                 if tiles >= keep_tiles:
                     break
-                record = msgspec.json.decode(line, type=FrameRecord)
+                record = from_json(line, FrameRecord)
                 kept[record.stamp] = frozenset(record.files)
                 tiles, size, lines = tiles + record.tiles, size + len(line), lines + 1
     except FileNotFoundError as error:
         raise ResumeError(f"the unfinished flight lacks {path}: start over with --overwrite") from error
-    except msgspec.MsgspecError as error:
+    except MalformedError as error:
         raise ResumeError(f"{path}, line {lines + 1} is damaged ({error}): start over with --overwrite") from error
     if tiles != keep_tiles:
         raise ResumeError(f"{path} has frames of {tiles} tiles, the journal counts {keep_tiles}: pass --overwrite")

@@ -13,6 +13,7 @@ checkpoint ends: what it promises survives a power cut, not just a killed proces
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,13 +24,15 @@ import msgspec
 import numpy as np
 
 from engine.contract.atomic import write_whole
-from engine.contract.errors import ResumeError
+from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
+from engine.ownership import is_marked, mark
 from engine.stitcher import MapBlock
 
 FOLDER = ".unfinished"
+_MARK = "unfinished run"
 MAX_SWITCHES = 1000
 
 
@@ -143,6 +146,11 @@ class Journal:
         return self.folder.exists()
 
     @property
+    def ours(self) -> bool:
+        """The folder of the unfinished run is there, and one that this project made."""
+        return is_marked(self.folder, _MARK) or (not self.folder.is_symlink() and self._path.is_file())
+
+    @property
     def begun(self) -> bool:
         """There is an entry to go on from; a run that was killed before its first checkpoint left none."""
         return self._path.exists()
@@ -174,6 +182,28 @@ class Journal:
         """Replace the journal by an encoded :class:`Entry`; what it promises must already be in the maps."""
         write_whole(self._path, encoded, durable=True)
 
+    def make(self) -> None:
+        """Make the folder of an unfinished run.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark(self.folder, _MARK)
+
     def remove(self) -> None:
-        """Forget the unfinished run."""
+        """Forget the unfinished run.
+
+        Raises:
+            OutputError: the folder is not one that this project made.
+        """
+        if not os.path.lexists(self.folder):
+            return
+        if not self.ours:
+            try:
+                self.folder.rmdir()  # made by a run that was killed before it could mark it
+            except OSError as error:
+                raise OutputError(
+                    f"{self.folder} was not made by this project: move it away, or pass another --output"
+                ) from error
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -54,6 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--idle-exit", type=float, metavar="S", help="end when nothing has landed for so long (default: at SIGTERM)"
     )
+    live.add_argument(
+        "--live-driver",
+        action="append",
+        metavar="NAME",
+        help="GDAL driver that may open a frame, repeatable (default: GTiff alone; others may reach for other files)",
+    )
     flight = parser.add_argument_group("flight")
     flight.add_argument(
         "--health",
@@ -161,7 +167,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
 
 def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
     """What is read, and whether its sensors are watched."""
-    for option in ("pattern", "partner_wait", "idle_exit"):
+    for option in ("pattern", "partner_wait", "idle_exit", "live_driver"):
         if getattr(options, option) is not None:
             raise UsageError(f"--{option.replace('_', '-')} needs --live DIR, the folder where frames land")
     given = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
@@ -186,6 +192,7 @@ def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
         pattern=_pattern(options.pattern),
         partner_wait_ms=PARTNER_WAIT_MS if options.partner_wait is None else options.partner_wait,
         idle_exit_s=options.idle_exit,
+        drivers=tuple(options.live_driver or ("GTiff",)),
     ), watch
 
 

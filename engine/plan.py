@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from engine.contract.bundle import Bundle, Manifest
-from engine.contract.errors import OutputError
+from engine.contract.errors import OutputError, writing
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from engine.frame_log import NAME as FRAME_LOG_NAME
@@ -16,8 +19,10 @@ from engine.frames import RasterFrames
 from engine.journal import Journal
 from engine.live.folder import LiveFolder
 from engine.live.frames import FolderFrames, RasterOpener
+from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
+from engine.rasters.names import RasterName, local_file
 from engine.record import BundleUsed, FolderUsed, HealthUsed, PlanRecord, TilingUsed, described
-from engine.request import LandingFolder, RunRequest
+from engine.request import LandingFolder, RasterFiles, RunRequest
 from engine.sink import QUICKLOOK_NAME
 from engine.stitcher import Stitcher, Tiling
 from engine.tile_log import NAME as TILE_LOG_NAME
@@ -25,7 +30,8 @@ from engine.tile_log import NAME as TILE_LOG_NAME
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
-RUN_NAME = "run.json"
+MAX_FRAME_PX = 1 << 30
+"""Of a landing frame: a header that claims more is damaged, or not meant for a service."""
 OUTPUT_NAMES = (
     "classes.tif",
     "confidence.tif",
@@ -107,6 +113,8 @@ def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
         tile_px=manifest.tile_px,
         rgir_bands=request.rgir_bands,
         ndsm_scale_m=request.ndsm_scale_m,
+        drivers=request.source.drivers if isinstance(request.source, LandingFolder) else None,
+        max_px=MAX_FRAME_PX if isinstance(request.source, LandingFolder) else None,
     )
     return Plan(
         request=request,
@@ -128,6 +136,7 @@ def _open_frames(
             sensors=source.sensors,
             pattern=source.pattern,
             partner_wait_s=source.partner_wait_ms / 1e3,
+            refuses=partial(_taken, request.output),
         )
         return FolderFrames(
             folder=folder,
@@ -153,17 +162,45 @@ def warn_of_resolution(gsd_m: float | None, manifest: Manifest) -> None:
         )
 
 
+def _taken(output: Path, stamp: str) -> str | None:
+    """Why the maps of a frame cannot be put in place: their folder is somebody else's."""
+    place = output / stamp
+    if os.path.lexists(place) and not is_marked(place, frame_mark(stamp)):
+        return f"its maps would replace {place}, which this project did not write"
+    return None
+
+
 def _check_output(request: RunRequest) -> None:
     output, again = request.output, request.overwrite or request.resume
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"--output must be a folder; {output} is a file: pass another --output")
-    if Journal(output).exists and not again:
-        raise OutputError(
-            f"{output} holds an unfinished run: pass --resume to go on with it, --overwrite to start over, or another "
-            "--output"
-        )
-    existing = [name for name in OUTPUT_NAMES if (output / name).exists()]
+    check_text(output, "--output")
+    with writing(output):
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"--output must be a folder; {output} is a file: pass another --output")
+        existing = [name for name in OUTPUT_NAMES if os.path.lexists(output / name)]
+        unfinished = Journal(output)
+        if unfinished.exists and not again:
+            raise OutputError(
+                f"{output} holds an unfinished run: pass --resume to go on with it, --overwrite to start over, or "
+                "another --output"
+            )
     if existing and not again:
         raise OutputError(
             f"{output} already holds {', '.join(existing)}: pass --overwrite to replace them, or another --output"
         )
+    if existing and request.overwrite and not (unfinished.ours or holds_a_run(output)):
+        raise OutputError(
+            f"{output} holds {', '.join(existing)}, and nothing that shows a run of this project to have written that: "
+            "move it away, or pass another --output"
+        )
+    if isinstance(request.source, RasterFiles):
+        for sensor, name in request.source.paths.items():
+            _check_input(sensor, name, output)
+
+
+def _check_input(sensor: Sensor, name: RasterName, output: Path) -> None:
+    """A raster must not be one of the files that the run writes."""
+    path = local_file(name)
+    for written in (output / each for each in OUTPUT_NAMES):
+        with suppress(OSError):
+            if path is not None and path.samefile(written):
+                raise OutputError(f"--{sensor} {name} is a file that the run would replace: pass another --output")

@@ -56,8 +56,13 @@ class LandingFolder:
     """How long a frame waits for a sensor after the first has delivered."""
     idle_exit_s: float | None = None
     """The run is over when nothing has landed for so long; None waits for a signal."""
+    drivers: tuple[str, ...] = ("GTiff",)
+    """Drivers of GDAL that may open a frame. A file lands from outside: one of another driver may name files anywhere,
+    or make GDAL ask a network for them."""
 
     def __post_init__(self) -> None:
+        if not self.drivers:
+            raise UsageError("at least one driver must be allowed, received none: pass --live-driver GTiff")
         if not self.sensors:
             raise UsageError("at least one sensor must deliver, received none: pass --sensors rgir,ndsm")
         check_positive({"--partner-wait": self.partner_wait_ms, "--idle-exit": self.idle_exit_s})

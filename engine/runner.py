@@ -37,11 +37,12 @@ from engine.journal import Entry, Journal, Statistics
 from engine.live.folder import Arrivals
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
-from engine.plan import REPORT_NAME, RUN_NAME, Plan, make_plan
+from engine.ownership import RUN_NAME, frame_mark, owned, remove_marked
+from engine.plan import REPORT_NAME, Plan, make_plan
 from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
 from engine.record import FrameCounts, HealthRecord, Pace, Result, RunRecord, System, TileTimes
 from engine.request import RunRequest
-from engine.sink import MAKE_ROOM, FrameSink
+from engine.sink import FRAME_NAMES, MAKE_ROOM, FrameSink
 from engine.stream import jobs_alive, stream
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, read_tile_log
@@ -70,6 +71,7 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
     """
     watcher, started_at = observer or Observer(), datetime.now(UTC)
     with ExitStack() as stack:
+        stack.enter_context(owned(request.output))
         plan = make_plan(request, stack)
         backend = stack.enter_context(
             open_chain(request.backend, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
@@ -191,7 +193,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
     try:
         if not start.resumed:
             journal.remove()
-        journal.folder.mkdir(parents=True, exist_ok=True)
+        journal.make()
         tiles = stack.enter_context(TileLog(journal.folder / TILE_LOG_NAME, keep=keep))
         records = None
         if isinstance(frames, FolderFrames):
@@ -237,8 +239,9 @@ def _clear_frames(output: Path) -> None:
                 f"{error}: it is not known which folders in {output} are to be replaced; empty it yourself, or pass "
                 "another --output"
             ) from error
-        for stamp in stamps:
-            shutil.rmtree(output / stamp, ignore_errors=True)
+        with writing(output):
+            for stamp in stamps:
+                remove_marked(output / stamp, frame_mark(stamp), FRAME_NAMES)
     for name in (FRAME_LOG_NAME, TILE_LOG_NAME, RUN_NAME):
         with writing(output / name):
             (output / name).unlink(missing_ok=True)

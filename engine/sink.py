@@ -15,6 +15,7 @@ after it is mapped again, to the same bytes: the health monitor goes on from whe
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections import Counter
@@ -26,16 +27,19 @@ from typing import Any
 from engine.backends.base import Outputs
 from engine.contract.atomic import sync
 from engine.contract.bundle import ClassSpec
-from engine.contract.errors import writing
+from engine.contract.errors import OutputError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
 from engine.frames import OpenFrame
 from engine.health.monitor import Verdict
 from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
+from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
+from engine.rasters.map_reader import MAPS
+from engine.rasters.names import short_name
 from engine.record import GridUsed, RasterUsed, described
 from engine.tile_log import TileLog
 
@@ -44,6 +48,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 5.0
 """Longest time between two journal entries: what a crash can cost."""
 QUICKLOOK_NAME = "quicklook.png"
+FRAME_NAMES = (*(f"{name}.tif" for name in MAPS), QUICKLOOK_NAME)
+"""What the folder of a live frame holds, beside the marker that says it is ours."""
 MAKE_ROOM = "free space or check permissions, then repeat with --resume"
 
 
@@ -197,11 +203,13 @@ class FrameSink:
                 whole / QUICKLOOK_NAME, model=self.model, classes=self.classes, pixels=self._tally.pixels
             )
             if stamp:
-                if place.exists():  # published before a kill, and not counted
-                    shutil.rmtree(place)
+                mark(whole, frame_mark(stamp))
+            if stamp and not os.path.lexists(place):
                 whole.rename(place)
             else:
-                for file in sorted(whole.iterdir()):
+                if stamp and not is_marked(place, frame_mark(stamp)):
+                    raise OutputError(f"{place} was made while its frame was mapped, by somebody else: move it away")
+                for file in sorted(whole.iterdir()):  # of a frame: published before a kill, and not counted
                     file.replace(place / file.name)
             sync(self.output)
             if self.live:
@@ -220,7 +228,7 @@ class FrameSink:
         waited_s = (frame.available_at or 0.0) - (frame.first_at or 0.0)
         record = FrameRecord(
             stamp=frame.stamp,
-            files={sensor: PurePath(name).name for sensor, name in frame.files.items()},
+            files={sensor: short_name(name) for sensor, name in frame.files.items()},
             absent=opened.absent,
             verdicts=tally.verdicts,
             scenario=main if tally.inferences else None,

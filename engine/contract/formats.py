@@ -37,6 +37,10 @@ class MalformedError(ValueError):
         return one_line(super().__str__())
 
 
+class MismatchError(MalformedError):
+    """Content that is of its format, but not of the type that is expected."""
+
+
 def read_file(path: Path, limit_bytes: int = TEXT_LIMIT_BYTES) -> bytes:
     """The content of a regular file: neither a pipe nor a device is waited for.
 
@@ -79,6 +83,8 @@ def from_json(content: bytes | str, of: type[Value]) -> Value:
     """
     try:
         return msgspec.json.decode(content, type=of)
+    except msgspec.ValidationError as error:
+        raise MismatchError(str(error)) from error
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise MalformedError(str(error)) from error
     except RecursionError as error:

@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.formats import MalformedError, open_regular
+
 _BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _UNSIGNED_TYPES = {3: "u2", 4: "u4", 16: "u8"}
 _BLOCK_TAGS = {273: 279, 324: 325}
@@ -35,9 +37,9 @@ def unfinished(path: Path, *, tags_only: bool = False) -> str | None:
             without bytes counts as missing, so that a sparse TIFF is never whole.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             _Tiff(stream, tags_only=tags_only).check()
-    except _UnfinishedError as missing:
+    except (_UnfinishedError, MalformedError) as missing:
         return str(missing)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"

@@ -24,24 +24,25 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from engine.contract.errors import InputError
+from engine.contract.formats import MalformedError, MismatchError, from_json, read_file
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
 from engine.frames import Frame
 from engine.health.monitor import Absent, Fault
-from engine.live.frame_name import Pattern, Sidecar, StampOrder, stamp_order
+from engine.live.frame_name import Pattern, Sidecar, StampOrder, check_stamp, stamp_order
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 STALLED_S = 5.0
+SIDECAR_LIMIT_BYTES = 64 << 10
 RECENT_FILES = 64
 """So many files taken last are looked at again, for one delivered twice; to look at all would take ever longer."""
 
@@ -63,6 +64,9 @@ class Arrivals:
     """Files that were never finished."""
     ignored: int = 0
     """Sidecars that say nothing of use."""
+    quarantined: int = 0
+    """Files that are not mapped because of what they are called: a stamp that cannot name a folder of results, or
+    names one that is there and not ours."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +99,7 @@ class LiveFolder:
         pattern: of file names; None takes only files that a sidecar tells of.
         partner_wait_s: how long a frame waits for a sensor after the first has delivered.
         done: stamps that have been mapped already, and the sensors that delivered.
+        refuses: why a stamp must not be mapped; None where it may.
 
     Raises:
         InputError: there is no such folder.
@@ -108,6 +113,7 @@ class LiveFolder:
         pattern: Pattern | None,
         partner_wait_s: float,
         done: Mapping[str, frozenset[Sensor]] | None = None,
+        refuses: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         if not folder.is_dir():
             raise InputError(f"frames land in a folder; {folder} is none: create it, or check --live")
@@ -115,7 +121,7 @@ class LiveFolder:
         self.changed_at = -math.inf
         """When something was last seen to land or to grow."""
         self.path, self.sensors, self._pattern = folder, sensors, pattern
-        self._wait_s = partner_wait_s
+        self._wait_s, self._refuses = partner_wait_s, refuses
         self._landing: dict[str, _Landing] = {}
         self._pending: dict[str, _Pending] = {}
         self._gone: dict[str, frozenset[Sensor]] = {}
@@ -164,7 +170,8 @@ class LiveFolder:
     def _names(self) -> list[str]:
         try:
             with os.scandir(self.path) as entries:
-                names = [entry.name for entry in entries if entry.is_file()]
+                # regular files: a link may lead anywhere, or to itself, and a pipe would be waited for
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError as error:  # a mount that went away may come back
             if not self._missing:
                 log.warning("%s cannot be looked at (%s): trying again", self.path, error.strerror)
@@ -181,10 +188,10 @@ class LiveFolder:
 
     def _state(self, name: str) -> _State | None:
         try:
-            state = (self.path / name).stat()
-        except OSError:
+            state = (self.path / name).lstat()
+        except (OSError, ValueError):
             return None
-        return state.st_size, state.st_mtime_ns
+        return (state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
 
     def _look_again(self) -> None:
         """Has a file taken lately been delivered again, under the same name? Told once per file."""
@@ -201,10 +208,10 @@ class LiveFolder:
 
     def _read_sidecar(self, name: str, now: float) -> None:
         try:
-            told = msgspec.json.decode((self.path / name).read_bytes(), type=Sidecar)
-        except msgspec.ValidationError as error:
+            told = from_json(read_file(self.path / name, SIDECAR_LIMIT_BYTES), Sidecar)
+        except MismatchError as error:
             return self._ignore(name, f"is no sidecar of a frame ({error})")
-        except (OSError, msgspec.DecodeError) as error:  # half written, it is no JSON
+        except (OSError, MalformedError) as error:  # half written, it is no JSON
             if now - self._unreadable.setdefault(name, now) >= STALLED_S:
                 self._ignore(name, f"cannot be read as JSON ({error})")
             return None
@@ -237,6 +244,11 @@ class LiveFolder:
             else:
                 self._come_late(name, stamp)
             return
+        if stamp not in self._pending and (why := self._poison(stamp)) is not None:
+            self._taken.add(name)
+            self.arrivals.quarantined += 1
+            log.warning("%s is left out: %s", name, why)
+            return
         frame = self._pending.setdefault(stamp, _Pending())
         if frame.names.setdefault(sensor, name) != name:
             self._taken.add(name)
@@ -244,6 +256,14 @@ class LiveFolder:
             return
         landing = self._landing.setdefault(name, _Landing(sensor=sensor, stamp=stamp, resting_since=now))
         landing.vouched |= vouched
+
+    def _poison(self, stamp: str) -> str | None:
+        """Why a stamp must not be mapped."""
+        try:
+            check_stamp(stamp)
+        except ValueError as error:
+            return str(error)
+        return self._refuses(stamp)
 
     def _come_late(self, name: str, stamp: str) -> None:
         self.arrivals.late += 1

@@ -15,6 +15,35 @@ from engine.contract.sensors import Sensor
 
 _STAMP = r"\w[\w.:+-]{0,199}"
 """A stamp names a folder of results: it neither leaves its parent nor hides."""
+_STAMP_BYTES = 200
+_RESERVED = frozenset(
+    [
+        "classes.tif",
+        "confidence.tif",
+        "provenance.tif",
+        "quicklook.png",
+        "report.html",
+        "run.json",
+        "tiles.csv",
+        "frames.jsonl",
+    ]
+)
+"""Names of files that lie beside the frames' folders."""
+
+
+def check_stamp(stamp: str) -> None:
+    """See that a stamp can name a folder of results, wherever it comes from.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(_STAMP, stamp) or len(stamp.encode(errors="replace")) > _STAMP_BYTES:
+        raise ValueError(
+            f"a stamp has letters, digits and _ . : + - after the first, {_STAMP_BYTES} bytes at most; received "
+            f"{stamp[:80]!r}"
+        )
+    if stamp.casefold() in _RESERVED:
+        raise ValueError(f"a stamp cannot be the name of a file of the results, received {stamp!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +90,9 @@ class Sidecar(msgspec.Struct, frozen=True):
     file: str
 
     def __post_init__(self) -> None:
-        if "/" in self.file or self.file in ("", ".", ".."):
-            raise ValueError(f"a sidecar lies beside its file, received file {self.file!r}")
-        if not re.fullmatch(_STAMP, self.stamp):
-            raise ValueError(f"a stamp has letters, digits and _ . : + - after the first, received {self.stamp!r}")
+        if "/" in self.file or self.file in ("", ".", "..") or not self.file.isprintable():
+            raise ValueError(f"a sidecar lies beside its file, received file {self.file[:80]!r}")
+        check_stamp(self.stamp)
 
 
 StampOrder = tuple[tuple[str | Decimal, ...], str]

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import InputError
+from engine.contract.errors import GridError, InputError
 from engine.contract.sensors import Sensor
 from engine.frames import Frame
 from engine.health.monitor import Absent, Fault
 from engine.live.folder import POLL_S, LiveFolder
-from engine.rasters.names import RasterName
+from engine.rasters.names import RasterName, short_name
 from engine.rasters.raster import SensorRasters
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,10 @@ class RasterOpener:
     tile_px: int
     rgir_bands: tuple[int, int, int] | None = None
     ndsm_scale_m: float | None = None
+    drivers: tuple[str, ...] | None = None
+    """Of GDAL, for files from outside: nothing but a regular file of this machine is opened then, by one of them."""
+    max_px: int | None = None
+    """The largest frame that is mapped; None maps any."""
 
     def open(self, files: Mapping[Sensor, RasterName]) -> SensorRasters:
         """The rasters on one grid.
@@ -52,13 +56,22 @@ class RasterOpener:
         Raises:
             InputError: one cannot be used, or they do not fit together.
         """
-        return SensorRasters.open(
+        rasters = SensorRasters.open(
             files,
             self.specs,
             rgir_bands=self.rgir_bands,
             ndsm_scale_m=self.ndsm_scale_m,
             window_px=self.tile_px,
+            drivers=self.drivers,
         )
+        grid = rasters.grid
+        if self.max_px is not None and grid.width * grid.height > self.max_px:
+            rasters.close()
+            raise GridError(
+                f"a frame has at most {self.max_px / 1e6:,.0f} Mpx; {', '.join(map(short_name, files.values()))} "
+                f"says {grid.width} x {grid.height} px: map it as a raster"
+            )
+        return rasters
 
 
 @dataclass(kw_only=True)

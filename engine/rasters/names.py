@@ -53,3 +53,8 @@ def gdal_name(name: RasterName) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("its name is not valid UTF-8: rename it") from error
     return text
+
+
+def short_name(name: RasterName) -> str:
+    """The last part of a name, for logs."""
+    return name.name if isinstance(name, Path) else name.rpartition("/")[2] or name

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,14 @@ SAMPLE_PX = 128
 """Side of the windows in which an alpha band is looked at."""
 
 
-def open_raster(sensor: Sensor, name: RasterName) -> Any:
+def open_raster(sensor: Sensor, name: RasterName, drivers: Sequence[str] | None = None) -> Any:
     """The opened file.
+
+    Args:
+        sensor: that it is from.
+        name: of the file.
+        drivers: of GDAL, for a file from outside. It must be a regular file then, no link, and GDAL looks at no other
+            file for its sake: none beside it, none that it names, none on a network.
 
     A TIFF that ends before the value of a tag does is refused even where GDAL could read its pixels: GDAL only warns,
     and goes on without a scale or a nodata value. Missing pixels show when they are read.
@@ -34,7 +43,7 @@ def open_raster(sensor: Sensor, name: RasterName) -> Any:
     """
     path = local_file(name)
     try:
-        file = rasterio.open(gdal_name(name))
+        file = rasterio.open(gdal_name(name)) if drivers is None else _open_closed(sensor, name, drivers)
     # a name can be refused before GDAL sees it: bytes that are no UTF-8, a scheme that wants another package
     except (*GDAL_ERRORS, OSError, ValueError, TypeError, ImportError) as error:
         missing = path is not None and not _is_there(path)
@@ -56,6 +65,18 @@ def open_raster(sensor: Sensor, name: RasterName) -> Any:
         file.close()
         raise
     return file
+
+
+def _open_closed(sensor: Sensor, name: RasterName, drivers: Sequence[str]) -> Any:
+    """A regular file opened by the first of the drivers that can, and nothing else with it."""
+    path = local_file(name)
+    if path is None or not stat.S_ISREG(path.lstat().st_mode):
+        raise RasterOpenError(f"{sensor} raster {name} must be a regular file, no link and no device: replace it")
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED=False):
+        for driver in drivers[:-1]:
+            with suppress(*GDAL_ERRORS):
+                return rasterio.open(gdal_name(name), driver=driver)
+        return rasterio.open(gdal_name(name), driver=drivers[-1])
 
 
 def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -143,6 +143,7 @@ class SensorRasters:
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
         window_px: int = 512,
+        drivers: Sequence[str] | None = None,
     ) -> SensorRasters:
         """Open every raster, check it and bring it onto the grid.
 
@@ -153,6 +154,7 @@ class SensorRasters:
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
             window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
+            drivers: see :func:`engine.rasters.opening.open_raster`.
 
         Raises:
             RasterOpenError: a raster is missing, unreadable or truncated.
@@ -166,7 +168,7 @@ class SensorRasters:
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
                 name, spec = paths[sensor], specs[sensor]
-                file = stack.enter_context(open_raster(sensor, name))
+                file = stack.enter_context(open_raster(sensor, name, drivers))
                 bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
                 scale, offset = (
                     to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)

@@ -17,7 +17,7 @@ from engine.contract.sensors import Sensor
 from engine.grid import TileGrid
 from engine.health.faults import Injection, parse_faults
 from engine.health.monitor import Fault, State, Verdict
-from engine.plan import RUN_NAME
+from engine.ownership import RUN_NAME
 from engine.record import Deadline, RunRecord, TileTimes
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileRow, read_tile_log

@@ -29,8 +29,10 @@ from engine.frame_log import FrameRecord, read_frame_log
 from engine.health.faults import parse_faults
 from engine.health.monitor import Fault, State
 from engine.job import TileReport
+from engine.live import folder as folder_module
 from engine.live.frame_name import Pattern
 from engine.observer import Observer, Observers
+from engine.ownership import MARKER
 from engine.plan import Plan, make_plan
 from engine.rasters.georeference import gdal_environment
 from engine.request import RunRequest
@@ -161,7 +163,7 @@ class Pilot(Observer):
     def assert_maps_equal_a_run_of_their_own(self, number: int, *sensors: Sensor) -> None:
         alone = self.oracle.maps(self.camera, number, *sensors, backend=self.backend)
         published = self.output / f"{number:04d}"
-        assert sorted(path.name for path in published.iterdir()) == sorted(MAPS)
+        assert sorted(path.name for path in published.iterdir()) == sorted([*MAPS, MARKER])
         for name in MAPS:
             assert (published / name).read_bytes() == (alone / name).read_bytes(), name
 
@@ -590,22 +592,101 @@ def test_maps_that_exist_are_kept_unless_overwrite_is_given(pilot: Pilot, camera
     assert pilot.stamps() == ["0002"]
 
 
-def test_a_frame_that_cannot_be_published_ends_the_flight_and_waits_for_resume(
-    pilot: Pilot, camera: Camera, start: Start
-) -> None:
-    camera.shoot(1)
-    camera.shoot(2)
+def test_a_frame_whose_maps_have_no_place_is_left_out_and_the_flight_goes_on(pilot: Pilot, camera: Camera) -> None:
+    """What lies where the maps should go is not ours: neither a file, nor a folder, nor the landing folder itself."""
+    for number in (1, 2, 3):
+        camera.shoot(number)
     pilot.output.mkdir()
-    (pilot.output / "0002").write_text("in the way")
-    process = start(pilot)  # for itself: it must end although no other frame lands
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "OutputError" in stderr
-    assert "maps/0002 cannot be written" in stderr
-    assert pilot.stamps() == pilot.folders() == ["0001"]
-    (pilot.output / "0002").unlink()
+    (pilot.output / "0001").write_text("in the way")
+    (pilot.output / "0002").mkdir()
+    (pilot.output / "0002" / "photo.jpg").write_text("mine")
+    told = pilot.fly()
+    assert pilot.stamps() == ["0003"]
+    assert told["arrivals"]["quarantined"] == 4
+    assert (pilot.output / "0001").read_text() == "in the way"
+    assert [path.name for path in (pilot.output / "0002").iterdir()] == ["photo.jpg"]
+    (pilot.output / "0001").unlink()
     pilot.fly(resume=True)
-    assert pilot.stamps() == pilot.folders() == ["0001", "0002"]
+    assert sorted(pilot.stamps()) == ["0001", "0003"]
+
+
+def test_nothing_that_lands_ends_the_flight(pilot: Pilot, camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thing that may lie in the folder, then a frame: it is mapped, and nothing waits for the rest."""
+    monkeypatch.setattr(folder_module, "STALLED_S", 0.3)
+    folder = camera.folder
+    (folder / "bad.json").write_bytes(b"\xff\xfe{")
+    (folder / "deep.json").write_bytes(b"[" * 100_000)
+    (folder / "nul.json").write_text(json.dumps({"sensor": "rgir", "stamp": "n", "file": "a\0b"}))
+    (folder / "long.json").write_text(json.dumps({"sensor": "rgir", "stamp": "é" * 199, "file": "x.tif"}))
+    (folder / "up.json").write_text(json.dumps({"sensor": "rgir", "stamp": "x", "file": "../x.tif"}))
+    (folder / "loop.json").symlink_to("loop.json")
+    (folder / "rgir_loop.tif").symlink_to("rgir_loop.tif")
+    (folder / "rgir_link.tif").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "rgir_pipe.tif")
+    os.mkfifo(folder / "pipe.tif")
+    (folder / "pipe.json").write_text(json.dumps({"sensor": "rgir", "stamp": "pipe", "file": "pipe.tif"}))
+    (folder / "vrt.tif").write_text("<VRTDataset rasterXSize='1' rasterYSize='1'/>")
+    (folder / "vrt.json").write_text(json.dumps({"sensor": "rgir", "stamp": "vrt", "file": "vrt.tif"}))
+    (folder / os.fsdecode(b"rgir_\xff.tif")).write_bytes(b"II*\0")
+    for stamp in ("run.json", "tiles.csv", "FRAMES.JSONL"):
+        camera.write(folder / f"rgir_{stamp}.tif", Sensor.RGIR, 5)
+    with rasterio.open(  # claims more pixels than any frame has
+        folder / "rgir_giant.tif", "w", driver="GTiff", width=200_000, height=200_000, count=3, dtype="uint8",
+        tiled=True, blockxsize=65536, blockysize=65536, compress="deflate", SPARSE_OK=True, BIGTIFF="YES",
+    ):  # fmt: skip
+        pass
+    (folder / "giant.json").write_text(json.dumps({"sensor": "rgir", "stamp": "giant", "file": "rgir_giant.tif"}))
+    camera.shoot(1)
+    told = pilot.fly(partner_wait_ms=200.0, idle_exit_s=1.0)
+    mapped = [record.stamp for record in pilot.records() if record.mapped]
+    assert mapped == ["0001"]
+    assert told["arrivals"]["quarantined"] == 3
+    assert sorted(record.stamp for record in pilot.records() if not record.mapped) == ["giant", "pipe", "vrt"]
+    again = pilot.fly(resume=True, partner_wait_ms=200.0, idle_exit_s=1.0)
+    assert again["frames"]["mapped"] == 1
+
+
+def test_files_beside_a_frame_are_not_looked_at(pilot: Pilot, camera: Camera) -> None:
+    """GDAL would take heights ten times as large from an .aux.xml, and no pixel for valid from an .msk."""
+    camera.shoot(1)
+    height, width = camera.size
+    scale = '<PAMDataset><PAMRasterBand band="1"><Scale>10</Scale></PAMRasterBand></PAMDataset>'
+    (camera.folder / "ndsm_0001.tif.aux.xml").write_text(scale)
+    with rasterio.open(camera.path(Sensor.NDSM, 1)) as file:
+        assert file.scales == (10.0,)
+    with rasterio.open(
+        camera.folder / "rgir_0001.tif.msk", "w", driver="GTiff", height=height, width=width, count=1, dtype="uint8"
+    ) as mask:
+        mask.write(np.zeros((1, height, width), np.uint8))
+    pilot.fly()
+    with rasterio.open(pilot.output / "0001" / "provenance.tif") as file:
+        assert (file.read(1) == 1).all()
+    for beside in camera.folder.glob("*.tif.*"):
+        beside.unlink()
+    pilot.assert_maps_equal_a_run_of_their_own(1)
+
+
+def test_overwrite_deletes_what_is_ours_and_nothing_else(pilot: Pilot, camera: Camera, tmp_path: Path) -> None:
+    """Stamps in frames.jsonl are only text, that anybody may have written."""
+    camera.shoot(1)
+    pilot.fly()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    (pilot.output / "0001" / "notes.txt").write_text("mine")
+    (pilot.output / "0007").mkdir()
+    (pilot.output / "0007" / "classes.tif").write_text("not of ours")
+    log = pilot.output / "frames.jsonl"
+    line = log.read_text()
+    log.write_text(line + line.replace('"0001"', '"0007"'))
+    pilot.fly(overwrite=True)
+    assert (pilot.output / "0001" / "notes.txt").read_text() == "mine"
+    assert (pilot.output / "0007" / "classes.tif").read_text() == "not of ours"
+    for stamp in ("../precious", str(precious), "..", ".", "a/b", "run.json"):
+        log.write_text(line.replace('"0001"', json.dumps(stamp)))
+        with pytest.raises(OutputError, match="empty it yourself"):
+            pilot.fly(overwrite=True)
+        assert (precious / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(not OPEN_FILES.exists(), reason="open files cannot be counted here")
