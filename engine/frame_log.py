@@ -6,7 +6,6 @@ the frames above it alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from types import TracebackType
 import msgspec
 
 from engine.contract.errors import ResumeError, writing
-from engine.contract.formats import MalformedError, from_json
+from engine.contract.formats import MalformedError, from_json, open_regular
 from engine.contract.sensors import Scenario, Sensor
+from engine.digested_file import DigestedFile, Mark, check_mark
 from engine.health.monitor import Absent, State, Verdict
 from engine.live.frame_name import check_stamp
 
@@ -67,26 +67,35 @@ class FrameLog:
     Args:
         path: the file; made anew, or cut back when resuming.
         keep_tiles: lines that make up so many tiles are kept; None starts anew.
+        mark: what the journal vouches for, when lines are kept.
 
     Raises:
         OutputError: the system refuses.
         ResumeError: a line to be kept is missing or damaged.
     """
 
-    def __init__(self, path: Path, *, keep_tiles: int | None = None) -> None:
+    def __init__(self, path: Path, *, keep_tiles: int | None = None, mark: Mark | None = None) -> None:
         self.path = path
         self.done: dict[str, frozenset[Sensor]] = {}
         """Stamps of the lines that were kept, and the sensors that delivered."""
         with writing(path):
+            kept_bytes = None
             if keep_tiles is not None:
-                self.done = _cut(path, keep_tiles)
-            self._file = path.open("wb" if keep_tiles is None else "ab", buffering=0)
+                if mark is not None:
+                    check_mark(path, mark)
+                self.done, kept_bytes = _kept(path, keep_tiles)
+            self._file = DigestedFile(path, kept_bytes)
+
+    @property
+    def mark(self) -> Mark:
+        """What has been written, for the journal."""
+        return self._file.mark
 
     def append(self, record: FrameRecord) -> None:
         """Add a line, and wait until it is on the disk."""
         with writing(self.path):
             self._file.write(msgspec.json.encode(record) + b"\n")
-            os.fsync(self._file.fileno())
+            self._file.sync()
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -106,7 +115,7 @@ def read_frame_log(path: Path) -> Iterator[FrameRecord]:
         OSError: it cannot be read.
         ValueError: it is not such a file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 try:
@@ -128,8 +137,8 @@ def worst(verdicts: Mapping[Sensor, Verdict], others: Mapping[Sensor, Verdict]) 
     }
 
 
-def _cut(path: Path, keep_tiles: int) -> dict[str, frozenset[Sensor]]:
-    """Drop what lies behind the lines that make up so many tiles."""
+def _kept(path: Path, keep_tiles: int) -> tuple[dict[str, frozenset[Sensor]], int]:
+    """The lines that make up so many tiles, and their size."""
     kept: dict[str, frozenset[Sensor]] = {}
     tiles = size = lines = 0
     try:
@@ -146,6 +155,4 @@ def _cut(path: Path, keep_tiles: int) -> dict[str, frozenset[Sensor]]:
         raise ResumeError(f"{path}, line {lines + 1} is damaged ({error}): start over with --overwrite") from error
     if tiles != keep_tiles:
         raise ResumeError(f"{path} has frames of {tiles} tiles, the journal counts {keep_tiles}: pass --overwrite")
-    with path.open("r+b") as file:
-        file.truncate(size)
-    return kept
+    return kept, size

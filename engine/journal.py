@@ -13,6 +13,7 @@ checkpoint ends: what it promises survives a power cut, not just a killed proces
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,9 @@ import numpy as np
 
 from engine.contract.atomic import write_whole
 from engine.contract.errors import OutputError, ResumeError
+from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
+from engine.digested_file import Mark
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
 from engine.ownership import is_marked, mark
@@ -33,6 +36,7 @@ from engine.stitcher import MapBlock
 
 FOLDER = ".unfinished"
 _MARK = "unfinished run"
+_HEAD, _NECK = b'{"sha256":"', b'",'
 MAX_SWITCHES = 1000
 
 
@@ -127,10 +131,31 @@ class Entry:
     statistics: Statistics
     monitor: Mapping[str, Any] | None = None
     """The health monitor's state after those tiles."""
+    tiles: Mark | None = None
+    """What the tile log held then; None before there was one."""
+    frames: Mark | None = None
+    """The same of the frame log of a live run."""
+    windows: Mark | None = None
+    """The same of the maps' checksums (:mod:`engine.rasters.checksums`); None where no frame was under way."""
 
     def encode(self) -> bytes:
-        """As it is written."""
-        return msgspec.json.encode(self)
+        """As it is written: its own SHA-256 comes first."""
+        encoded = msgspec.json.encode(self)
+        return _HEAD + hashlib.sha256(encoded).hexdigest().encode() + _NECK + encoded[1:]
+
+    @classmethod
+    def decode(cls, content: bytes) -> Entry:
+        """The entry that was encoded.
+
+        Raises:
+            MalformedError: these are not its bytes.
+        """
+        digest, rest = content[len(_HEAD) : len(_HEAD) + 64], content[len(_HEAD) + 64 :]
+        encoded = b"{" + rest[len(_NECK) :]
+        whole = content.startswith(_HEAD) and rest.startswith(_NECK)
+        if not whole or hashlib.sha256(encoded).hexdigest().encode() != digest:
+            raise MalformedError("it is not what was written")
+        return from_json(encoded, cls)
 
 
 class Journal:
@@ -162,14 +187,14 @@ class Journal:
             ResumeError: there is none, it cannot be read, or its key differs; the message names what differs.
         """
         try:
-            entry = msgspec.json.decode(self._path.read_bytes(), type=Entry)
+            entry = Entry.decode(read_file(self._path))
         except FileNotFoundError as error:
             raise ResumeError(
                 f"--resume needs an unfinished run; {self._path} does not exist: start without --resume"
             ) from error
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, MalformedError) as error:
             raise ResumeError(f"{self._path} cannot be read ({error}): start over with --overwrite") from error
-        mine = msgspec.json.decode(msgspec.json.encode(key))  # as the entry came: a tuple is a list there
+        mine = from_json(msgspec.json.encode(key), dict[str, Any])  # as the entry came: a tuple is a list there
         differing = sorted(name for name in {*mine, *entry.key} if mine.get(name) != entry.key.get(name))
         if differing:
             changes = "; ".join(f"{name} was {entry.key.get(name)!r}, now {mine.get(name)!r}" for name in differing)

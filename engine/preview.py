@@ -1,19 +1,25 @@
 """``quicklook.png``: inputs, classes with legend, confidence and provenance side by side.
 
-The panels are sampled from tiles as they pass (every n-th pixel), so no raster is read twice, and lie in memory-mapped
-files of the unfinished run, so that a resumed run shows the whole map.
+The panels are sampled from tiles as they pass (every n-th pixel), so no raster is read twice. They lie in memory and
+are kept in a file of the unfinished run, so that a resumed run shows the whole map. Nothing is mapped into memory: on a
+disk that is full, a write to a mapped file with holes ends the process.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from engine.contract.atomic import write_whole
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
+from engine.contract.errors import ResumeError
+from engine.contract.formats import MalformedError, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
 from engine.grid import Window
 from engine.job import Job
@@ -21,6 +27,7 @@ from engine.journal import PixelCounts
 from engine.stitcher import MapBlock
 
 PANEL_PX = 480
+CANVASES_NAME = "preview.bin"
 _BACKGROUND, _INK, _FAINT = (250, 250, 248), (30, 30, 30), (200, 200, 196)
 _MARGIN, _HEADER, _LINE = 14, 34, 20
 
@@ -29,10 +36,13 @@ class Preview:
     """Canvases of at most :data:`PANEL_PX` pixels a side, filled while the raster streams by.
 
     Args:
-        folder: where they lie; None keeps them in memory.
+        folder: where :meth:`flush` keeps them; None keeps them nowhere.
         height, width: of the raster.
         sensors: those that are used.
         resume: go on with the canvases in the folder.
+
+    Raises:
+        ResumeError: ``resume`` is set, and the file is missing or damaged.
     """
 
     def __init__(
@@ -41,19 +51,13 @@ class Preview:
         self._step = max(1, -(-max(height, width) // PANEL_PX))
         shape = (-(-height // self._step), -(-width // self._step))
         self._sensors = frozenset(sensors)
-
-        def canvas(name: str, dtype: type[np.generic], *bands: int) -> NDArray[np.generic]:
-            if folder is None:
-                return np.zeros((*bands, *shape), dtype)
-            path = folder / f"preview_{name}.npy"
-            if resume and path.exists():
-                return np.lib.format.open_memmap(path, mode="r+")
-            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(*bands, *shape))
-
-        self._rgir = canvas("rgir", np.uint8, 3)
-        self._ndsm = canvas("ndsm", np.float32)
-        self._valid = canvas("valid", np.bool_, 2)
-        self._maps = canvas("maps", np.uint8, 3)
+        self._path = None if folder is None else folder / CANVASES_NAME
+        self._rgir = np.zeros((3, *shape), np.uint8)
+        self._ndsm = np.zeros(shape, np.float32)
+        self._valid = np.zeros((2, *shape), np.bool_)
+        self._maps = np.zeros((3, *shape), np.uint8)
+        if resume and self._path is not None:
+            self._restore(self._path)
 
     def add_job(self, job: Job) -> None:
         """Sample a tile's inputs."""
@@ -73,10 +77,31 @@ class Preview:
             canvas[place] = values[pick]
 
     def flush(self) -> None:
-        """Wait until the canvases are on the disk."""
-        for canvas in (self._rgir, self._ndsm, self._valid, self._maps):
-            if isinstance(canvas, np.memmap):
-                canvas.flush()
+        """Write the canvases down, and wait until they are on the disk.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        if self._path is None:
+            return
+        content = b"".join(canvas.tobytes() for canvas in self._canvases)
+        write_whole(self._path, hashlib.sha256(content).digest() + content, durable=True)
+
+    def _restore(self, path: Path) -> None:
+        try:
+            content = read_file(path)
+        except (OSError, MalformedError) as error:
+            raise ResumeError(f"{path} cannot be read ({error}): start over with --overwrite") from error
+        digest, content = content[:32], content[32:]
+        if hashlib.sha256(content).digest() != digest or len(content) != sum(each.nbytes for each in self._canvases):
+            raise ResumeError(f"{path} is damaged: start over with --overwrite")
+        for canvas in self._canvases:
+            canvas[...] = np.frombuffer(content[: canvas.nbytes], canvas.dtype).reshape(canvas.shape)
+            content = content[canvas.nbytes :]
+
+    @property
+    def _canvases(self) -> tuple[NDArray[Any], ...]:
+        return self._rgir, self._ndsm, self._valid, self._maps
 
     def _sampled(self, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Which canvas pixels lie in a raster window, and which of the window's pixels they are."""

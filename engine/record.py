@@ -22,6 +22,7 @@ from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent
 from engine.contract.atomic import write_whole
 from engine.contract.bundle import ClassSpec
+from engine.contract.formats import from_builtins, from_json, read_file
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameRecord
@@ -313,7 +314,7 @@ class RunRecord(PlanRecord, frozen=True, kw_only=True):
             OSError: it cannot be read.
             ValueError: it is not such a file, or one of another version.
         """
-        return msgspec.json.decode(path.read_bytes(), type=cls)
+        return from_json(read_file(path), cls)
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all.
@@ -331,7 +332,7 @@ def schema() -> dict[str, Any]:
 
 def described(inputs: Mapping[str, Any], grid: Grid) -> tuple[Mapping[Sensor, RasterUsed], GridUsed]:
     """A frame's rasters, see :meth:`engine.frames.Rasters.describe`, and the grid that they are read on."""
-    return msgspec.convert(inputs, dict[Sensor, RasterUsed]), GridUsed(
+    return from_builtins(inputs, dict[Sensor, RasterUsed]), GridUsed(
         width=grid.width,
         height=grid.height,
         crs=None if grid.crs is None else grid.crs.to_string(),

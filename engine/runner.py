@@ -194,10 +194,10 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
         if not start.resumed:
             journal.remove()
         journal.make()
-        tiles = stack.enter_context(TileLog(journal.folder / TILE_LOG_NAME, keep=keep))
+        tiles = stack.enter_context(TileLog(journal.folder / TILE_LOG_NAME, keep=keep, mark=entry.tiles))
         records = None
         if isinstance(frames, FolderFrames):
-            records = stack.enter_context(FrameLog(output / FRAME_LOG_NAME, keep_tiles=keep))
+            records = stack.enter_context(FrameLog(output / FRAME_LOG_NAME, keep_tiles=keep, mark=entry.frames))
             frames.folder.skip(records.done)
         sink = FrameSink(
             output=output,
@@ -215,7 +215,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
         )
         stack.callback(sink.close)
         if isinstance(frames, RasterFrames):
-            sink.begin(frames.rasters.grid, frames.rasters.describe(), resume=start.resumed)
+            sink.begin(frames.rasters.grid, frames.rasters.describe(), resume=start.resumed, windows=entry.windows)
         sink.checkpoint()
     except BaseException as error:
         if not start.resumed:

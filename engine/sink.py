@@ -29,6 +29,7 @@ from engine.contract.atomic import sync
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError, writing
 from engine.contract.sensors import Scenario, Sensor
+from engine.digested_file import Mark
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
 from engine.frames import OpenFrame
 from engine.health.monitor import Verdict
@@ -121,14 +122,22 @@ class FrameSink:
         self._counted = 0 if self.live else self.tiles_done  # tiles below were counted before a resume
         self._remember()
 
-    def begin(self, grid: Grid, inputs: Mapping[str, Any], *, resume: bool = False) -> None:
+    def begin(
+        self, grid: Grid, inputs: Mapping[str, Any], *, resume: bool = False, windows: Mark | None = None
+    ) -> None:
         """Create the unfinished maps of a frame, or open those of an interrupted run.
+
+        Args:
+            grid: of the frame.
+            inputs: its rasters, described.
+            resume: go on with maps that are there.
+            windows: what the journal vouches for in them.
 
         Raises:
             OutputError: there is no room for them.
             ResumeError: they are missing or damaged.
         """
-        writer = MapWriter.create(self._folder, grid, self.classes, resume=resume)
+        writer = MapWriter.create(self._folder, grid, self.classes, resume=resume, mark=windows)
         preview = Preview(
             self._folder, height=grid.height, width=grid.width, sensors=map(Sensor, inputs), resume=resume
         )
@@ -275,7 +284,15 @@ class FrameSink:
         return self.journal.folder / "frame"
 
     def _remember(self) -> None:
-        entry = Entry(key=self.key, tiles_done=self.tiles_done, statistics=self.statistics, monitor=self.monitor)
+        entry = Entry(
+            key=self.key,
+            tiles_done=self.tiles_done,
+            statistics=self.statistics,
+            monitor=self.monitor,
+            tiles=self.tiles.mark,
+            frames=None if self.records is None else self.records.mark,
+            windows=None if self._maps is None or self.live else self._maps.writer.mark,
+        )
         self._entry = entry.encode()
 
 

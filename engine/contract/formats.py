@@ -131,7 +131,7 @@ def from_csv(content: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, st
         reader = csv.reader(io.TextIOWrapper(content, encoding="utf-8", newline=""))
         head = next(reader, [])
         if head != list(columns):
-            raise MalformedError(f"it must begin with the columns {','.join(columns)}; found {','.join(head)}")
+            raise MalformedError(f"it must begin with the columns {', '.join(columns)}; found {', '.join(head)}")
         for fields in reader:
             if len(fields) != len(columns):
                 raise MalformedError(f"line {reader.line_num} has {len(fields)} fields, not {len(columns)}")

@@ -11,12 +11,13 @@ DEFLATE-6 19.6 ms for 18.2 MB, LZW (the COG driver's default) 10.4 ms for 22.7 M
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -27,12 +28,15 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
+from engine.digested_file import Mark, check_mark
+from engine.rasters.checksums import NAME as CHECKSUMS_NAME
+from engine.rasters.checksums import Checksums, checksums, read_checksums
 from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 
 BLOCK_PX = 512
@@ -89,33 +93,52 @@ class MapWriter:
     Every pixel has to be written once before :meth:`publish`; what was not holds 0.
     """
 
-    def __init__(self, spools: Sequence[Path], maps: Sequence[_Map], grid: Grid) -> None:
-        self._spools = tuple(spools)
+    def __init__(self, spools: Sequence[Path], maps: Sequence[_Map], grid: Grid, checksums: Checksums) -> None:
+        self._spools, self._checksums = tuple(spools), checksums
         self._maps = tuple(maps)
         self._grid = grid
         self._files: list[Any] = []
         self._open()
 
     @classmethod
-    def create(cls, partial_dir: Path, grid: Grid, classes: Sequence[ClassSpec], *, resume: bool) -> MapWriter:
+    def create(
+        cls, partial_dir: Path, grid: Grid, classes: Sequence[ClassSpec], *, resume: bool, mark: Mark | None = None
+    ) -> MapWriter:
         """Create the spools in ``partial_dir`` (made if missing), or open those of an interrupted run.
+
+        Args:
+            partial_dir: of the unfinished run.
+            grid: of the maps.
+            classes: for the maps' palette and tags.
+            resume: go on with the spools that are there.
+            mark: the windows that the journal vouches for, when resuming; None of an empty map.
 
         Raises:
             OutputError: the folder is not writable, or the disk has no room for spools and maps.
-            ResumeError: ``resume`` is set and the spools are missing, damaged or of another size.
+            ResumeError: ``resume`` is set, and the spools are missing, of another size, or not what was written.
         """
         maps = _maps(classes)
         spools = [partial_dir / f"{each.name}.spool.tif" for each in maps]
         if resume:
             for spool in spools:
                 _check_resumable(spool, grid)
+            if mark is not None:
+                check_mark(partial_dir / CHECKSUMS_NAME, mark)
+                _check_content(spools, partial_dir, mark)
         else:
             with _writing(partial_dir):
                 partial_dir.mkdir(parents=True, exist_ok=True)
                 _check_room(partial_dir, grid)
             for spool, each in zip(spools, maps, strict=True):
                 _create_spool(spool, grid, each)
-        return cls(spools, maps, grid)
+        with _writing(partial_dir):
+            checksums = Checksums(partial_dir, _heads(spools), mark if resume else None)
+        return cls(spools, maps, grid, checksums)
+
+    @property
+    def mark(self) -> Mark:
+        """What has been written, for the journal."""
+        return self._checksums.mark
 
     def write(
         self,
@@ -145,6 +168,8 @@ class MapWriter:
         for spool, file, layer in zip(self._spools, self._files, layers, strict=True):
             with _writing(spool):
                 file.write(layer, 1, window=window)
+        with _writing(self._spools[0].parent):
+            self._checksums.add(row, col, layers)
 
     def flush(self) -> None:
         """Wait until everything written so far is on the disk; after it neither a kill nor a power cut loses any.
@@ -152,10 +177,12 @@ class MapWriter:
         Raises:
             OutputError: the system refuses.
         """
-        self.close()  # rasterio has no other way to empty GDAL's cache
+        self._close_maps()  # rasterio has no other way to empty GDAL's cache
         for spool in self._spools:
             with _writing(spool):
                 _settle(spool)
+        with _writing(self._spools[0].parent):
+            self._checksums.sync()
         self._open()
 
     def publish(self, output_dir: Path, *, progress: Callable[[float], None] | None = None) -> list[Path]:
@@ -201,6 +228,12 @@ class MapWriter:
         Raises:
             OutputError: the system refuses what was still to be written.
         """
+        try:
+            self._close_maps()
+        finally:
+            self._checksums.close()
+
+    def _close_maps(self) -> None:
         refused: list[OutputError] = []
         while self._files:
             try:
@@ -317,7 +350,7 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
 def _check_resumable(spool: Path, grid: Grid) -> None:
     again = "start anew without --resume"
     try:
-        with unreferenced_is_fine(), rasterio.open(spool) as file:
+        with unreferenced_is_fine(), rasterio.open(spool, driver="GTiff") as file:
             width, height = file.width, file.height
         if (width, height) != (grid.width, grid.height):
             raise ResumeError(
@@ -325,8 +358,47 @@ def _check_resumable(spool: Path, grid: Grid) -> None:
                 f"found {width} x {height}: {again}"
             )
         _check_whole(spool, _overview_factors(grid))
-    except (*GDAL_ERRORS, OSError) as error:
+    except (*GDAL_ERRORS, OSError, ValueError) as error:
         raise ResumeError(f"the unfinished map {spool} is missing or damaged ({error}): {again}") from error
+
+
+def _heads(spools: Sequence[Path]) -> bytes:
+    """SHA-256 of what the spools say of themselves, pixels left out."""
+    digest = hashlib.sha256()
+    with unreferenced_is_fine():
+        for spool in spools:
+            with rasterio.open(spool, driver="GTiff") as file:
+                points, crs = file.gcps
+                told = (
+                    *(file.width, file.height, file.count, file.dtypes, file.nodata, file.block_shapes),
+                    *(None if file.crs is None else file.crs.to_wkt(), tuple(file.transform)),
+                    *([(p.row, p.col, p.x, p.y) for p in points], None if crs is None else crs.to_wkt()),
+                    *(file.rpcs, file.colorinterp, file.descriptions, sorted(file.tags().items())),
+                    file.colormap(1) if ColorInterp.palette in file.colorinterp else None,
+                )
+                digest.update(repr(told).encode(errors="replace"))
+    return digest.digest()
+
+
+def _check_content(spools: Sequence[Path], partial_dir: Path, mark: Mark) -> None:
+    """See that the spools hold what was written into them."""
+    again = "start over with --overwrite"
+    try:
+        head, written = read_checksums(partial_dir, mark)
+        if _heads(spools) != head:
+            raise ResumeError(f"the unfinished maps in {partial_dir} are damaged: {again}")
+        with ExitStack() as stack, unreferenced_is_fine():
+            files = [stack.enter_context(rasterio.open(spool, driver="GTiff")) for spool in spools]
+            for (row, col, height, width), sums in written.items():
+                window = Window(col, row, width, height)
+                found = checksums([file.read(1, window=window) for file in files])
+                if found != sums:
+                    spool = next(spool for spool, a, b in zip(spools, found, sums, strict=True) if a != b)
+                    raise ResumeError(
+                        f"the unfinished map {spool} does not hold what was written at row {row}, column {col}: {again}"
+                    )
+    except (*GDAL_ERRORS, OSError, ValueError) as error:
+        raise ResumeError(f"the unfinished maps in {partial_dir} cannot be read ({error}): {again}") from error
 
 
 def _overview_factors(grid: Grid) -> list[int]:

@@ -6,7 +6,9 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from engine.rasters.opening import alpha_bands, nodata_range, open_raster, senso
 log = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 512 << 20
+IDENTITY_BYTES = 64 << 10
+"""Of a file's head and of its tail, which its identity covers beside size and time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,21 +288,37 @@ def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
 
 
 def _identity(source: _Source) -> dict[str, Any]:
-    file = local_file(source.name)
+    path = local_file(source.name)
     name, size_bytes, mtime_ns = str(source.name), None, None
-    if file is not None:
-        state = file.stat()
-        name, size_bytes, mtime_ns = str(file.resolve()), state.st_size, state.st_mtime_ns
+    digest = hashlib.sha256(repr(_told(source.file)).encode(errors="surrogatepass"))
+    if path is not None:
+        state = path.stat()
+        name, size_bytes, mtime_ns = str(path.resolve()), state.st_size, state.st_mtime_ns
+        if stat.S_ISREG(state.st_mode):  # some drivers read a folder
+            with path.open("rb") as stream:
+                digest.update(stream.read(IDENTITY_BYTES))
+                stream.seek(max(0, size_bytes - IDENTITY_BYTES))
+                digest.update(stream.read(IDENTITY_BYTES))
     return {
         "path": name,
         "size_bytes": size_bytes,
         "mtime_ns": mtime_ns,
+        "sha256": digest.hexdigest(),
         "width": source.file.width,
         "height": source.file.height,
         "bands": list(source.bands),
         "scale": source.scale,
         "offset": source.offset,
     }
+
+
+def _told(file: Any) -> tuple[Any, ...]:
+    """What a file says of itself, sidecars included."""
+    return (
+        *(file.driver, file.width, file.height, file.dtypes, file.nodatavals, file.scales, file.offsets, file.units),
+        *(file.colorinterp, None if file.crs is None else file.crs.to_wkt(), tuple(file.transform)),
+        sorted(file.tags().items()),
+    )
 
 
 def _description(source: _Source) -> dict[str, Any]:

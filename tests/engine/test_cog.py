@@ -244,7 +244,7 @@ with gdal_environment():
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     layers = maps(GRID)
-    for spool, layer in zip(sorted((tmp_path / "partial").iterdir()), layers, strict=True):
+    for spool, layer in zip(sorted((tmp_path / "partial").glob("*.tif")), layers, strict=True):
         with rasterio.open(spool) as file:
             np.testing.assert_array_equal(file.read(1)[:384], layer[:384])
     with MapWriter.create(tmp_path / "partial", GRID, CLASSES, resume=True) as writer:
@@ -282,7 +282,7 @@ def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path: Path) -> 
 
 def test_space_for_every_pixel_is_reserved_when_the_spools_are_created(tmp_path: Path) -> None:
     MapWriter.create(tmp_path, GRID, CLASSES, resume=False).close()
-    for spool in tmp_path.iterdir():
+    for spool in tmp_path.glob("*.tif"):
         assert spool.stat().st_size >= 3 * 3 * 512 * 512
         assert spool.stat().st_blocks * 512 >= spool.stat().st_size
 

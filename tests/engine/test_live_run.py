@@ -507,7 +507,7 @@ def test_a_flight_killed_twice_resumes_to_the_same_maps(again: Pilot, whole: Pil
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, stderr
         for folder in again.folders():  # whole or not there
-            assert sorted(path.name for path in (again.output / folder).iterdir()) == sorted(MAPS)
+            assert sorted(path.name for path in (again.output / folder).iterdir()) == sorted([*MAPS, MARKER])
     told = again.fly(resume=True, partner_wait_ms=PARTNER_WAIT_MS)
     assert told["resumed_after_frames"] >= 4
     assert_equal_flights(again, whole)

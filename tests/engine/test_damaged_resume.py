@@ -1,0 +1,110 @@
+"""A resumed run trusts nothing of what lies in the unfinished folder: it ends as if never stopped, or refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.contract.bundle import Bundle
+from engine.contract.errors import InterruptedRunError, ResumeError
+from engine.contract.sensors import Sensor
+from engine.journal import FOLDER, Entry, Statistics
+from engine.rasters.georeference import gdal_environment
+from engine.rasters.map_reader import MAPS
+from engine.request import RunRequest
+from engine.runner import run
+from tests.conftest import Scene, make_scene
+from tests.engine.runs import Watcher, request_for
+
+PRODUCTS = (*(f"{name}.tif" for name in MAPS), "quicklook.png")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    with gdal_environment():
+        yield
+
+
+@pytest.fixture
+def stopped(toy_bundle: Bundle, write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path) -> RunRequest:
+    """A run over 20 tiles that was stopped after nine."""
+    request = request_for(
+        toy_bundle, write_scene(make_scene(180, 230)), tmp_path / "out", watch=True, backend="onnxruntime"
+    )
+    with pytest.raises(InterruptedRunError):
+        run(request, Watcher(stop_after=9))
+    return replace(request, resume=True)
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        byte = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([byte[0] ^ 0x10]))
+
+
+def test_whatever_byte_is_damaged_the_run_refuses_or_ends_as_if_never_stopped(
+    stopped: RunRequest, tmp_path: Path
+) -> None:
+    kept = Path(shutil.copytree(stopped.output, tmp_path / "kept"))
+    run(stopped)
+    whole = {name: (stopped.output / name).read_bytes() for name in PRODUCTS}
+    rng = np.random.default_rng(0)
+    refused = 0
+    for file in sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file()):
+        if file.name == ".gemmnet":
+            continue
+        size = (kept / file).stat().st_size
+        for place in (0, size - 1, *rng.integers(0, size, 2)):
+            shutil.rmtree(stopped.output)
+            shutil.copytree(kept, stopped.output)
+            flip(stopped.output / file, int(place))
+            try:
+                run(stopped)
+            except ResumeError:
+                refused += 1
+            else:
+                for name, content in whole.items():
+                    assert (stopped.output / name).read_bytes() == content, f"{file} at {place}: {name}"
+    assert refused >= 12
+
+
+@pytest.mark.parametrize("name", ["journal.json", "tiles.csv", "frame/windows.crc", "frame/preview.bin"])
+@pytest.mark.parametrize("kind", ["emptied", "halved", "removed", "fifo"])
+def test_a_file_that_is_not_whole_is_refused(stopped: RunRequest, name: str, kind: str) -> None:
+    path = stopped.output / FOLDER / name
+    if kind in ("emptied", "halved"):
+        os.truncate(path, 0 if kind == "emptied" else path.stat().st_size // 2)
+    else:
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+    with pytest.raises(ResumeError) as caught:
+        run(stopped)
+    assert str(caught.value).isprintable()
+
+
+def test_an_input_that_changed_behind_its_size_and_time_is_another(stopped: RunRequest) -> None:
+    path = stopped.source.paths[Sensor.NDSM]
+    before = path.stat()
+    flip(path, before.st_size - 3)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ResumeError, match="inputs was"):
+        run(stopped)
+
+
+def test_a_journal_decodes_to_what_was_encoded_and_to_nothing_else() -> None:
+    content = Entry(key={"a": 1}, tiles_done=3, statistics=Statistics()).encode()
+    assert Entry.decode(content).tiles_done == 3
+    for place in range(len(content)):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        with pytest.raises(ValueError, match="not what was written"):
+            Entry.decode(bytes(altered))
