@@ -121,21 +121,27 @@ def from_builtins(value: object, of: type[Value]) -> Value:
         raise MalformedError("it is nested too deeply") from error
 
 
-def from_csv(content: BinaryIO, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def from_csv(content: BinaryIO, columns: Sequence[str], *, others: bool = False) -> Iterator[dict[str, str]]:
     """The rows of a CSV with the head line ``columns``, one at a time.
 
+    Args:
+        content: the file.
+        columns: that it has.
+        others: it may have others as well, and in any order.
+
     Raises:
-        MalformedError: it is no text in UTF-8, has another head line, or a row of another length.
+        MalformedError: it is no text in UTF-8, lacks a column, has another head line, or a row of another length.
     """
     try:
         reader = csv.reader(io.TextIOWrapper(content, encoding="utf-8", newline=""))
         head = next(reader, [])
-        if head != list(columns):
-            raise MalformedError(f"it must begin with the columns {', '.join(columns)}; found {', '.join(head)}")
+        if not set(columns) <= set(head) if others else head != list(columns):
+            rule = "have" if others else "begin with"
+            raise MalformedError(f"it must {rule} the columns {', '.join(columns)}; found {', '.join(head)}")
         for fields in reader:
-            if len(fields) != len(columns):
-                raise MalformedError(f"line {reader.line_num} has {len(fields)} fields, not {len(columns)}")
-            yield dict(zip(columns, fields, strict=True))
+            if len(fields) != len(head):
+                raise MalformedError(f"line {reader.line_num} has {len(fields)} fields, not {len(head)}")
+            yield dict(zip(head, fields, strict=True))
     except UnicodeDecodeError as error:
         raise MalformedError(f"CSV is text in UTF-8, this is not ({error})") from error
     except csv.Error as error:

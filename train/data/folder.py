@@ -26,7 +26,6 @@ labels they are, what they derive from and under which licence.
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.bundle import ClassSpec
-from engine.contract.formats import MalformedError, from_toml, read_file
+from engine.contract.formats import MalformedError, from_csv, from_toml, open_regular, read_file
 from train.data.isprs import Part
 from train.data.labels import IGNORE_INDEX, ISPRS_LABELS, LabelSet, decode_colours
 from train.data.rasters import DataError, Raster
@@ -266,10 +265,10 @@ def tree_labels(path: Path, size_px: tuple[int, int], labels: LabelSet) -> NDArr
         raise DataError(f"{path} needs a class {TREE}, the data has {', '.join(labels.names)}: remove the file")
     found = np.full(size_px, IGNORE_INDEX, np.uint8)
     try:
-        with path.open(newline="") as file:
-            points = [(float(row["y"]), float(row["x"])) for row in csv.DictReader(file)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} must have numbers in columns x and y ({error!r}): correct or remove it") from error
+        with open_regular(path) as file:
+            points = [(float(row["y"]), float(row["x"])) for row in from_csv(file, ("x", "y"), others=True)]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} must have numbers in columns x and y ({error}): correct or remove it") from error
     rows, cols = np.ogrid[: size_px[0], : size_px[1]]
     for y, x in points:
         found[(rows - y) ** 2 + (cols - x) ** 2 <= CROWN_PX**2] = labels.names.index(TREE)
