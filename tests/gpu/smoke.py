@@ -198,7 +198,18 @@ def raster(bundle: Bundle, folder: Path, mpx: float) -> tuple[list[str], list[di
     import engine.backends
 
     engine.backends.check_golden_tile = lambda *_arguments, **_names: None  # copies are not what was exported
-    words = ["--bundle", str(copy), "--backend", "tensorrt", "--precision", PRECISION, "--sensors", "rgir,ndsm"]
+    words = [
+        "--bundle",
+        str(copy),
+        "--backend",
+        "tensorrt",
+        "--precision",
+        PRECISION,
+        "--sensors",
+        "rgir,ndsm",
+        "--blend",
+        "none",
+    ]
     words += ["--rgir", str(rgir), "--ndsm", str(ndsm), "--output", str(folder / "map"), "--quiet"]
     code = run_engine(words)
     if code:
