@@ -78,7 +78,7 @@ def test_the_latency_hint_computes_one_tile_at_a_time_with_the_same_answer(toy_b
     [((), "throughput"), (("--rate", "10"), "latency"), (("--rate", "10", "--hint", "throughput"), "throughput")],
 )
 def test_a_paced_flight_asks_for_latency(arguments, hint) -> None:
-    assert request_of(build_parser().parse_args(arguments)).hint == hint
+    assert request_of(build_parser().parse_args(arguments)).backend.hint == hint
 
 
 @pytest.mark.parametrize("name", BACKENDS)
