@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import rasterio
-from hypothesis import settings
+from hypothesis import Phase, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rasterio.transform import from_origin
@@ -33,7 +33,8 @@ from engine.contract.sensors import Provenance, Scenario, Sensor
 
 # Few examples, the same in every run. To search: python -m pytest tests/engine/test_properties.py \
 #     --hypothesis-profile=thorough
-settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True)
+SEARCH = (Phase.explicit, Phase.generate)  # shrinking may take minutes: leave it to the thorough profile
+settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True, phases=SEARCH)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
