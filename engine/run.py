@@ -41,6 +41,7 @@ from engine.report import write_report
 from engine.runner import run
 from engine.telemetry import log
 from engine.telemetry.observe import watched
+from engine.telemetry.streams import steady_streams
 
 STALL_S = 60.0
 """/healthz answers 503 after this long without a tile, or after twice --watchdog if that is longer."""
@@ -48,6 +49,11 @@ STALL_S = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    with steady_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     quiet = options.quiet or (options.json and options.log_format == "text")
     log.configure(options.log_format, level=logging.ERROR if quiet else logging.INFO)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint
+from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint, left_behind
 from engine.backends.golden import check_golden_tile
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, IntegrityError
@@ -43,6 +43,7 @@ def open_backend(
     threads: int | None = None,
     hint: PerformanceHint = "throughput",
     plans: Path | None = None,
+    answer_limit_s: float | None = None,
 ) -> Backend:
     """Prepare the graphs of ``scenarios`` and check each against the golden tile.
 
@@ -59,6 +60,7 @@ def open_backend(
         threads: CPU threads; None is all cores.
         hint: what OpenVINO is arranged for.
         plans: folder of TensorRT plans; None is the one under the bundle.
+        answer_limit_s: longest wait for the golden tile's answer; None waits without end.
 
     Raises:
         BackendUnavailableError: the library, its device or its plans are not there.
@@ -71,11 +73,11 @@ def open_backend(
     common: dict[str, Any] = {"precision": precision, "threads": threads}
     options = {"tensorrt": {**common, "plans": plans}, "openvino": {**common, "hint": hint}, "onnxruntime": common}
     if name != "auto":
-        return _open(name, bundle, scenarios, wanted, **options[name])
+        return _open(name, bundle, scenarios, wanted, answer_limit_s, **options[name])
     refusals: dict[str, EngineError] = {}
     for each in CHAIN:
         try:
-            backend = _open(each, bundle, scenarios, wanted, **options[each])
+            backend = _open(each, bundle, scenarios, wanted, answer_limit_s, **options[each])
         except BackendError as error:
             refusals[each] = error
         except IntegrityError as error:
@@ -93,7 +95,12 @@ def open_backend(
 
 
 def _open(
-    name: str, bundle: Bundle, scenarios: tuple[Scenario, ...], wanted: tuple[Output, ...], **options: Any
+    name: str,
+    bundle: Bundle,
+    scenarios: tuple[Scenario, ...],
+    wanted: tuple[Output, ...],
+    answer_limit_s: float | None,
+    **options: Any,
 ) -> Backend:
     module_name, class_name, install = _CLASSES[name]
     try:
@@ -104,7 +111,13 @@ def _open(
         ) from error
     backend: Backend = getattr(module, class_name)(bundle, scenarios, wanted, **options)
     try:
-        check_golden_tile(backend, bundle, scenarios=scenarios, wanted=wanted)
+        check_golden_tile(backend, bundle, scenarios=scenarios, wanted=wanted, limit_s=answer_limit_s)
+    except TimeoutError as error:
+        left_behind.set()  # to close it would be to wait for it
+        raise BackendError(
+            f"{backend.info} gave no answer to the golden tile for {answer_limit_s:g} s: it hangs, or needs a longer "
+            "--watchdog"
+        ) from error
     except BaseException:
         backend.close()
         raise

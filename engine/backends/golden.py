@@ -47,11 +47,24 @@ def tolerance_of(graph: Precision, arithmetic: str) -> Tolerance:
 
 
 def check_golden_tile(
-    backend: Backend, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]
+    backend: Backend,
+    bundle: Bundle,
+    *,
+    scenarios: Iterable[Scenario],
+    wanted: Iterable[Output],
+    limit_s: float | None = None,
 ) -> None:
     """Run the bundle's golden tile through each scenario and compare every wanted output.
 
+    Args:
+        backend: opened.
+        bundle: whose graphs it holds.
+        scenarios: to check.
+        wanted: the outputs to compare.
+        limit_s: longest wait for an answer; None waits without end.
+
     Raises:
+        TimeoutError: there is no answer in time: the library hangs.
         IntegrityError: the golden file differs from the manifest, or lacks an array.
         GoldenMismatchError: an output differs by more than its tolerance; the message says which and by how much.
     """
@@ -59,7 +72,11 @@ def check_golden_tile(
     tolerance = tolerance_of(info.graph, info.precision)
     golden = bundle.golden()
     for scenario in scenarios:
-        answer = backend.infer(scenario, {sensor: golden[sensor.value] for sensor in scenario.sensors})
+        inputs = {sensor: golden[sensor.value] for sensor in scenario.sensors}
+        if limit_s is None:
+            answer = backend.infer(scenario, inputs)
+        else:
+            answer = backend.submit(scenario, inputs).result(limit_s)
         classes = golden[f"{scenario}/classes"]
         probabilities = golden[f"{scenario}/probabilities"].astype(np.float32)
         for output in wanted:

@@ -58,4 +58,5 @@ class BackendOptions:
             threads=self.threads,
             hint=self.hint,
             plans=self.plans,
+            answer_limit_s=self.watchdog_s,
         )

@@ -29,11 +29,12 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from engine.backends import CHAIN, BackendName
-from engine.backends.base import Backend, Inputs, Output, Outputs
+from engine.backends.base import Backend, Inputs, Output, Outputs, left_behind
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, DeviceLostError
 from engine.contract.sensors import Scenario
+from engine.telemetry.streams import let_go_of_streams
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,6 @@ OPEN_LIMIT_S = 300.0
 
 STOPPED_S = 2.0
 """A watchdog that wakes so much too late was stopped itself: a paused container, SIGSTOP, a debugger."""
-
-_left_behind = threading.Event()
 
 
 class What(StrEnum):
@@ -137,7 +136,7 @@ class ResilientBackend(Backend):
         self._created_again: set[str] = set()
         self._events: list[BackendEvent] = []
         self._told = 0
-        opened = first()
+        opened = _open_first(first)
         self._chain.setdefault(opened.info.name, first)
         self.info = opened.info
         self._heard_at = time.monotonic()
@@ -235,7 +234,7 @@ class ResilientBackend(Backend):
         names = list(self._chain)
         candidates = names[names.index(name) + 1 :]
         if failure is None:
-            _left_behind.set()
+            left_behind.set()
             self._note(name, What.HUNG, f"no answer for {self._watchdog_s:g} s")
         elif isinstance(failure, DeviceLostError):
             self._note(name, What.LOST, str(failure))
@@ -250,7 +249,7 @@ class ResilientBackend(Backend):
             try:
                 opened = _within(OPEN_LIMIT_S, self._chain[candidate])
             except TimeoutError:
-                _left_behind.set()
+                left_behind.set()
                 self._note(candidate, What.HUNG, f"not open after {OPEN_LIMIT_S:g} s")
             except Exception as error:  # next to a library that has failed, another may fail in any way
                 self._note(candidate, What.REFUSED, str(error))
@@ -287,7 +286,7 @@ class ResilientBackend(Backend):
         try:
             _within(CLOSE_LIMIT_S, attempt.close)
         except TimeoutError:
-            _left_behind.set()
+            left_behind.set()
             self._note(name, What.HUNG, f"not closed after {CLOSE_LIMIT_S:g} s")
         except Exception as error:  # a library that has failed may fail again here, and there is nothing left to save
             self._note(name, What.ERROR, f"while closing: {error}")
@@ -311,6 +310,20 @@ class ResilientBackend(Backend):
         )
 
 
+def _open_first(first: Callable[[], Backend]) -> Backend:
+    """The backend to begin with, which may hang as any other may."""
+    try:
+        return _within(OPEN_LIMIT_S, first)
+    except TimeoutError as error:
+        left_behind.set()
+        raise BackendError(
+            f"no backend was open after {OPEN_LIMIT_S:g} s: see what works with `python -m engine.doctor`"
+        ) from error
+    except KeyboardInterrupt:
+        left_behind.set()
+        raise
+
+
 def open_chain(
     options: BackendOptions, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]
 ) -> ResilientBackend:
@@ -329,11 +342,10 @@ def open_chain(
 
 def leave(exit_code: int) -> NoReturn:
     """End the process, without waiting for library threads that will never return if any was left behind."""
-    if not _left_behind.is_set():
+    let_go_of_streams()
+    if not left_behind.is_set():
         sys.exit(exit_code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(exit_code)
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import socket
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -19,8 +21,8 @@ from engine.telemetry.status import RunStatus
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-CLIENT_TIMEOUT_S = 5.0
-"""Longest time that a client may be silent, or not listen."""
+REQUEST_LIMIT_S = 5.0
+"""Longest time that a request may take, from the connection to the last byte of the answer."""
 MAX_CLIENTS = 16
 
 
@@ -59,7 +61,8 @@ class Endpoint(ThreadingTCPServer):
     """Answers ``/metrics`` and ``/healthz`` from threads of its own; a context manager.
 
     Listens as soon as it is made. A client that fails, dawdles or comes in a crowd is dropped, and never holds up the
-    run: at most :data:`MAX_CLIENTS` are served at a time, and none is waited for longer than :data:`CLIENT_TIMEOUT_S`.
+    run or another client: a request is over after :data:`REQUEST_LIMIT_S`, however it drips, and where
+    :data:`MAX_CLIENTS` are being served, the one that has been longest gives way to the next.
 
     Args:
         address: where to listen.
@@ -78,7 +81,9 @@ class Endpoint(ThreadingTCPServer):
     def __init__(self, address: Address, metrics: Exposed, status: RunStatus, *, stall_s: float = 60.0) -> None:
         self.metrics, self.status, self.stall_s = metrics, status, stall_s
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._seats = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._served: dict[socket.socket, float] = {}
+        """Connections that are open, the oldest first, and when each came."""
+        self._lock = threading.Lock()
         self._thread = threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
         )
@@ -103,18 +108,33 @@ class Endpoint(ThreadingTCPServer):
         self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve in a thread if one is free."""
-        if self._seats.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Serve in a thread; the oldest of too many clients gives way."""
+        with self._lock:
+            while len(self._served) >= MAX_CLIENTS:
+                self._hang_up(next(iter(self._served)))
+            self._served[request] = time.monotonic()
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve, then free the thread."""
+        """Serve, then make room."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._seats.release()
+            with self._lock:
+                self._served.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Between two connections: hang up on whoever has taken too long."""
+        late = time.monotonic() - REQUEST_LIMIT_S
+        with self._lock:
+            for request in [each for each, came in self._served.items() if came < late]:
+                self._hang_up(request)
+
+    def _hang_up(self, request: socket.socket) -> None:
+        """End a connection: whatever its thread waits for, it wakes up."""
+        del self._served[request]
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is none of the run's business."""
@@ -124,7 +144,7 @@ class Endpoint(ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     """One client."""
 
-    timeout = CLIENT_TIMEOUT_S
+    timeout = REQUEST_LIMIT_S
     server: Endpoint
 
     def do_GET(self) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from engine.backends import open_backend, resilient
-from engine.backends.base import Backend, Output
+from engine.backends.base import Backend, Output, left_behind
+from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, What
-from engine.contract.bundle import Bundle
+from engine.contract.bundle import Bundle, FileRef, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
 from tests.conftest import toy_probabilities
@@ -224,9 +229,10 @@ import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from engine.backends import open_backend
-from engine.backends.base import Backend, Output
+from engine.backends.base import Backend, Output, left_behind
+from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, leave
-from engine.contract.bundle import Bundle
+from engine.contract.bundle import Bundle, FileRef, save_manifest
 from engine.contract.sensors import Scenario
 from tests.engine.test_resilient import tile
 
@@ -251,3 +257,63 @@ leave(8)
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG_GUARD_S, check=False
     )
     assert (done.returncode, done.stdout) == (8, "(64, 64)"), done.stderr
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """The mark of a library that was left to itself is the process's own: it must not outlive a test."""
+    yield
+    left_behind.clear()
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_library_that_hangs_while_it_is_opened_first_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resilient, "OPEN_LIMIT_S", 0.2)
+    never = threading.Event()
+    with pytest.raises(BackendError, match=r"no backend was open after 0\.2 s"):
+        ResilientBackend(lambda: never.wait(HANG_GUARD_S) and None, {})
+    assert left_behind.is_set()
+    never.set()
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_graph_that_never_answers_its_golden_tile_is_refused(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.backends.onnxruntime import OnnxRuntimeBackend
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "submit", lambda *_: Future())
+    options = BackendOptions(name="onnxruntime", watchdog_s=0.2)
+    with pytest.raises(BackendError, match=r"no answer to the golden tile for 0\.2 s"):
+        resilient.open_chain(options, toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    assert left_behind.is_set()
+
+
+def test_an_endless_loop_in_a_graph_ends_the_run_with_its_code(toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "endless"
+    shutil.copytree(toy_bundle.root, root)
+    model = onnx.load(root / "missing_ndsm.onnx")
+    step = helper.make_node("Add", ["sum_in", "one"], ["sum_out"])
+    again = helper.make_node("Identity", ["go_in"], ["go_out"])
+    scalar = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go_in", 9), ("sum_in", 1))]
+    results = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("go_out", 9), ("sum_out", 1))]
+    body = helper.make_graph([again, step], "body", scalar, results)
+    loop = helper.make_node("Loop", ["", "go", "start"], ["endless"], body=body)
+    values = (("go", np.array(True)), ("start", np.float32(0)), ("one", np.float32(1)))
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values)
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    place = list(model.graph.node).index(softmax)
+    model.graph.node.insert(place, helper.make_node("Mul", ["logits", "endless"], ["late_logits"]))
+    model.graph.node.insert(place, loop)
+    softmax.input[0] = "late_logits"
+    (root / "missing_ndsm.onnx").write_bytes(model.SerializeToString())
+    graphs = {scenario: dict(by_precision) for scenario, by_precision in toy_bundle.manifest.graphs.items()}
+    graphs[Scenario.MISSING_NDSM] = {"fp32": FileRef.of(root / "missing_ndsm.onnx", root)}
+    save_manifest(replace(toy_bundle.manifest, graphs=graphs), root)
+    command = [sys.executable, "-m", "engine.run", "--bundle", str(root), "--sensors", "rgir", "--watchdog", "1"]
+    done = subprocess.run(
+        [*command, "--backend", "onnxruntime", "--output", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_GUARD_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert "golden tile" in done.stderr
