@@ -151,6 +151,7 @@ def test_each_product_of_the_demo_is_found_once_in_either_profile(precision) -> 
         assert slowest[0] > 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_row_per_graph_its_nodes_and_a_picture(toy_bundle, tmp_path, monkeypatch, capsys) -> None:
     bundle = with_precisions(toy_bundle, tmp_path / "bundle")
     monkeypatch.setattr(measure, "Machine", SMALL)

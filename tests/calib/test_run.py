@@ -74,6 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_bundle_gains_int8_graphs_and_a_report(finished: Path) -> None:
     bundle = Bundle.load(finished)
     for scenario in Scenario:
@@ -93,6 +94,7 @@ def test_a_bundle_gains_int8_graphs_and_a_report(finished: Path) -> None:
     assert (work / "report.html").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_calibration_search_and_evaluation_share_no_tile(finished: Path) -> None:
     report = msgspec.json.decode((finished.with_name("bundle.calib") / "report.json").read_bytes())
     used = [{one["sha256"] for one in report[role]} for role in ("calibration", "search", "evaluation")]
@@ -100,6 +102,7 @@ def test_calibration_search_and_evaluation_share_no_tile(finished: Path) -> None
     assert len(set.union(*used)) == 7
 
 
+@pytest.mark.slow
 def test_int8_graphs_are_not_replaced_unless_asked_for(
     finished: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +137,7 @@ def test_a_run_that_is_stopped_publishes_nothing(
     assert content(bundle.root) == before
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_and_ends_with_the_same_graph(
     bundle: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +157,7 @@ def test_a_study_that_was_stopped_goes_on_and_ends_with_the_same_graph(
     assert len(begun) == len(list(store.root.glob("score-*"))) + 1, "only what was interrupted ran again"
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_kept_leaves_the_bundle_alone(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +172,7 @@ def test_a_budget_that_cannot_be_kept_leaves_the_bundle_alone(
     assert content(root) == before
 
 
+@pytest.mark.slow
 def test_a_tight_budget_leaves_the_most_sensitive_layers_floating(bundle: Bundle, data: Path, store: Store) -> None:
     needs_model_optimizer()
     from calib.study import study

@@ -83,6 +83,7 @@ def test_a_long_flight_has_a_fault_in_every_two_dozen_tiles_and_begins_them_wher
     assert matrix["ndsm late, to the end"][0].first == 83
 
 
+@pytest.mark.slow
 def test_the_whole_matrix_passes_over_a_healthy_scene(toy_bundle, write_scene, tmp_path, capsys) -> None:
     table = tmp_path / "matrix.csv"
     scene = flight_scene(330, 410)

@@ -197,6 +197,7 @@ def spoilt_scene(height: int, width: int) -> Scene:
     return rasters, valid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", ["none", "hann"])
 def test_a_resumed_run_judges_as_one_that_was_never_stopped(
     blend, toy_bundle, write_scene, tmp_path, monkeypatch
