@@ -69,7 +69,7 @@ def check_mark(path: Path, mark: Mark) -> None:
     Raises:
         ResumeError: it does not, or cannot be read.
     """
-    again = "start over with --overwrite"
+    again = "start over with overwrite=True"
     try:
         found = _digest(path, mark.size_bytes).hexdigest()
     except (OSError, MalformedError) as error:

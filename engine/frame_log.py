@@ -150,9 +150,9 @@ def _kept(path: Path, keep_tiles: int) -> tuple[dict[str, frozenset[Sensor]], in
                 kept[record.stamp] = frozenset(record.files)
                 tiles, size, lines = tiles + record.tiles, size + len(line), lines + 1
     except FileNotFoundError as error:
-        raise ResumeError(f"the unfinished flight lacks {path}: start over with --overwrite") from error
+        raise ResumeError(f"the unfinished flight lacks {path}: start over with overwrite=True") from error
     except MalformedError as error:
-        raise ResumeError(f"{path}, line {lines + 1} is damaged ({error}): start over with --overwrite") from error
+        raise ResumeError(f"{path}, line {lines + 1} is damaged ({error}): start over with overwrite=True") from error
     if tiles != keep_tiles:
-        raise ResumeError(f"{path} has frames of {tiles} tiles, the journal counts {keep_tiles}: pass --overwrite")
+        raise ResumeError(f"{path} has frames of {tiles} tiles, the journal counts {keep_tiles}: pass overwrite=True")
     return kept, size

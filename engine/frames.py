@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from engine.contract.errors import RasterOpenError
+import numpy as np
+
+from engine.contract.bands import SensorSpec
+from engine.contract.errors import GridError, RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
-from engine.rasters.names import RasterName
-from engine.rasters.raster import Observation, SensorRasters
+from engine.rasters.names import short_name
+from engine.rasters.raster import Observation, RasterInput, SensorRasters
 from engine.stitcher import Stitcher
 
 
@@ -26,8 +30,8 @@ class Frame:
 
     stamp: str = ""
     """Its name, and that of the folder of its maps. Empty for a raster, whose maps go where the run's results go."""
-    files: Mapping[Sensor, RasterName] = field(default_factory=dict)
-    """Whole, as far as can be told without decoding."""
+    files: Mapping[Sensor, RasterInput] = field(default_factory=dict)
+    """Of a landing folder: whole, as far as can be told without decoding."""
     absent: Mapping[Sensor, Absent] = field(default_factory=dict)
     """Sensors that delivered nothing to the whole frame."""
     first_at: float | None = None
@@ -37,6 +41,13 @@ class Frame:
     when its reading begins."""
     dropped: bool = False
     """It is left out because the maps are too far behind."""
+
+
+def name_of(given: RasterInput) -> str:
+    """The last part of a raster's name, for logs and records; empty for an array."""
+    if isinstance(given, np.ndarray):
+        return ""
+    return short_name(given if isinstance(given, str | Path) else given.name)
 
 
 class Rasters(Protocol):
@@ -73,6 +84,43 @@ class OpenFrame:
     def tiles(self) -> int:
         """How many jobs it makes."""
         return 1 if self.stitcher is None else len(self.stitcher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterOpener:
+    """How the rasters of every frame are opened; see :meth:`engine.rasters.raster.SensorRasters.open`."""
+
+    specs: Mapping[Sensor, SensorSpec]
+    tile_px: int
+    rgir_bands: tuple[int, int, int] | None = None
+    ndsm_scale_m: float | None = None
+    drivers: tuple[str, ...] | None = None
+    """Of GDAL, for files from outside: nothing but a regular file of this machine is opened then, by one of them."""
+    max_px: int | None = None
+    """The largest frame that is mapped; None maps any."""
+
+    def open(self, files: Mapping[Sensor, RasterInput]) -> SensorRasters:
+        """The rasters on one grid.
+
+        Raises:
+            InputError: one cannot be used, or they do not fit together.
+        """
+        rasters = SensorRasters.open(
+            files,
+            self.specs,
+            rgir_bands=self.rgir_bands,
+            ndsm_scale_m=self.ndsm_scale_m,
+            window_px=self.tile_px,
+            drivers=self.drivers,
+        )
+        grid = rasters.grid
+        if self.max_px is not None and grid.width * grid.height > self.max_px:
+            rasters.close()
+            raise GridError(
+                f"a frame has at most {self.max_px / 1e6:,.0f} Mpx; {', '.join(map(name_of, files.values()))} "
+                f"says {grid.width} x {grid.height} px: map it as a raster"
+            )
+        return rasters
 
 
 class FrameSource(Protocol):
@@ -113,7 +161,7 @@ class RasterFrames:
 
     live = False
 
-    def __init__(self, rasters: Rasters, paths: Mapping[Sensor, RasterName] | None = None) -> None:
+    def __init__(self, rasters: Rasters, paths: Mapping[Sensor, RasterInput] | None = None) -> None:
         self.rasters = rasters
         self._frame = Frame(files=paths or {})
         self._finishing = False

@@ -63,7 +63,7 @@ class Axis:
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.halo_px < self.tile_px:
             raise UsageError(
-                f"--halo must be at least 0 and below half the tile of {self.tile_px} px, received {self.halo_px}"
+                f"halo_px must be at least 0 and below half the tile of {self.tile_px} px, received {self.halo_px}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What an unfinished run leaves behind, so that ``--resume`` ends with the bytes of an uninterrupted one.
+"""What an unfinished run leaves behind, so that ``resume`` ends with the bytes of an uninterrupted one.
 
 While a run is under way its output folder holds ``.unfinished/``::
 
@@ -190,16 +190,16 @@ class Journal:
             entry = Entry.decode(read_file(self._path))
         except FileNotFoundError as error:
             raise ResumeError(
-                f"--resume needs an unfinished run; {self._path} does not exist: start without --resume"
+                f"resume=True needs an unfinished run; {self._path} does not exist: start without it"
             ) from error
         except (OSError, MalformedError) as error:
-            raise ResumeError(f"{self._path} cannot be read ({error}): start over with --overwrite") from error
+            raise ResumeError(f"{self._path} cannot be read ({error}): start over with overwrite=True") from error
         mine = from_json(msgspec.json.encode(key), dict[str, Any])  # as the entry came: a tuple is a list there
         differing = sorted(name for name in {*mine, *entry.key} if mine.get(name) != entry.key.get(name))
         if differing:
             changes = "; ".join(f"{name} was {entry.key.get(name)!r}, now {mine.get(name)!r}" for name in differing)
             raise ResumeError(
-                f"the unfinished run in {self.folder} differs: {changes}: repeat its options, or use --overwrite"
+                f"the unfinished run in {self.folder} differs: {changes}: repeat its options, or pass overwrite=True"
             )
         return entry
 
@@ -229,6 +229,6 @@ class Journal:
                 self.folder.rmdir()  # made by a run that was killed before it could mark it
             except OSError as error:
                 raise OutputError(
-                    f"{self.folder} was not made by this project: move it away, or pass another --output"
+                    f"{self.folder} was not made by this project: move it away, or pass another `output`"
                 ) from error
         shutil.rmtree(self.folder, ignore_errors=True)

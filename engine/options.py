@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +25,38 @@ DEADLINE_MS = 1000.0
 BY_SIDECAR = "sidecar"
 """The word for ``--pattern`` that goes by sidecars alone."""
 PARTNER_WAIT_MS = 500.0
+
+
+OPTIONS = {
+    "rgir_bands": "--rgir-bands",
+    "ndsm_scale_m": "--ndsm-scale",
+    "partner_wait_ms": "--partner-wait",
+    "idle_exit_s": "--idle-exit",
+    "rate_hz": "--rate",
+    "deadline_ms": "--deadline",
+    "when_behind": "--when-behind",
+    "watchdog_s": "--watchdog",
+    "halo_px": "--halo",
+    **{name: f"--{name}" for name in ("overwrite", "resume", "threads", "blend", "inject", "health", "output")},
+    **{name: f"--{name}" for name in ("pattern", "sensors")},
+}
+"""Arguments of the library whose errors reach a user of the command, by the option that gives them."""
+
+
+def in_options(message: str) -> str:
+    """An error of the library as the command says it: ``halo_px must be …`` as ``--halo must be …``.
+
+    >>> in_options("rate_hz must be a positive number, received 0: pass overwrite=True, or another `output`")
+    '--rate must be a positive number, received 0: pass --overwrite, or another --output'
+    >>> in_options("choose them, as in `rgir_bands=4,1,2`; `inject` needs watch=True")
+    'choose them, as in `--rgir-bands 4,1,2`; --inject needs --sensors auto'
+    """
+    names = "|".join(OPTIONS)
+    message = message.replace("watch=True", "--sensors auto")
+    message = re.sub(rf"\b({names})=True\b", lambda found: OPTIONS[found[1]], message)
+    message = re.sub(rf"\b({names})=(?=[\w.])", lambda found: f"{OPTIONS[found[1]]} ", message)
+    message = re.sub(rf"`({names})`", lambda found: OPTIONS[found[1]], message)
+    return re.sub(r"\b[a-z]+_[a-z_]+\b", lambda found: OPTIONS.get(found[0], found[0]), message)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

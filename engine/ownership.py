@@ -38,11 +38,11 @@ def owned(output: Path) -> Iterator[None]:
     Raises:
         OutputError: another run is under way there, or it is no folder that can be written.
     """
-    check_text(output, "--output")
+    check_text(output, "`output`")
     made: list[Path] = []
     with writing(output):
         if output.exists() and not output.is_dir():
-            raise OutputError(f"--output must be a folder; {output} is a file: pass another --output")
+            raise OutputError(f"`output` must be a folder; {output} is a file: pass another `output`")
         made = [each for each in (output, *output.parents) if not each.exists()]
         handle = _locked(output)
     try:
@@ -67,7 +67,7 @@ def _locked(output: Path) -> int:
             if error.errno in _IN_USE:
                 os.close(handle)
                 raise OutputError(
-                    f"another run is writing to {output}: wait for it, or pass another --output"
+                    f"another run is writing to {output}: wait for it, or pass another `output`"
                 ) from error
             log.warning("%s cannot be locked (%s): see that no other run writes there", output, error.strerror)
             return handle

@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
+import msgspec
+
+from engine.backends.base import BackendInfo
+from engine.backends.resilient import BackendEvent
+from engine.buffers import BufferPool
 from engine.contract.bundle import Bundle, Manifest
 from engine.contract.errors import OutputError, writing
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from engine.frame_log import NAME as FRAME_LOG_NAME
-from engine.frames import RasterFrames
-from engine.journal import Journal
-from engine.live.folder import LiveFolder
-from engine.live.frames import FolderFrames, RasterOpener
+from engine.frame_log import FrameRecord
+from engine.frames import FrameSource, RasterFrames, RasterOpener
+from engine.health.faults import Detection, Injector
+from engine.health.monitor import Monitor
+from engine.journal import Journal, Statistics
+from engine.live.folder import Arrivals, LiveFolder
+from engine.live.frames import FolderFrames
 from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
-from engine.rasters.names import RasterName, local_file
-from engine.record import BundleUsed, FolderUsed, HealthUsed, PlanRecord, TilingUsed, described
+from engine.rasters.names import local_file
+from engine.rasters.raster import RasterInput
+from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
+from engine.record import (
+    BundleUsed,
+    FolderUsed,
+    FrameCounts,
+    GridUsed,
+    HealthRecord,
+    HealthUsed,
+    Pace,
+    PlanRecord,
+    RasterUsed,
+    Result,
+    RunRecord,
+    System,
+    TileTimes,
+    TilingUsed,
+    described,
+)
 from engine.request import LandingFolder, RasterFiles, RunRequest
 from engine.sink import QUICKLOOK_NAME
 from engine.stitcher import Stitcher, Tiling
+from engine.stream import jobs_alive
 from engine.tile_log import NAME as TILE_LOG_NAME
+from engine.version import own_version
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +80,16 @@ class Plan:
 
     request: RunRequest
     bundle: Bundle
-    frames: RasterFrames | FolderFrames
+    frames: FrameSource
     tiling: Tiling
     scenarios: tuple[Scenario, ...]
     limits: Mapping[Sensor, HealthLimits] | None
     """None where the sensors are trusted."""
+
+    @property
+    def sensors(self) -> tuple[Sensor, ...]:
+        """Those that may be used."""
+        return tuple(sensor for sensor in Sensor if sensor in self.request.source.sensors)
 
     @property
     def tiles(self) -> int | None:
@@ -89,6 +124,113 @@ class Plan:
             health=HealthUsed(watched=self.limits is not None, limits=self.limits or {}),
         )
 
+    def open_source(
+        self,
+        slots: int,
+        *,
+        tiles_done: int = 0,
+        monitor: Mapping[str, Any] | None = None,
+        past: Mapping[int, Past] | None = None,
+        waits: Callable[[bool], None] = lambda _: None,
+    ) -> JobSource:
+        """The tiles of all frames as jobs.
+
+        Args:
+            slots: of the backend.
+            tiles_done, past: see :class:`engine.reader.TileReader` and :class:`engine.reader.JobSource`.
+            monitor: what the health monitor knew when an earlier run ended.
+            waits: told when the source begins (True) and ceases (False) to wait for the world.
+        """
+        request, manifest = self.request, self.bundle.manifest
+        watching = None if self.limits is None else Monitor(self.limits)
+        if watching is not None and monitor is not None:
+            watching.restore(monitor)
+        reader: Reader = TileReader(
+            self.frames,
+            stitch=self.tiling.stitcher,
+            pool=BufferPool(map(manifest.sensor, self.sensors), tile_px=manifest.tile_px, count=jobs_alive(slots)),
+            tile_px=manifest.tile_px,
+            tiles_done=tiles_done,
+            rate_hz=request.rate_hz,
+            waits=waits,
+        )
+        if request.inject:
+            reader = FaultyReader(reader, Injector(request.inject))
+        return JobSource(reader, monitor=watching, strict=not self.frames.live, past=past)
+
+    def record(
+        self,
+        *,
+        started_at: datetime,
+        sink: Counted,
+        times: TileTimes,
+        backend: BackendInfo,
+        backend_events: Sequence[BackendEvent],
+        stream_s: float,
+        publish_s: float,
+        total_s: float,
+        first: int = 0,
+        ended: str = "complete",
+        injected: Detection | None = None,
+    ) -> RunRecord:
+        """What became of the tiles and frames; of all of them, a resumed run's earlier ones too.
+
+        Args:
+            started_at: UTC.
+            sink: counted what is in the maps.
+            times: of all tiles.
+            backend: the first that was opened.
+            backend_events: what became of it.
+            stream_s, publish_s, total_s, first: see :meth:`engine.record.TileTimes.performance`.
+            ended: see :class:`engine.record.RunRecord`.
+            injected: how faults on purpose were seen.
+        """
+        request, planned = self.request, self.describe()
+        counts = FrameCounts.of(sink.done(), self.sensors, request.deadline_ms)
+        inputs, grid = sink.described if counts.done == 1 and sink.described is not None else (None, None)
+        return RunRecord(
+            version=own_version(),
+            started_utc=started_at.isoformat(timespec="seconds"),
+            bundle=planned.bundle,
+            inputs=inputs,
+            live=planned.live,
+            grid=grid,
+            tiling=msgspec.structs.replace(planned.tiling, tiles=len(times)),
+            scenarios=planned.scenarios,
+            health=HealthRecord.of(planned.health, sink.statistics.sensors),
+            backend=backend,
+            backend_events=tuple(backend_events),
+            ended=ended,
+            frames=counts,
+            arrivals=self.frames.folder.arrivals if isinstance(self.frames, FolderFrames) else Arrivals(),
+            result=Result.of(sink.statistics, self.bundle.manifest.classes),
+            tiles_lost=int(times.lost.sum()),
+            tiles_dropped=int(times.skipped.sum()),
+            pace=Pace(rate_hz=request.rate_hz, when_behind=request.when_behind),
+            latency_ms=times.latencies(),
+            deadline=times.deadline(request.deadline_ms),
+            injected=injected,
+            performance=times.performance(
+                first=first, stream_s=stream_s, publish_s=publish_s, total_s=total_s, pixels=sink.pixels_mapped
+            ),
+            resumed_at_tile=None,
+            resumed_after_frames=None,
+            system=System.here(),
+        )
+
+
+class Counted(Protocol):
+    """What a sink knows of the maps when all tiles are in them."""
+
+    statistics: Statistics
+    pixels_mapped: int
+    """By this process."""
+    described: tuple[Mapping[Sensor, RasterUsed], GridUsed] | None
+    """The rasters and the grid of the first frame that had a map."""
+
+    def done(self) -> list[FrameRecord]:
+        """The frames that are done."""
+
 
 def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
     """Check the request against the bundle, what is to be read and the output folder. Writes nothing.
@@ -100,8 +242,27 @@ def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
     Raises:
         EngineError: whatever is wrong with it, by the tree in :mod:`engine.contract.errors`.
     """
-    _check_output(request)
-    bundle = Bundle.load(request.bundle)
+    check_output(request.output, overwrite=request.overwrite, resume=request.resume)
+    if isinstance(request.source, RasterFiles):
+        for sensor, given in request.source.paths.items():
+            _check_input(sensor, given, request.output)
+    return plan_for(request, Bundle.load(request.bundle), stack)
+
+
+def plan_for(
+    request: RunRequest,
+    bundle: Bundle,
+    stack: ExitStack,
+    *,
+    frames: Callable[[RasterOpener], FrameSource] | None = None,
+) -> Plan:
+    """:func:`make_plan` for a bundle that is loaded, and results that may go anywhere.
+
+    Args:
+        request, stack: as there.
+        bundle: that of the request.
+        frames: where they come from; None is what the request says.
+    """
     manifest, sensors = bundle.manifest, [sensor for sensor in Sensor if sensor in request.source.sensors]
     limits = None
     if request.watch:
@@ -119,16 +280,14 @@ def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
     return Plan(
         request=request,
         bundle=bundle,
-        frames=_open_frames(request, opener, manifest, stack),
+        frames=_open_frames(request, opener, manifest, stack) if frames is None else frames(opener),
         tiling=tiling,
         scenarios=scenarios_within(sensors),
         limits=limits,
     )
 
 
-def _open_frames(
-    request: RunRequest, opener: RasterOpener, manifest: Manifest, stack: ExitStack
-) -> RasterFrames | FolderFrames:
+def _open_frames(request: RunRequest, opener: RasterOpener, manifest: Manifest, stack: ExitStack) -> FrameSource:
     source = request.source
     if isinstance(source, LandingFolder):
         folder = LiveFolder(
@@ -170,37 +329,39 @@ def _taken(output: Path, stamp: str) -> str | None:
     return None
 
 
-def _check_output(request: RunRequest) -> None:
-    output, again = request.output, request.overwrite or request.resume
-    check_text(output, "--output")
+def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """See that results may go into a folder.
+
+    Raises:
+        OutputError: it holds some that must not be replaced, or is a file.
+    """
+    again = overwrite or resume
+    check_text(output, "`output`")
     with writing(output):
         if output.exists() and not output.is_dir():
-            raise OutputError(f"--output must be a folder; {output} is a file: pass another --output")
+            raise OutputError(f"`output` must be a folder; {output} is a file: pass another `output`")
         existing = [name for name in OUTPUT_NAMES if os.path.lexists(output / name)]
         unfinished = Journal(output)
         if unfinished.exists and not again:
             raise OutputError(
-                f"{output} holds an unfinished run: pass --resume to go on with it, --overwrite to start over, or "
-                "another --output"
+                f"{output} holds an unfinished run: pass resume=True to go on with it, overwrite=True to start over, "
+                "or another `output`"
             )
     if existing and not again:
         raise OutputError(
-            f"{output} already holds {', '.join(existing)}: pass --overwrite to replace them, or another --output"
+            f"{output} already holds {', '.join(existing)}: pass overwrite=True to replace them, or another `output`"
         )
-    if existing and request.overwrite and not (unfinished.ours or holds_a_run(output)):
+    if existing and overwrite and not (unfinished.ours or holds_a_run(output)):
         raise OutputError(
             f"{output} holds {', '.join(existing)}, and nothing that shows a run of this project to have written that: "
-            "move it away, or pass another --output"
+            "move it away, or pass another `output`"
         )
-    if isinstance(request.source, RasterFiles):
-        for sensor, name in request.source.paths.items():
-            _check_input(sensor, name, output)
 
 
-def _check_input(sensor: Sensor, name: RasterName, output: Path) -> None:
+def _check_input(sensor: Sensor, name: RasterInput, output: Path) -> None:
     """A raster must not be one of the files that the run writes."""
-    path = local_file(name)
+    path = local_file(name) if isinstance(name, str | Path) else None
     for written in (output / each for each in OUTPUT_NAMES):
         with suppress(OSError):
             if path is not None and path.samefile(written):
-                raise OutputError(f"--{sensor} {name} is a file that the run would replace: pass another --output")
+                raise OutputError(f"{sensor} {name} is a file that the run would replace: pass another `output`")

@@ -91,10 +91,10 @@ class Preview:
         try:
             content = read_file(path)
         except (OSError, MalformedError) as error:
-            raise ResumeError(f"{path} cannot be read ({error}): start over with --overwrite") from error
+            raise ResumeError(f"{path} cannot be read ({error}): start over with overwrite=True") from error
         digest, content = content[:32], content[32:]
         if hashlib.sha256(content).digest() != digest or len(content) != sum(each.nbytes for each in self._canvases):
-            raise ResumeError(f"{path} is damaged: start over with --overwrite")
+            raise ResumeError(f"{path} is damaged: start over with overwrite=True")
         for canvas in self._canvases:
             canvas[...] = np.frombuffer(content[: canvas.nbytes], canvas.dtype).reshape(canvas.shape)
             content = content[canvas.nbytes :]

@@ -12,7 +12,7 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor
 from engine.health.faults import Injection
 from engine.live.frame_name import Pattern
-from engine.rasters.names import RasterName
+from engine.rasters.raster import RasterInput
 from engine.stitcher import Blend
 
 WhenBehind = Literal["block", "drop-oldest"]
@@ -27,11 +27,11 @@ class RasterFiles:
         UsageError: there is none.
     """
 
-    paths: Mapping[Sensor, RasterName]
+    paths: Mapping[Sensor, RasterInput]
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise UsageError("at least one sensor must be alive, received none: pass --rgir PATH or --ndsm PATH")
+            raise UsageError("at least one sensor must be alive, received none: give a raster of rgir or ndsm")
 
     @property
     def sensors(self) -> frozenset[Sensor]:
@@ -64,8 +64,8 @@ class LandingFolder:
         if not self.drivers:
             raise UsageError("at least one driver must be allowed, received none: pass --live-driver GTiff")
         if not self.sensors:
-            raise UsageError("at least one sensor must deliver, received none: pass --sensors rgir,ndsm")
-        check_positive({"--partner-wait": self.partner_wait_ms, "--idle-exit": self.idle_exit_s})
+            raise UsageError("at least one sensor must deliver, received none: name some in `sensors`")
+        check_positive(partner_wait_ms=self.partner_wait_ms, idle_exit_s=self.idle_exit_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,33 +104,30 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         if self.overwrite and self.resume:
-            raise UsageError("--overwrite starts over and --resume goes on: pass one of them")
-        check_positive({"--rate": self.rate_hz, "--deadline": self.deadline_ms})
+            raise UsageError("overwrite=True starts over and resume=True goes on: pass one of them")
+        check_positive(rate_hz=self.rate_hz, deadline_ms=self.deadline_ms)
         if not self.watch and (self.health or self.inject):
-            option = "--inject" if self.inject else "--health"
-            raise UsageError(f"{option} needs sensors that are watched: pass --sensors auto")
+            name = "inject" if self.inject else "health"
+            raise UsageError(f"`{name}` needs sensors that are watched: pass watch=True")
         if self.inject and self.resume:
-            raise UsageError("a run with --inject cannot be resumed: start over with --overwrite")
+            raise UsageError("a run with `inject` cannot be resumed: start over with overwrite=True")
         for injection in self.inject:
             if injection.sensor not in self.source.sensors:
                 names = ", ".join(sensor for sensor in Sensor if sensor in self.source.sensors)
-                raise UsageError(f"--inject names {injection.sensor}, but the run reads {names}: add that sensor")
+                raise UsageError(f"`inject` names {injection.sensor}, but the run reads {names}: add that sensor")
         if isinstance(self.source, LandingFolder):
             if self.rate_hz is not None:
-                raise UsageError("--live reads what lands in its folder, at its own pace: leave --rate away")
+                raise UsageError("a landing folder is read at its own pace: leave rate_hz away")
         elif self.when_behind == "drop-oldest" and self.rate_hz is None:
-            raise UsageError("--when-behind drop-oldest needs --rate: without it every tile is waited for")
+            raise UsageError("when_behind drop-oldest needs rate_hz: without it every tile is waited for")
 
 
-def check_positive(numbers: Mapping[str, float | None]) -> None:
+def check_positive(**numbers: float | None) -> None:
     """See that every number that is given is above zero and finite.
-
-    Args:
-        numbers: by the option that gives them.
 
     Raises:
         UsageError: one is not.
     """
-    for option, number in numbers.items():
+    for name, number in numbers.items():
         if number is not None and not 0 < number < float("inf"):
-            raise UsageError(f"{option} must be a positive number, received {number:g}")
+            raise UsageError(f"{name} must be a positive number, received {number:g}")

@@ -33,7 +33,7 @@ from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, emit
 from engine.contract.errors import EngineError, TilesLostError
 from engine.observer import Observers
-from engine.options import add_options, request_of
+from engine.options import add_options, in_options, request_of
 from engine.plan import make_plan
 from engine.rasters.georeference import gdal_environment
 from engine.record import RunRecord
@@ -63,10 +63,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         with gdal_environment():
             return _dry_run(options) if options.dry_run else _run(options)
     except EngineError as error:
+        message = in_options(str(error))
         if options.json:
-            emit(event="error", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
+            emit(event="error", error=type(error).__name__, message=message, exit_code=error.exit_code)
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130  # before the first tile: nothing to resume

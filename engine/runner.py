@@ -21,29 +21,27 @@ from pathlib import Path
 import msgspec
 
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import BackendEvent, open_chain
-from engine.buffers import BufferPool
+from engine.backends.resilient import open_chain
 from engine.contract.atomic import replacing
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
 from engine.contract.sensors import Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log
-from engine.frames import RasterFrames
-from engine.health.faults import Detection, Injector, detection
-from engine.health.monitor import Monitor, Verdict
+from engine.frames import FrameSource, RasterFrames
+from engine.health.faults import detection
+from engine.health.monitor import Verdict
 from engine.interrupt import first_signal
 from engine.job import TileReport
 from engine.journal import Entry, Journal, Statistics
-from engine.live.folder import Arrivals
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
 from engine.ownership import RUN_NAME, frame_mark, owned, remove_marked
 from engine.plan import REPORT_NAME, Plan, make_plan
-from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
-from engine.record import FrameCounts, HealthRecord, Pace, Result, RunRecord, System, TileTimes
+from engine.reader import Past
+from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
 from engine.sink import FRAME_NAMES, MAKE_ROOM, FrameSink
-from engine.stream import jobs_alive, stream
+from engine.stream import stream
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, read_tile_log
 from engine.version import own_version
@@ -80,7 +78,13 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
         journal = Journal(request.output)
         start = _start(plan, journal, opened)
         sink = _open_sink(plan, journal, start, stack, watcher)
-        source = _open_source(plan, journal, start, watcher, slots=opened.slots)
+        source = plan.open_source(
+            opened.slots,
+            tiles_done=0 if frames.live else start.entry.tiles_done,
+            monitor=start.entry.monitor,
+            past=_past(plan, journal, start),
+            waits=watcher.waiting,
+        )
         verdicts: list[Mapping[Sensor, Verdict]] = []
         watcher.started(plan, opened, first_tile=start.first_tile)
         clock = time.perf_counter()
@@ -117,18 +121,25 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
         except EngineError:
             _keep(plan, sink)
             raise
-        record = _record(
-            plan,
-            start,
-            sink,
+        total_s = time.perf_counter() - clock
+        record = plan.record(
+            started_at=started_at,
+            sink=sink,
+            times=TileTimes(read_tile_log(journal.folder / TILE_LOG_NAME)),
+            first=start.entry.tiles_done,
             backend=opened,
             backend_events=backend.events,
             ended=_ended(frames, received),
             injected=detection(request.inject, verdicts) if request.inject else None,
-            started_at=started_at,
             stream_s=stream_s,
-            total_s=time.perf_counter() - clock,
+            publish_s=sink.publish_s if frames.live else total_s - stream_s,
+            total_s=total_s,
         )
+        if start.resumed:
+            after = None if sink.records is None else len(sink.records.done)
+            record = msgspec.structs.replace(
+                record, resumed_at_tile=start.first_tile if after is None else None, resumed_after_frames=after
+            )
         _write_rest(request.output, journal, record)
     if not frames.live:  # else more frames may land
         journal.remove()
@@ -222,7 +233,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
             journal.remove()
         if isinstance(error, OSError):
             raise OutputError(
-                f"cannot write to {output} ({error.strerror}): free space, check permissions or pass another --output"
+                f"cannot write to {output} ({error.strerror}): free space, check permissions or pass another `output`"
             ) from error
         raise
     return sink
@@ -237,7 +248,7 @@ def _clear_frames(output: Path) -> None:
         except ValueError as error:
             raise OutputError(
                 f"{error}: it is not known which folders in {output} are to be replaced; empty it yourself, or pass "
-                "another --output"
+                "another `output`"
             ) from error
         with writing(output):
             for stamp in stamps:
@@ -247,47 +258,23 @@ def _clear_frames(output: Path) -> None:
             (output / name).unlink(missing_ok=True)
 
 
-def _open_source(plan: Plan, journal: Journal, start: _Start, watcher: Observer, *, slots: int) -> JobSource:
-    """The tiles from the first on; those that the journal already counts are to be judged as they were."""
-    request, manifest, entry = plan.request, plan.bundle.manifest, start.entry
-    monitor = None if plan.limits is None else Monitor(plan.limits)
-    if monitor is not None and entry.monitor is not None:
-        monitor.restore(entry.monitor)
-    past: dict[int, Past] = {}
-    if start.first_tile < entry.tiles_done:
-        rows = read_tile_log(journal.folder / TILE_LOG_NAME)
-        past = {
-            row.tile: Past(verdicts=row.verdicts, skipped=row.skipped) for row in rows if row.tile >= start.first_tile
-        }
-    reader: Reader = TileReader(
-        plan.frames,
-        stitch=plan.tiling.stitcher,
-        pool=BufferPool(
-            (manifest.sensor(sensor) for sensor in Sensor if sensor in request.source.sensors),
-            tile_px=manifest.tile_px,
-            count=jobs_alive(slots),
-        ),
-        tile_px=manifest.tile_px,
-        tiles_done=0 if plan.frames.live else entry.tiles_done,
-        rate_hz=request.rate_hz,
-        waits=watcher.waiting,
-    )
-    if request.inject:
-        reader = FaultyReader(reader, Injector(request.inject))
-    return JobSource(reader, monitor=monitor, strict=not plan.frames.live, past=past)
+def _past(plan: Plan, journal: Journal, start: _Start) -> dict[int, Past]:
+    """Tiles that the journal already counts and that are read again: they are to be judged as they were."""
+    if plan.frames.live or start.first_tile >= start.entry.tiles_done:
+        return {}
+    rows = read_tile_log(journal.folder / TILE_LOG_NAME)
+    again = (row for row in rows if row.tile >= start.first_tile)
+    return {row.tile: Past(verdicts=row.verdicts, skipped=row.skipped) for row in again}
 
 
 def _interrupted(plan: Plan, sink: FrameSink) -> str:
     if plan.tiles is None:
-        return "stopped in the middle of a frame; nothing that is published is lost: repeat with --resume to go on"
-    return (
-        f"stopped after {sink.tiles_done} of {plan.tiles} tiles; nothing is lost: repeat the command with --resume to "
-        "finish"
-    )
+        return "stopped in the middle of a frame; nothing that is published is lost: repeat with resume=True to go on"
+    return f"stopped after {sink.tiles_done} of {plan.tiles} tiles; nothing is lost: repeat with resume=True to finish"
 
 
-def _ended(frames: RasterFrames | FolderFrames, received: Sequence[signal.Signals]) -> str:
-    if isinstance(frames, RasterFrames):
+def _ended(frames: FrameSource, received: Sequence[signal.Signals]) -> str:
+    if not isinstance(frames, FolderFrames):
         return "complete"
     return "idle" if frames.idle else ", ".join(number.name for number in received)
 
@@ -304,63 +291,7 @@ def _keep(plan: Plan, sink: FrameSink) -> None:
         sink.checkpoint()
     except (EngineError, OSError) as error:
         log.warning("the journal keeps its last checkpoint: %s", error)
-    log.warning(
-        "%d of %d tiles are kept: once the cause is gone, repeat the command with --resume", sink.tiles_done, plan.tiles
-    )
-
-
-def _record(
-    plan: Plan,
-    start: _Start,
-    sink: FrameSink,
-    *,
-    backend: BackendInfo,
-    backend_events: Sequence[BackendEvent],
-    ended: str,
-    injected: Detection | None,
-    started_at: datetime,
-    stream_s: float,
-    total_s: float,
-) -> RunRecord:
-    """What became of the tiles and frames; of all of them, a resumed run's earlier ones too."""
-    request, live, planned = plan.request, plan.frames.live, plan.describe()
-    times = TileTimes(read_tile_log(sink.journal.folder / TILE_LOG_NAME))
-    sensors = [sensor for sensor in Sensor if sensor in request.source.sensors]
-    counts = FrameCounts.of(sink.done(), sensors, request.deadline_ms)
-    inputs, grid = sink.described if counts.done == 1 and sink.described is not None else (None, None)
-    return RunRecord(
-        version=own_version(),
-        started_utc=started_at.isoformat(timespec="seconds"),
-        bundle=planned.bundle,
-        inputs=inputs,
-        live=planned.live,
-        grid=grid,
-        tiling=msgspec.structs.replace(planned.tiling, tiles=len(times)),
-        scenarios=planned.scenarios,
-        health=HealthRecord.of(planned.health, sink.statistics.sensors),
-        backend=backend,
-        backend_events=tuple(backend_events),
-        ended=ended,
-        frames=counts,
-        arrivals=plan.frames.folder.arrivals if isinstance(plan.frames, FolderFrames) else Arrivals(),
-        result=Result.of(sink.statistics, plan.bundle.manifest.classes),
-        tiles_lost=int(times.lost.sum()),
-        tiles_dropped=int(times.skipped.sum()),
-        pace=Pace(rate_hz=request.rate_hz, when_behind=request.when_behind),
-        latency_ms=times.latencies(),
-        deadline=times.deadline(request.deadline_ms),
-        injected=injected,
-        performance=times.performance(
-            first=start.entry.tiles_done,
-            stream_s=stream_s,
-            publish_s=sink.publish_s if live else total_s - stream_s,
-            total_s=total_s,
-            pixels=sink.pixels_mapped,
-        ),
-        resumed_at_tile=start.first_tile if start.resumed and not live else None,
-        resumed_after_frames=len(sink.records.done) if start.resumed and sink.records is not None else None,
-        system=System.here(),
-    )
+    log.warning("%d of %d tiles are kept: once the cause is gone, resume the run", sink.tiles_done, plan.tiles)
 
 
 def _write_rest(output: Path, journal: Journal, record: RunRecord) -> None:

@@ -31,7 +31,7 @@ from engine.contract.errors import OutputError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.digested_file import Mark
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
-from engine.frames import OpenFrame
+from engine.frames import OpenFrame, name_of
 from engine.health.monitor import Verdict
 from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
@@ -40,7 +40,6 @@ from engine.preview import Preview
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MAPS
-from engine.rasters.names import short_name
 from engine.record import GridUsed, RasterUsed, described
 from engine.tile_log import TileLog
 
@@ -51,7 +50,7 @@ CHECKPOINT_S = 5.0
 QUICKLOOK_NAME = "quicklook.png"
 FRAME_NAMES = (*(f"{name}.tif" for name in MAPS), QUICKLOOK_NAME)
 """What the folder of a live frame holds, beside the marker that says it is ours."""
-MAKE_ROOM = "free space or check permissions, then repeat with --resume"
+MAKE_ROOM = "free space or check permissions, then repeat with resume=True"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +62,42 @@ class _Maps:
 
 
 @dataclass(kw_only=True)
-class _Tally:
-    """What is known of the frame under way."""
+class Tally:
+    """What is known of a frame under way."""
 
     began_at: float | None = None
     """When its first tile was available."""
     inferences: Counter[Scenario] = field(default_factory=Counter)
     pixels: PixelCounts = field(default_factory=PixelCounts)
     verdicts: dict[Sensor, Verdict] = field(default_factory=dict)
+
+    def add(self, job: Job) -> None:
+        """Count a tile."""
+        if self.began_at is None:
+            self.began_at = job.available_at
+        self.inferences.update(job.scenarios)
+        self.verdicts = worst(self.verdicts, job.verdicts)
+
+    def record(self, opened: OpenFrame, last: TileReport) -> FrameRecord:
+        """What became of the frame, once its last tile is written."""
+        assert self.began_at is not None
+        frame = opened.frame
+        main = max(Scenario, key=lambda scenario: self.pixels.provenance[scenario.provenance])
+        waited_s = (frame.available_at or 0.0) - (frame.first_at or 0.0)
+        return FrameRecord(
+            stamp=frame.stamp,
+            files={sensor: name_of(name) for sensor, name in frame.files.items()},
+            absent=opened.absent,
+            verdicts=self.verdicts,
+            scenario=main if self.inferences else None,
+            inferences=dict(self.inferences),
+            provenance_pixels=self.pixels.by_provenance if opened.stitcher is not None else {},
+            tiles=opened.tiles,
+            mapped=opened.stitcher is not None,
+            dropped=frame.dropped,
+            partner_wait_ms=round(waited_s * 1e3, 3),
+            latency_ms=round((last.available_at + last.latency_s - self.began_at) * 1e3, 3),
+        )
 
 
 @dataclass(kw_only=True)
@@ -112,7 +139,7 @@ class FrameSink:
     """The frame under way."""
     _counted: int = field(init=False)
     _maps: _Maps | None = None
-    _tally: _Tally = field(default_factory=_Tally)
+    _tally: Tally = field(default_factory=Tally)
     _last: TileReport | None = None
     _done: list[FrameRecord] = field(default_factory=list)
     _entry: bytes = b""
@@ -155,13 +182,10 @@ class FrameSink:
         frame = job.frame
         assert frame is not None
         self._frame = frame
-        if self._tally.began_at is None:
-            self._tally.began_at = job.available_at
         if job.tile.index >= self._counted:
             self.monitor = job.monitor or self.monitor
             self.statistics.add_tile(job)
-            self._tally.inferences.update(job.scenarios)
-            self._tally.verdicts = worst(self._tally.verdicts, job.verdicts)
+            self._tally.add(job)
         if frame.stitcher is None or frame.grid is None:
             return
         if self._maps is None:
@@ -228,28 +252,10 @@ class FrameSink:
 
     def complete(self) -> FrameRecord:
         """Write down that the frame under way is done."""
-        report, tally, opened = self._last, self._tally, self._frame
-        assert report is not None
-        assert opened is not None
-        assert tally.began_at is not None
-        frame, pixels = opened.frame, tally.pixels.by_provenance
-        main = max(Scenario, key=lambda scenario: tally.pixels.provenance[scenario.provenance])
-        waited_s = (frame.available_at or 0.0) - (frame.first_at or 0.0)
-        record = FrameRecord(
-            stamp=frame.stamp,
-            files={sensor: short_name(name) for sensor, name in frame.files.items()},
-            absent=opened.absent,
-            verdicts=tally.verdicts,
-            scenario=main if tally.inferences else None,
-            inferences=dict(tally.inferences),
-            provenance_pixels=pixels if opened.stitcher is not None else {},
-            tiles=opened.tiles,
-            mapped=opened.stitcher is not None,
-            dropped=frame.dropped,
-            partner_wait_ms=round(waited_s * 1e3, 3),
-            latency_ms=round((report.available_at + report.latency_s - tally.began_at) * 1e3, 3),
-        )
-        self._tally, self._last = _Tally(), None
+        assert self._last is not None
+        assert self._frame is not None
+        record = self._tally.record(self._frame, self._last)
+        self._tally, self._last = Tally(), None
         if self.records is None:
             self._done.append(record)
         else:

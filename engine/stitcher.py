@@ -138,7 +138,7 @@ class HannStitcher(Stitcher):
         )
         if 4 * halo_px > tile_px:
             raise UsageError(
-                f"--blend hann takes a --halo of at most a quarter of the tile, {tile_px // 4} px; received {halo_px}"
+                f"to blend, halo_px must be at most a quarter of the tile, {tile_px // 4} px; received {halo_px}"
             )
         self._classes = classes
         self._strip: Strip | None = None

@@ -118,6 +118,21 @@ class TileLog:
         self.close()
 
 
+def row_of(report: TileReport) -> TileRow:
+    """What the log keeps of a tile."""
+    return TileRow(
+        tile=report.tile.index,
+        frame=report.frame,
+        target=report.tile.target,
+        scenario=report.scenarios[0] if report.scenarios else None,
+        skipped=report.skipped,
+        switched=report.switched,
+        verdicts=report.verdicts,
+        stages_ms={stage: getattr(report, f"{stage}_s") * 1e3 for stage in STAGES},
+        latency_ms=report.latency_s * 1e3,
+    )
+
+
 def read_tile_log(path: Path) -> Iterator[TileRow]:
     """The rows of a ``tiles.csv``, one at a time.
 
@@ -186,7 +201,7 @@ def _kept_bytes(path: Path, keep: int, mark: Mark | None) -> int:
         with path.open("rb") as file:
             kept = list(islice((len(line) for line in file if line.endswith(b"\n")), keep + 1))
     except FileNotFoundError as error:
-        raise ResumeError(f"the unfinished run lacks {path}: start over with --overwrite") from error
+        raise ResumeError(f"the unfinished run lacks {path}: start over with overwrite=True") from error
     if len(kept) < keep + 1:
-        raise ResumeError(f"{path} has {len(kept) - 1} rows, the journal counts {keep}: start over with --overwrite")
+        raise ResumeError(f"{path} has {len(kept) - 1} rows, the journal counts {keep}: start over with overwrite=True")
     return sum(kept)

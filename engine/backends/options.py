@@ -34,7 +34,7 @@ class BackendOptions:
     """A backend without an answer for so long counts as hung (:mod:`engine.backends.resilient`)."""
 
     def __post_init__(self) -> None:
-        for option, number in (("--watchdog", self.watchdog_s), ("--threads", self.threads)):
+        for option, number in (("watchdog_s", self.watchdog_s), ("`threads`", self.threads)):
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"{option} must be a positive number, received {number:g}")
 

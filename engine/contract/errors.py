@@ -141,7 +141,7 @@ class InterruptedRunError(EngineError):
 
 
 @contextmanager
-def writing(path: Path, remedy: str = "check free space and permissions, or pass another --output") -> Iterator[None]:
+def writing(path: Path, remedy: str = "check free space and permissions, or choose another folder") -> Iterator[None]:
     """Around what writes to a path.
 
     Raises:

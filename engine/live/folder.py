@@ -116,7 +116,7 @@ class LiveFolder:
         refuses: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         if not folder.is_dir():
-            raise InputError(f"frames land in a folder; {folder} is none: create it, or check --live")
+            raise InputError(f"frames land in a folder; {folder} is none: create it, or name another")
         self.arrivals = Arrivals()
         self.changed_at = -math.inf
         """When something was last seen to land or to grow."""
@@ -217,9 +217,7 @@ class LiveFolder:
             return None
         by_name = self._pattern.match(told.file) if self._pattern is not None else None
         if by_name not in (None, (told.sensor, told.stamp)):
-            return self._ignore(
-                name, f"contradicts the name of {told.file}: rename it, or pass --pattern sidecar to go by sidecars"
-            )
+            return self._ignore(name, f"contradicts the name of {told.file}: rename it, or go by sidecars alone")
         self._unreadable.pop(name, None)
         self._taken.add(name)
         if told.sensor in self.sensors and told.file not in self._taken:

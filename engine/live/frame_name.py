@@ -60,10 +60,10 @@ class Pattern:
         try:
             fields = sorted(name for _, name, _, _ in Formatter().parse(self.text) if name is not None)
         except ValueError as error:
-            raise UsageError(f"--pattern cannot be read ({error}); received {self.text!r}") from error
+            raise UsageError(f"`pattern` cannot be read ({error}); received {self.text!r}") from error
         if fields != ["sensor", "stamp"] or "/" in self.text:
             raise UsageError(
-                "--pattern names files of one folder and has the fields {sensor} and {stamp}, once each; "
+                "`pattern` names files of one folder and has the fields {sensor} and {stamp}, once each; "
                 f"received {self.text!r}: write for example '{{sensor}}_{{stamp}}.tif'"
             )
 

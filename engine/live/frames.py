@@ -19,14 +19,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.contract.bands import SensorSpec
-from engine.contract.errors import GridError, InputError
+from engine.contract.errors import InputError
 from engine.contract.sensors import Sensor
-from engine.frames import Frame
+from engine.frames import Frame, RasterOpener
 from engine.health.monitor import Absent, Fault
 from engine.live.folder import POLL_S, LiveFolder
-from engine.rasters.names import RasterName, short_name
-from engine.rasters.raster import SensorRasters
+from engine.rasters.raster import RasterInput, SensorRasters
 
 log = logging.getLogger(__name__)
 
@@ -35,43 +33,6 @@ SCAN_SHARE = 4
 must not keep a core busy."""
 FRAMES_WAITING = 2
 """So many whole frames may wait when the oldest are to be dropped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RasterOpener:
-    """How the rasters of every frame are opened; see :meth:`engine.rasters.raster.SensorRasters.open`."""
-
-    specs: Mapping[Sensor, SensorSpec]
-    tile_px: int
-    rgir_bands: tuple[int, int, int] | None = None
-    ndsm_scale_m: float | None = None
-    drivers: tuple[str, ...] | None = None
-    """Of GDAL, for files from outside: nothing but a regular file of this machine is opened then, by one of them."""
-    max_px: int | None = None
-    """The largest frame that is mapped; None maps any."""
-
-    def open(self, files: Mapping[Sensor, RasterName]) -> SensorRasters:
-        """The rasters on one grid.
-
-        Raises:
-            InputError: one cannot be used, or they do not fit together.
-        """
-        rasters = SensorRasters.open(
-            files,
-            self.specs,
-            rgir_bands=self.rgir_bands,
-            ndsm_scale_m=self.ndsm_scale_m,
-            window_px=self.tile_px,
-            drivers=self.drivers,
-        )
-        grid = rasters.grid
-        if self.max_px is not None and grid.width * grid.height > self.max_px:
-            rasters.close()
-            raise GridError(
-                f"a frame has at most {self.max_px / 1e6:,.0f} Mpx; {', '.join(map(short_name, files.values()))} "
-                f"says {grid.width} x {grid.height} px: map it as a raster"
-            )
-        return rasters
 
 
 @dataclass(kw_only=True)
@@ -136,7 +97,7 @@ class FolderFrames:
         """The folder and the sensors expected to deliver."""
         return {"folder": str(self.folder.path.resolve()), "sensors": sorted(self.folder.sensors)}
 
-    def _culprit(self, files: Mapping[Sensor, RasterName], error: InputError) -> tuple[Sensor, InputError]:
+    def _culprit(self, files: Mapping[Sensor, RasterInput], error: InputError) -> tuple[Sensor, InputError]:
         """The file that cannot be opened by itself; if each can, the one that does not fit onto the other's grid."""
         for sensor, path in files.items():
             try:

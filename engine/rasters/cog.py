@@ -289,7 +289,7 @@ def _writing(path: Path) -> Iterator[None]:
     # rasterio stumbles over its own error when a file it should update is no raster: TypeError
     except (*GDAL_ERRORS, OSError, TypeError) as error:
         raise OutputError(
-            f"{path} cannot be written ({error}): check free space and permissions, or pass another --output"
+            f"{path} cannot be written ({error}): check free space and permissions, or pass another `output`"
         ) from error
     finally:
         _gdal_log.removeHandler(errors)
@@ -305,7 +305,7 @@ def _check_room(partial_dir: Path, grid: Grid) -> None:
         raise OutputError(
             f"maps of {grid.width} x {grid.height} px need {needed / 1e6:,.0f} MB ({SPOOL_BYTES_PER_PX:g} bytes per "
             f"pixel while the run lasts, about {COG_BYTES_PER_PX:g} for the results); {partial_dir} has "
-            f"{free / 1e6:,.0f} MB free: free space or pass another --output"
+            f"{free / 1e6:,.0f} MB free: free space or pass another `output`"
         )
 
 
@@ -348,7 +348,7 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
 
 
 def _check_resumable(spool: Path, grid: Grid) -> None:
-    again = "start anew without --resume"
+    again = "start anew with overwrite=True"
     try:
         with unreferenced_is_fine(), rasterio.open(spool, driver="GTiff") as file:
             width, height = file.width, file.height
@@ -382,7 +382,7 @@ def _heads(spools: Sequence[Path]) -> bytes:
 
 def _check_content(spools: Sequence[Path], partial_dir: Path, mark: Mark) -> None:
     """See that the spools hold what was written into them."""
-    again = "start over with --overwrite"
+    again = "start over with overwrite=True"
     try:
         head, written = read_checksums(partial_dir, mark)
         if _heads(spools) != head:

@@ -48,12 +48,12 @@ def open_raster(sensor: Sensor, name: RasterName, drivers: Sequence[str] | None 
     except (*GDAL_ERRORS, OSError, ValueError, TypeError, ImportError) as error:
         missing = path is not None and not _is_there(path)
         what = "does not exist" if missing else "is not a raster that GDAL can read"
-        raise RasterOpenError(f"{sensor} raster {name} {what}: check the path given to --{sensor} ({error})") from error
+        raise RasterOpenError(f"{sensor} raster {name} {what}: check the path given as {sensor} ({error})") from error
     try:
         if not file.count and file.subdatasets:
             raise RasterOpenError(
                 f"{sensor} raster {name} is a container of {len(file.subdatasets)} rasters: pass one of them as "
-                f"--{sensor}: {', '.join(file.subdatasets[:5])}"
+                f"{sensor}: {', '.join(file.subdatasets[:5])}"
             )
         missing_part = unfinished(path, tags_only=True) if path is not None and file.driver in TIFF_DRIVERS else None
         if missing_part is not None:
@@ -91,7 +91,7 @@ def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[in
     if len(bands) != len(spec.bands) or not set(bands) <= set(file.indexes):
         names = ", ".join(band.name for band in spec.bands)
         asked = f" and {','.join(map(str, bands))} was asked for" if chosen else ""
-        hint = "choose them, as in `--rgir-bands 4,1,2`" if spec.sensor is Sensor.RGIR else "pass a one-band raster"
+        hint = "choose them, as in `rgir_bands=4,1,2`" if spec.sensor is Sensor.RGIR else "pass a one-band raster"
         raise RasterFormatError(
             f"{spec.sensor} needs {len(spec.bands)} band(s) ({names}) besides alpha; "
             f"{name} has {len(data)}{asked}: {hint}"
@@ -133,7 +133,7 @@ def _check_alpha(name: RasterName, file: Any, band: int) -> None:
     if between > 0.5:
         raise RasterFormatError(
             f"an alpha band tells valid (255) from invalid (0); band {band} of {name} is marked alpha, but "
-            f"{between:.0%} of its values lie between: if it is near infrared, pass `--rgir-bands {band},1,2`, else "
+            f"{between:.0%} of its values lie between: if it is near infrared, pass `rgir_bands={band},1,2`, else "
             f"take the mark away with `gdal_edit.py -colorinterp_{band} undefined`"
         )
 
@@ -160,9 +160,9 @@ def to_metres(spec: SensorSpec, name: RasterName, file: Any, band: int, scale_m:
     dtype, unit = file.dtypes[band - 1], (file.units[band - 1] or "").lower()
     if scale_m is not None:
         if not (scale_m > 0 and _factor(scale_m) and _factor(scale * scale_m)):
-            raise RasterFormatError(f"--{spec.sensor}-scale must be a positive number of metres, received {scale_m}")
+            raise RasterFormatError(f"{spec.sensor}_scale_m must be a positive number of metres, received {scale_m}")
         return scale * scale_m, offset * scale_m
-    hint = f"pass --{spec.sensor}-scale, metres per unit (0.1 for decimetres, 1 for metres)"
+    hint = f"pass {spec.sensor}_scale_m, metres per unit (0.1 for decimetres, 1 for metres)"
     if unit not in METRE_NAMES:
         raise RasterFormatError(f"{spec.sensor} must be in metres; {name} says its unit is {unit!r}: {hint}")
     if not dtype.startswith("float") and (scale, offset) == (1.0, 0.0):

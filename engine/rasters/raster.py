@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
@@ -22,7 +24,7 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import RasterOpenError
+from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
 from engine.grid import mirrored
@@ -50,6 +52,10 @@ class Observation:
 
     values: NDArray[Any]
     valid: NDArray[np.bool_]
+
+
+RasterInput: TypeAlias = "RasterName | NDArray[Any] | rasterio.io.DatasetReader"
+"""A raster as it can be given: a file or GDAL's name for one, an array, an open dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +109,11 @@ class _Source:
             if (self.scale, self.offset) != (1.0, 0.0):
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
                 np.add(out.values, np.float32(self.offset), out=out.values)
-        if self.spec.dtype == "float32":
-            np.logical_and(out.valid, np.isfinite(out.values).all(axis=0), out=out.valid)
-        filled = fill_holes(out.values, out.valid)
-        if filled is not out.values:
-            np.copyto(out.values, filled)
+        _fill(self.spec, out)
 
     def blank(self, height: int, width: int) -> Observation:
         """Memory for a window of that size."""
-        values = np.empty((len(self.bands), height, width), self.spec.dtype)
-        return Observation(values=values, valid=np.empty((height, width), np.bool_))
+        return _blank(self.spec, height, width)
 
     def nodata_rules(self) -> list[str]:
         """How invalid pixels are told, in words."""
@@ -126,6 +127,85 @@ class _Source:
         return rules + (["NaN or infinite"] if self.file.dtypes[first].startswith("float") else [])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ArraySource:
+    """A sensor's pixels in memory, or mapped into it; only the windows that are read are touched."""
+
+    spec: SensorSpec
+    values: NDArray[Any]
+    """[B, H, W]."""
+    scale: float
+
+    @classmethod
+    def of(cls, spec: SensorSpec, array: NDArray[Any], scale_m: float | None) -> _ArraySource:
+        """See that an array is one of that sensor's."""
+        bands, sensor = len(spec.bands), spec.sensor
+        values = array[None] if array.ndim == 2 and bands == 1 else array
+        if values.ndim != 3 or len(values) != bands or 0 in values.shape:
+            shape = f"[{bands}, H, W]" if bands > 1 else "[H, W] or [1, H, W]"
+            raise RasterFormatError(f"{sensor} must be an array {shape} with pixels, received {list(array.shape)}")
+        if spec.dtype == "uint8" and values.dtype != np.uint8:
+            raise RasterFormatError(
+                f"{sensor} must be 8-bit (uint8, 0..255), received {values.dtype}: rescale it as the model's training "
+                "images were"
+            )
+        if spec.dtype == "float32" and values.dtype.kind != "f" and (scale_m is None or values.dtype.kind not in "iu"):
+            raise RasterFormatError(
+                f"{sensor} must be metres in floating point, or whole numbers with ndsm_scale_m, received "
+                f"{values.dtype}: pass ndsm_scale_m (0.1 for decimetres)"
+            )
+        if scale_m is not None and not (math.isfinite(scale_m) and scale_m > 0):
+            raise RasterFormatError(f"ndsm_scale_m must be a positive number of metres, received {scale_m}")
+        return cls(spec=spec, values=values, scale=1.0 if scale_m is None or spec.dtype == "uint8" else scale_m)
+
+    def read(self, row: int, col: int, out: Observation) -> None:
+        """See :meth:`_Source.read`."""
+        height, width = out.valid.shape
+        window = self.values[:, row : row + height, col : col + width]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(out.values, np.ma.getdata(window), casting="unsafe")
+            if self.scale != 1.0:
+                np.multiply(out.values, np.float32(self.scale), out=out.values)
+        out.valid[...] = ~np.ma.getmaskarray(window).all(axis=0)  # valid in any band is valid
+        _fill(self.spec, out)
+
+    def blank(self, height: int, width: int) -> Observation:
+        """See :meth:`_Source.blank`."""
+        return _blank(self.spec, height, width)
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`SensorRasters.describe`."""
+        bands, height, width = self.values.shape
+        rules = ["mask"] if isinstance(self.values, np.ma.MaskedArray) else []
+        return {
+            "path": "",
+            "driver": "array",
+            "width": width,
+            "height": height,
+            "bands": list(range(1, bands + 1)),
+            "dtype": str(self.values.dtype),
+            "crs": None,
+            "gsd_m": None,
+            "nodata": rules + (["NaN or infinite"] if self.values.dtype.kind == "f" else []),
+            "metres_per_unit": self.scale if self.spec.dtype == "float32" else None,
+            "warped": False,
+        }
+
+
+def _fill(spec: SensorSpec, out: Observation) -> None:
+    """Replace what is invalid."""
+    if spec.dtype == "float32":
+        np.logical_and(out.valid, np.isfinite(out.values).all(axis=0), out=out.valid)
+    filled = fill_holes(out.values, out.valid)
+    if filled is not out.values:
+        np.copyto(out.values, filled)
+
+
+def _blank(spec: SensorSpec, height: int, width: int) -> Observation:
+    values = np.empty((len(spec.bands), height, width), spec.dtype)
+    return Observation(values=values, valid=np.empty((height, width), np.bool_))
+
+
 class SensorRasters:
     """The sensor rasters of a run, read window by window on one grid. Use from one thread at a time.
 
@@ -133,7 +213,7 @@ class SensorRasters:
         grid: that of the RGIR raster, or the nDSM's when it is alone.
     """
 
-    def __init__(self, sources: Mapping[Sensor, _Source], grid: Grid, files: ExitStack) -> None:
+    def __init__(self, sources: Mapping[Sensor, _Source | _ArraySource], grid: Grid, files: ExitStack) -> None:
         self._sources = dict(sources)
         self._files = files
         self.grid = grid
@@ -141,7 +221,7 @@ class SensorRasters:
     @classmethod
     def open(
         cls,
-        paths: Mapping[Sensor, RasterName],
+        paths: Mapping[Sensor, RasterInput],
         specs: Mapping[Sensor, SensorSpec],
         *,
         rgir_bands: tuple[int, int, int] | None = None,
@@ -152,8 +232,9 @@ class SensorRasters:
         """Open every raster, check it and bring it onto the grid.
 
         Args:
-            paths: one raster per sensor that is alive: a file, or a name that GDAL understands
-                (:mod:`engine.rasters.names`).
+            paths: one raster per sensor that is alive: a file, a name that GDAL understands
+                (:mod:`engine.rasters.names`), a rasterio dataset that the caller has opened and closes, or an array
+                [B, H, W] whose masked and NaN pixels have no data.
             specs: what the graphs expect, at least for the sensors in ``paths``.
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
@@ -168,11 +249,18 @@ class SensorRasters:
         if not paths:
             raise ValueError("at least one sensor is needed, received none")
         with ExitStack() as stack, unreferenced_is_fine():
-            sources: dict[Sensor, _Source] = {}
+            sources: dict[Sensor, _Source | _ArraySource] = {}
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
-                name, spec = paths[sensor], specs[sensor]
-                file = stack.enter_context(open_raster(sensor, name, drivers))
+                given, spec = paths[sensor], specs[sensor]
+                if isinstance(given, np.ndarray):
+                    sources[sensor] = array = _ArraySource.of(spec, given, ndsm_scale_m)
+                    grid, grid_name = _array_grid(sensor, array, grid, grid_name), grid_name or f"{sensor} (array)"
+                    continue
+                if isinstance(given, str | Path):
+                    name, file = given, stack.enter_context(open_raster(sensor, given, drivers))
+                else:  # whoever opened it closes it
+                    name, file = given.name, given
                 bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
                 scale, offset = (
                     to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
@@ -198,7 +286,7 @@ class SensorRasters:
                     alpha=alpha_bands(file, bands) if view is file else (),
                 )
             assert grid is not None
-            _size_cache(sources.values(), window_px)
+            _size_cache((each for each in sources.values() if isinstance(each, _Source)), window_px)
             return cls(sources, grid, stack.pop_all())
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[Sensor, Observation]:
@@ -228,7 +316,7 @@ class SensorRasters:
                 errors[sensor] = error
         return errors
 
-    def _read_one(self, source: _Source, row: int, col: int, out: Observation) -> None:
+    def _read_one(self, source: _Source | _ArraySource, row: int, col: int, out: Observation) -> None:
         height, width = out.valid.shape
         if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
             source.read(row, col, out)
@@ -244,11 +332,16 @@ class SensorRasters:
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
-        return {str(sensor): _identity(source) for sensor, source in self._sources.items()}
+        return {
+            str(sensor): _identity(source) for sensor, source in self._sources.items() if isinstance(source, _Source)
+        }
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What each raster is and how it is read; plain values, ready for JSON."""
-        return {str(sensor): _description(source) for sensor, source in self._sources.items()}
+        return {
+            str(sensor): _description(source) if isinstance(source, _Source) else source.describe()
+            for sensor, source in self._sources.items()
+        }
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
@@ -259,6 +352,17 @@ class SensorRasters:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _array_grid(sensor: Sensor, array: _ArraySource, grid: Grid | None, grid_name: str) -> Grid:
+    """The grid of the run, of which an array must have the size."""
+    _, height, width = array.values.shape
+    if grid is not None and (grid.height, grid.width) != (height, width):
+        raise GridError(
+            f"an array is read pixel by pixel, so {sensor} must have the size of {grid_name}, {grid.width} x "
+            f"{grid.height} px; received {width} x {height} px"
+        )
+    return grid or Grid(width=width, height=height, crs=None, transform=None)
 
 
 def first_cause(error: BaseException) -> BaseException:

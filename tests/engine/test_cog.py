@@ -354,7 +354,7 @@ def test_a_map_that_lacks_its_last_bytes_is_found_out(tmp_path: Path, missing: i
 
 def test_an_output_that_is_no_folder_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="another --output"):
+    with pytest.raises(OutputError, match="another `output`"):
         MapWriter.create(tmp_path / "file" / "partial", GRID, CLASSES, resume=False)
     writer = MapWriter.create(tmp_path / "partial", GRID, CLASSES, resume=False)
     with pytest.raises(OutputError, match="file"):

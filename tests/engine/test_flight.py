@@ -338,14 +338,14 @@ def test_a_run_that_fails_before_its_first_tile_leaves_nothing(toy_bundle, write
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"rate_hz": 0.0}, "--rate must be a positive number, received 0"),
-        ({"deadline_ms": -5.0}, "--deadline must be a positive number, received -5"),
-        ({"watchdog_s": float("nan")}, "--watchdog must be a positive number, received nan"),
-        ({"when_behind": "drop-oldest"}, "needs --rate"),
-        ({"watch": False, "health": ("ndsm.max_height_m=80",)}, "--health needs .* --sensors auto"),
-        ({"watch": False, "inject": parse_faults("rgir:dead@1")}, "--inject needs .* --sensors auto"),
-        ({"resume": True, "inject": parse_faults("rgir:dead@1")}, "--inject cannot be resumed"),
-        ({"inject": parse_faults("ndsm:dead@1")}, "--inject names ndsm, but the run reads rgir"),
+        ({"rate_hz": 0.0}, "rate_hz must be a positive number, received 0"),
+        ({"deadline_ms": -5.0}, "deadline_ms must be a positive number, received -5"),
+        ({"watchdog_s": float("nan")}, "watchdog_s must be a positive number, received nan"),
+        ({"when_behind": "drop-oldest"}, "needs rate_hz"),
+        ({"watch": False, "health": ("ndsm.max_height_m=80",)}, "`health` needs .* watch=True"),
+        ({"watch": False, "inject": parse_faults("rgir:dead@1")}, "`inject` needs .* watch=True"),
+        ({"resume": True, "inject": parse_faults("rgir:dead@1")}, "`inject` cannot be resumed"),
+        ({"inject": parse_faults("ndsm:dead@1")}, "`inject` names ndsm, but the run reads rgir"),
     ],
 )
 def test_requests_that_contradict_themselves_are_refused(options, says, tmp_path) -> None:

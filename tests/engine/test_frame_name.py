@@ -36,7 +36,7 @@ def test_a_name_tells_sensor_and_stamp(pattern: str, name: str, expected: tuple[
     ["", "{sensor}.tif", "{stamp}.tif", "{sensor}/{stamp}.tif", "{sensor}{sensor}{stamp}", "{sensor}_{time}", "{s"],
 )
 def test_a_pattern_without_both_fields_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--pattern"):
+    with pytest.raises(UsageError, match="`pattern`"):
         Pattern(text=text)
 
 

@@ -14,5 +14,5 @@ def test_a_raster_of_one_tile_needs_one_tile_whatever_the_halo() -> None:
 
 @pytest.mark.parametrize("halo_px", [-1, 32, 100])
 def test_a_halo_without_a_core_is_refused(halo_px: int) -> None:
-    with pytest.raises(UsageError, match=f"--halo .* received {halo_px}"):
+    with pytest.raises(UsageError, match=f"halo_px .* received {halo_px}"):
         Axis(length=100, tile_px=64, halo_px=halo_px)

@@ -371,7 +371,7 @@ def test_a_sidecar_that_contradicts_the_name_is_ignored(folder: Folder, caplog) 
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--live"):
+    with pytest.raises(InputError, match="frames land in a folder; .* is none"):
         Folder(tmp_path / "nowhere")
 
 

@@ -251,9 +251,9 @@ def test_the_description_says_how_nodata_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "received", "next_step"),
     [
-        (colours(bands=5), "has 5", "--rgir-bands 4,1,2"),
-        (colours(bands=4), "marked alpha", "--rgir-bands 4,1,2"),
-        (colours(bands=1), "has 1", "--rgir-bands"),
+        (colours(bands=5), "has 5", "rgir_bands=4,1,2"),
+        (colours(bands=4), "marked alpha", "rgir_bands=4,1,2"),
+        (colours(bands=1), "has 1", "rgir_bands"),
         (colours().astype(np.uint16), "uint16", "gdal_translate -ot Byte -scale"),
         (colours().astype(np.float32), "float32", "gdal_translate"),
     ],
@@ -287,7 +287,7 @@ def test_an_ndsm_of_two_bands_or_complex_numbers_is_refused(tmp_path: Path) -> N
 def test_whole_numbers_are_no_heights_until_a_scale_says_so(tmp_path: Path) -> None:
     decimetres = np.rint(heights() * 10).astype(np.uint8)
     plain = save(tmp_path / "plain.tif", decimetres)
-    with pytest.raises(RasterFormatError, match="--ndsm-scale"):
+    with pytest.raises(RasterFormatError, match="ndsm_scale_m"):
         read_all(plain, Sensor.NDSM)
     metres, _ = read_all(plain, Sensor.NDSM, ndsm_scale_m=0.1)
     np.testing.assert_allclose(metres, decimetres / 10, rtol=1e-6)

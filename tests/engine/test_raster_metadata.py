@@ -71,7 +71,7 @@ def test_an_offset_that_is_no_number_is_refused_by_its_name(tmp_path: Path, valu
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, 1e300])
 def test_a_scale_option_that_is_no_number_of_metres_is_refused(tmp_path: Path, scale: float) -> None:
-    with pytest.raises(RasterFormatError, match="--ndsm-scale must be a positive number"):
+    with pytest.raises(RasterFormatError, match="ndsm_scale_m must be a positive number"):
         read_all(save(tmp_path / "ndsm.tif", heights()), Sensor.NDSM, ndsm_scale_m=scale)
 
 
@@ -283,7 +283,7 @@ def test_a_subdataset_is_read_and_a_container_names_its_own(tmp_path: Path) -> N
     container = tmp_path / "container.gpkg"
     for table, append in (("first", "NO"), ("second", "YES")):
         save(container, colours(60, 50), driver="GPKG", RASTER_TABLE=table, APPEND_SUBDATASET=append)
-    with pytest.raises(RasterOpenError, match="container of 2 rasters: pass one of them as --rgir: GPKG:.*:first"):
+    with pytest.raises(RasterOpenError, match="container of 2 rasters: pass one of them as rgir: GPKG:.*:first"):
         read_all(container, Sensor.RGIR)
 
 

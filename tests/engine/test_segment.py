@@ -107,7 +107,7 @@ def test_resume_after_an_interrupt_ends_with_the_same_bytes(
     paths = write_scene(make_scene(230, 317))
     run_told(request_for(wide_bundle, paths, tmp_path / "whole", blend=blend), Watcher())
     stopped = tmp_path / "stopped"
-    with pytest.raises(InterruptedRunError, match="--resume"):
+    with pytest.raises(InterruptedRunError, match="resume=True"):
         run_told(request_for(wide_bundle, paths, stopped, blend=blend), Watcher(stop_after))
     assert [path.name for path in stopped.iterdir()] == [FOLDER]
     with pytest.raises(OutputError, match="unfinished run"):
@@ -144,7 +144,7 @@ def test_results_that_exist_are_kept_unless_overwrite_is_given(toy_bundle, write
     output = tmp_path / "out"
     run_told(request_for(toy_bundle, paths, output), Watcher())
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         run_told(request_for(toy_bundle, paths, output), Watcher())
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
     run_told(request_for(toy_bundle, paths, output, overwrite=True), Watcher())
