@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ from benchmarks/results: no figure of them is typed.
+"""Write the tables of the pages from benchmarks/results: no figure of them is typed.
 
     python -m benchmarks.readme                  rewrite every table
     python -m benchmarks.readme --check          exit code 1 and the names of the tables that differ
@@ -24,7 +24,7 @@ from benchmarks.tables import RESULTS, TABLES, block
 from engine.contract.atomic import write_whole
 from engine.contract.errors import EngineError, UsageError, writing
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "export" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TABLE = re.compile(
     r"^(?P<start><!-- table: (?P<name>[\w-]+) -->\n)(?P<body>(?:(?!<!-- /?table).*\n)*)(?P<end><!-- /table -->$)?",
     re.MULTILINE,
@@ -52,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table differs")
     parser.add_argument("--list", action="store_true", help="print the names of all tables")
     parser.add_argument(
-        "--readme", type=Path, nargs="+", default=PAGES, metavar="FILE", help="pages to rewrite (README.md, docs/*.md)"
+        "--readme",
+        type=Path,
+        nargs="+",
+        default=PAGES,
+        metavar="FILE",
+        help="pages to rewrite (both README.md, docs/*.md)",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="files (benchmarks/results)")
     return parser

@@ -419,6 +419,19 @@ TABLES = {
             "mF1, %": three("mean_f1", "{:.1f}", scale=100),
         },
     ),
+    "traffic": Table(
+        file="traffic.csv",
+        command="python -m benchmarks.traffic",
+        meaning=f"For one tile, by TensorRT-RTX's own list of layers; built without a GPU. {SIDE_BY_SIDE}",
+        by=("graph", "outputs"),
+        cells={
+            **text("graph", "outputs"),
+            "kernels": three("kernels", "{:.0f}"),
+            "they write, MB": three("written_mb", "{:.1f}"),
+            "of it in fp32": three("written_fp32_mb", "{:.1f}"),
+            "int8 layers that hand on floating point": three("widened", "{:.0f}"),
+        },
+    ),
     "table1": _TABLE1,
     # Fewer systems at a larger budget.
     "table1-longer": replace(_TABLE1, file="table1_longer.csv"),

@@ -27,20 +27,20 @@ https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/ (CPU-Only AOT, Engine 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError, UsageError
 from engine.contract.formats import from_json
 from engine.contract.plans import AMPERE, Library, PlanKey, Target
-from export.built_layers import LIST_TITLES, BuiltLayer, layers_of_inspector, layers_of_log
+from export.built_layers import BuiltLayer, layers_of_inspector, layers_of_log
+from export.trt_callbacks import Progress, logger_of, monitor_of
 from export.trt_network import Layer, read_layers
 
 log = logging.getLogger(__name__)
@@ -56,16 +56,6 @@ INSTALL = {
 MIB = 1 << 20
 PROBABILITIES = "probabilities"
 """The output that a plan may lack."""
-
-
-class Progress(Protocol):
-    """Who watches a build. Called from the thread that builds; must not raise."""
-
-    def began(self, phase: str, steps: int) -> None:
-        """A phase of so many steps starts, perhaps inside another one."""
-
-    def step(self, phase: str) -> bool:
-        """One step is done; False stops the build."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +137,7 @@ class TrtLibrary:
             BackendError: the library does not understand the graph.
         """
         trt = self._trt
-        logger = _logger(trt)
+        logger = logger_of(trt)
         logger.clear()
         builder = self._started(trt.Builder, logger)
         definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -192,7 +182,7 @@ class TrtLibrary:
         network.logger.clear()
         definition.name = key.stem
         config = network.builder.create_builder_config()
-        monitor = _monitor(trt, progress)
+        monitor = monitor_of(trt, progress)
         config.progress_monitor = monitor
         # So that the builder's log and the inspector tell what became of each layer; it changes nothing that runs.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -212,10 +202,7 @@ class TrtLibrary:
             profile.set_shape(tensor.name, *((size, *tile) for size in sizes))
         config.add_optimization_profile(profile)
         if self.has_timing_cache:
-            known = config.create_timing_cache(timing_cache)  # None, or refused: of another device, or not one at all
-            if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
-                log.warning("every kernel is timed again: the timing cache is of another device or release")
-                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+            use_timing_cache(config, timing_cache)
 
         serialised = network.builder.build_serialized_network(definition, config)
         if serialised is None:
@@ -236,7 +223,7 @@ class TrtLibrary:
             BackendError: the engine cannot be deserialised here, or says nothing.
         """
         trt = self._trt
-        logger = _logger(trt)
+        logger = logger_of(trt)
         logger.clear()
         runtime = self._started(trt.Runtime, logger)
         runtime.engine_host_code_allowed = False
@@ -297,6 +284,14 @@ class TrtLibrary:
         config.hardware_compatibility_level = levels[name]
 
 
+def use_timing_cache(config: Any, content: bytes) -> None:
+    """Let a build start from kept kernel times, or from none where they are of another device, or not times at all."""
+    known = config.create_timing_cache(content)
+    if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+        log.warning("every kernel is timed again: the timing cache is of another device or release")
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
 def open_library(name: str) -> TrtLibrary:
     """``tensorrt``, ``tensorrt_rtx``, or with ``auto`` the first of them that is installed.
 
@@ -312,54 +307,3 @@ def open_library(name: str) -> TrtLibrary:
         except BackendUnavailableError as error:
             refused.append(str(error))
     raise BackendUnavailableError(f"a TensorRT library is needed: {'; '.join(refused)}")
-
-
-@functools.cache
-def _logger(trt: Any) -> Any:
-    """Keeps errors for the exception that follows them, and the list of layers; all goes to Python's log at DEBUG.
-
-    One per library, and never freed: TensorRT registers the first logger it meets for the whole process and goes on
-    calling it when the objects it was given for are long gone.
-    """
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # a class of whatever library was imported
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.clear()
-
-        def clear(self) -> None:
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors.append(message.strip())
-            elif message.lstrip().startswith(LIST_TITLES):
-                self.layers = message
-            log.debug("%s: %s", severity.name, message)
-
-        def reasons(self) -> str:
-            found = "; ".join(dict.fromkeys(self.errors))
-            self.errors.clear()
-            return found or "it gives no reason"
-
-    return Logger()
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.stopped = False
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            progress.began(phase, steps)
-
-        def phase_finish(self, phase: str) -> None:
-            pass
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            self.stopped = self.stopped or not progress.step(phase)
-            return not self.stopped
-
-    return Monitor()

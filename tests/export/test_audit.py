@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -321,3 +323,34 @@ def test_what_the_built_plans_write_is_a_table(
         assert float(lean[3].split()[0]) <= float(whole[3].split()[0])
     assert command.main([*arguments, *RTX]) == 0
     assert "  engine: 100.0% fp16; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_an_engine_whose_memory_is_the_users_is_inspected_without_any(name: str, monkeypatch) -> None:
+    """On stand-ins: the inspector needs a device. Plans of TensorRT-RTX refuse a context with memory of its own."""
+    answer = {"Layers": [{"Name": "first", "LayerType": "correlation", "Inputs": [{"Datatype": "Int8"}]}]}
+
+    class Engine:
+        num_io_tensors = 0
+
+        def create_runtime_config(self) -> SimpleNamespace:
+            assert name == "tensorrt_rtx"
+            config = SimpleNamespace(strategy="STATIC")
+            config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+            return config
+
+        def create_execution_context(self, how: object = "STATIC") -> object | None:
+            return object() if getattr(how, "strategy", how) == "USER_MANAGED" else None
+
+        def create_engine_inspector(self) -> SimpleNamespace:
+            return SimpleNamespace(get_engine_information=lambda _format: json.dumps(answer))
+
+    module = ModuleType(name)
+    module.__version__ = "11.4.0"
+    module.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(INTERNAL_ERROR=0, ERROR=1)})
+    module.Runtime = lambda _logger: SimpleNamespace(deserialize_cuda_engine=lambda _plan: Engine())
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="STATIC", USER_MANAGED="USER_MANAGED")
+    module.LayerInformationFormat = SimpleNamespace(JSON="JSON")
+    monkeypatch.setitem(sys.modules, name, module)
+    (layer,) = TrtLibrary(name).inspect(b"plan")
+    assert (layer.kind, [tensor.type for tensor in layer.inputs]) == ("correlation", ["int8"])

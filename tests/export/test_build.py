@@ -19,7 +19,7 @@ from engine.contract.plans import BatchRange, Device, Host, Target
 from engine.contract.sensors import Scenario
 from export import build
 from export.cuda_device import current_device
-from export.trt_library import TrtLibrary, open_library
+from export.trt_library import TrtLibrary, open_library, use_timing_cache
 from tests.engine.test_backends import links_to
 from tests.export.toy_engines import quantised, replace_graph, requires_rtx, with_engines
 
@@ -322,6 +322,31 @@ def test_bindings_that_need_numpy_1_say_so(
         TrtLibrary("tensorrt")
 
 
+@pytest.mark.parametrize(("content", "kept"), [(b"", b""), (b"times", b"times"), (b"foreign", b""), (b"rubbish", b"")])
+def test_a_timing_cache_that_does_not_fit_stops_no_build(
+    content: bytes, kept: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Config:
+        """TensorRT's, as far as timing caches go: None for what is none, False for another device's."""
+
+        used: bytes | None = None
+
+        def create_timing_cache(self, serialised: bytes) -> bytes | None:
+            return None if serialised == b"rubbish" else serialised
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            assert not ignore_mismatch
+            if cache == b"foreign":
+                return False
+            self.used = cache
+            return True
+
+    config = Config()
+    use_timing_cache(config, content)
+    assert config.used == kept
+    assert ("every kernel is timed again" in caplog.text) is (content != kept)
+
+
 class Refuse:
     """Watches a build and stops it at the third step."""
 
@@ -390,7 +415,7 @@ def test_the_commands_explain_themselves_without_any_heavy_library(module: str) 
 def test_all_networks_of_a_process_share_one_logger_and_no_message_of_an_earlier_one(
     bundle: Bundle, library: TrtLibrary, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG", logger="export.trt_library")
+    caplog.set_level("DEBUG", logger="export.trt_callbacks")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     with pytest.raises(BackendError, match="cannot parse"):
