@@ -74,7 +74,7 @@ def update(page: Path, results: Path, *, check: bool) -> int:
         old = page.read_text()
     except OSError as error:
         raise UsageError(f"--readme must name a page to rewrite, received {page} ({error.strerror})") from error
-    folder = "../benchmarks/results" if page.resolve().parent.name == "docs" else "benchmarks/results"
+    folder = "../benchmarks/results" if page.resolve().parent.name in ("docs", "export") else "benchmarks/results"
     differing: list[str] = []
 
     def rewritten(match: re.Match[str]) -> str:
