@@ -66,6 +66,8 @@ OUTPUT_NAMES = (
     "classes.tif",
     "confidence.tif",
     "provenance.tif",
+    "classes.qml",
+    "provenance.qml",
     RUN_NAME,
     TILE_LOG_NAME,
     FRAME_LOG_NAME,

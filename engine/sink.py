@@ -3,8 +3,8 @@
 ::
 
     OUTPUT/.unfinished/frame/    maps and preview of the frame under way
-    OUTPUT/<stamp>/              classes.tif, confidence.tif, provenance.tif, quicklook.png of a live frame: one rename
-                                 once all are whole; those of a raster go into OUTPUT itself
+    OUTPUT/<stamp>/              classes.tif, confidence.tif, provenance.tif, their styles for QGIS and quicklook.png of
+                                 a live frame: one rename once all are whole; those of a raster go into OUTPUT itself
     OUTPUT/frames.jsonl          then a line (live)
     OUTPUT/.unfinished/          tiles.csv, and last journal.json: the state to go on from
 
@@ -40,6 +40,7 @@ from engine.preview import Preview
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MAPS
+from engine.rasters.style import STYLED
 from engine.record import GridUsed, RasterUsed, described
 from engine.tile_log import TileLog
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 5.0
 """Longest time between two journal entries: what a crash can cost."""
 QUICKLOOK_NAME = "quicklook.png"
-FRAME_NAMES = (*(f"{name}.tif" for name in MAPS), QUICKLOOK_NAME)
+FRAME_NAMES = (*(f"{name}.tif" for name in MAPS), *(f"{name}.qml" for name in STYLED), QUICKLOOK_NAME)
 """What the folder of a live frame holds, beside the marker that says it is ours."""
 MAKE_ROOM = "free space or check permissions, then repeat with resume=True"
 

@@ -21,6 +21,8 @@ _RESERVED = frozenset(
         "classes.tif",
         "confidence.tif",
         "provenance.tif",
+        "classes.qml",
+        "provenance.qml",
         "quicklook.png",
         "report.html",
         "run.json",

@@ -1,5 +1,7 @@
 """The three maps out: spools that survive a crash while the run lasts, Cloud-Optimised GeoTIFFs when it is whole.
 
+Beside those with a palette lies a style with its names, for QGIS (:mod:`engine.rasters.style`).
+
 A COG cannot be written in place (its overviews and block index come before the pixels), so windows go to *spools*
 first: uncompressed tiled GeoTIFFs whose every byte, overviews included, is reserved when they are created. A window is
 then overwritten where it lies, and a full disk shows before the first tile instead of after the last.
@@ -18,7 +20,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +40,7 @@ from engine.digested_file import Mark, check_mark
 from engine.rasters.checksums import NAME as CHECKSUMS_NAME
 from engine.rasters.checksums import Checksums, checksums, read_checksums
 from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
+from engine.rasters.style import paletted_style
 
 BLOCK_PX = 512
 SPOOL_BYTES_PER_PX = 4.0
@@ -58,6 +61,8 @@ class _Map:
     nodata: int
     tags: Mapping[str, str]
     colours: Mapping[int, tuple[int, int, int]] | None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Of the values that are no nodata, for the style; empty where the map has none."""
 
 
 def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
@@ -71,6 +76,7 @@ def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
             nodata=NODATA_CLASS,
             tags={f"CLASS_{index}": spec.name for index, spec in enumerate(classes)},
             colours={index: spec.rgb for index, spec in enumerate(classes)},
+            labels={index: spec.name for index, spec in enumerate(classes)},
         ),
         _Map(
             name="confidence",
@@ -83,6 +89,7 @@ def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
             nodata=Provenance.NONE,
             tags={f"PROVENANCE_{source.value}": label for source, label in PROVENANCE_LABELS.items()},
             colours={source.value: rgb for source, rgb in PROVENANCE_RGB.items()},
+            labels={source.value: label for source, label in PROVENANCE_LABELS.items() if source},
         ),
     )
 
@@ -186,7 +193,9 @@ class MapWriter:
         self._open()
 
     def publish(self, output_dir: Path, *, progress: Callable[[float], None] | None = None) -> list[Path]:
-        """Turn the spools into COGs in ``output_dir``, all or none, and close the writer. The spools stay.
+        """Turn the spools into COGs in ``output_dir``, styles beside them, all or none, and close the writer.
+
+        The spools stay.
 
         Overviews are every second pixel of the level below: an average would invent classes and confidences.
 
@@ -194,17 +203,26 @@ class MapWriter:
             output_dir: made if missing; maps of the same names are replaced.
             progress: called with the share that is done, 0..1.
 
+        Returns:
+            The maps, in the order of :meth:`write`.
+
         Raises:
             OutputError: the system refuses; ``output_dir`` is then as before, and publishing can be tried again.
         """
         self.close()
         factors = _overview_factors(self._grid)
-        targets = [output_dir / f"{each.name}.tif" for each in self._maps]
-        unfinished = [target.with_name(f".{target.name}.partial") for target in targets]
+        maps = [output_dir / f"{each.name}.tif" for each in self._maps]
+        styles = {
+            output_dir / f"{each.name}.qml": paletted_style(each.labels, each.colours)
+            for each in self._maps
+            if each.colours is not None
+        }
+        unfinished = {target: target.with_name(f".{target.name}.partial") for target in (*maps, *styles)}
         try:
             with _writing(output_dir), unreferenced_is_fine():
                 output_dir.mkdir(parents=True, exist_ok=True)
-                for done, (spool, temporary) in enumerate(zip(self._spools, unfinished, strict=True), start=1):
+                for done, (spool, target) in enumerate(zip(self._spools, maps, strict=True), start=1):
+                    temporary = unfinished[target]
                     # ready-made overviews halve the time of the COG driver, which builds them in a compressed copy
                     with rasterio.open(spool, "r+", driver="GTiff") as file:
                         if factors:
@@ -213,14 +231,17 @@ class MapWriter:
                     _check_whole(temporary, factors, COG_TRAILER_BYTES)
                     _settle(temporary)
                     if progress is not None:
-                        progress(done / len(targets))
-                for temporary, target in zip(unfinished, targets, strict=True):
+                        progress(done / len(maps))
+                for target, style in styles.items():
+                    unfinished[target].write_bytes(style)
+                    _settle(unfinished[target])
+                for target, temporary in unfinished.items():
                     os.replace(temporary, target)
         finally:
-            for temporary in unfinished:
+            for temporary in unfinished.values():
                 with suppress(OSError):
                     temporary.unlink()
-        return targets
+        return maps
 
     def close(self) -> None:
         """Close the spools; a second call does nothing.

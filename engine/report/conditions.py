@@ -12,6 +12,8 @@ FILES = (
     ("classes.tif", "land cover; class names and colours inside"),
     ("confidence.tif", "probability of the winning class x 255"),
     ("provenance.tif", "which sensors each pixel was mapped from"),
+    ("classes.qml", "the names and colours of classes.tif, which QGIS reads by itself"),
+    ("provenance.qml", "those of provenance.tif"),
     ("quicklook.png", "inputs and maps side by side"),
     (TILE_LOG_NAME, "one line for each tile: sensors, scenario, times"),
     (FRAME_LOG_NAME, "one line for each frame"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ CLASSES = (
     ClassSpec(name="low vegetation", rgb=(0, 255, 255)),
 )
 NAMES = ["classes.tif", "confidence.tif", "provenance.tif"]
+STYLES = ["classes.qml", "provenance.qml"]
 LAMBERT = CRS.from_epsg(2154)
 GRID = Grid(width=1300, height=1100, crs=LAMBERT, transform=Affine(0.2, 0, 770550.1, 0, -0.2, 6277600.3))
 
@@ -89,8 +91,40 @@ def test_the_maps_hold_what_was_written_with_palette_names_and_nodata(tmp_path: 
     with rasterio.open(paths[2]) as file:
         assert len({file.colormap(1)[value] for value in range(4)}) == 4
         assert file.tags()["PROVENANCE_2"] == "RGIR only"
-    # no side-car files, nothing half-done
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, "partial"])
+    # no side-car files of GDAL, nothing half-done
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, *STYLES, "partial"])
+
+
+def test_styles_for_qgis_name_and_colour_every_class_as_the_maps_do(tmp_path: Path) -> None:
+    awkward = (*CLASSES[:2], ClassSpec(name='<"trees" & lawn> d\'été', rgb=(1, 2, 3)))
+    with MapWriter.create(tmp_path / "partial", GRID, awkward, resume=False) as writer:
+        for row, col in windows(GRID):
+            write(writer, maps(GRID), row, col)
+        paths = writer.publish(tmp_path)
+    legends = [legend(tmp_path / name) for name in STYLES]
+    assert [label for label, _ in legends[0].values()] == [spec.name for spec in awkward]
+    assert [label for label, _ in legends[1].values()] == ["RGIR and nDSM", "RGIR only", "nDSM only"]
+    for path, shown in zip((paths[0], paths[2]), legends, strict=True):
+        with rasterio.open(path) as file:
+            palette, written = file.colormap(1), set(np.unique(file.read(1))) - {int(file.nodata)}
+        assert {value: colour for value, (_, colour) in shown.items()} == {value: palette[value] for value in shown}
+        assert written <= set(shown)  # nodata is no entry: QGIS leaves it transparent
+
+
+def legend(style: Path) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Label and RGBA of each value, as QGIS reads them."""
+    root = ElementTree.fromstring(style.read_bytes())
+    renderer = root.find("pipe/rasterrenderer")
+    assert root.tag == "qgis"
+    assert renderer is not None
+    assert (renderer.get("type"), renderer.get("band")) == ("paletted", "1")
+    return {
+        int(each.attrib["value"]): (
+            each.attrib["label"],
+            (*bytes.fromhex(each.attrib["color"].removeprefix("#")), int(each.attrib["alpha"])),
+        )
+        for each in renderer.findall("colorPalette/paletteEntry")
+    }
 
 
 ROTATED = Affine.translation(770550, 6277600) @ Affine.rotation(17) @ Affine.scale(0.2, -0.2)

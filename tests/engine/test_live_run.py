@@ -40,7 +40,7 @@ from engine.runner import run
 from tests.engine.runs import live_request, request_for, run_told
 
 ROOT = Path(__file__).parents[2]
-MAPS = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
+MAPS = ("classes.tif", "confidence.tif", "provenance.tif", "classes.qml", "provenance.qml", "quicklook.png")
 IDLE_S = 0.25
 PARTNER_WAIT_MS = 150.0
 """Where a partner is missing; elsewhere nobody should be called late on a busy machine."""
