@@ -124,6 +124,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
+    model.add_argument(
+        "--require-signature",
+        action="store_true",
+        help="run a bundle that a trusted key has signed, and no other (also a setting: see engine/contract/trust.py)",
+    )
     model.add_argument("--backend", choices=get_args(BackendName), default="auto", help="default: auto")
     model.add_argument(
         "--precision", choices=get_args(ExecutionPrecision), default="auto", help="fp32 is exact; auto is fastest"
@@ -173,6 +178,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
     return RunRequest(
         source=source,
         bundle=options.bundle,
+        require_signature=options.require_signature,
         output=options.output or Path(f"segmented-{names}"),
         backend=BackendOptions(
             name=options.backend,

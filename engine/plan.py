@@ -21,6 +21,7 @@ from engine.contract.bundle import Bundle, Manifest
 from engine.contract.errors import OutputError, writing
 from engine.contract.health import HealthLimits, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
+from engine.contract.trust import installed_policy
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameRecord
 from engine.frames import FrameSource, RasterFrames, RasterOpener
@@ -248,7 +249,8 @@ def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
     if isinstance(request.source, RasterFiles):
         for sensor, given in request.source.paths.items():
             _check_input(sensor, given, request.output)
-    return plan_for(request, Bundle.load(request.bundle), stack)
+    bundle = Bundle.load(request.bundle, installed_policy(request.require_signature))
+    return plan_for(request, bundle, stack)
 
 
 def plan_for(

@@ -238,6 +238,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             switches=tuple(statistics.switches),
         )
 
+    def pixels_from(self, sensor: Sensor) -> int:
+        """Pixels of the maps that a sensor had a part in."""
+        return sum(
+            self.provenance_pixels.get(scenario.provenance.name.lower(), 0)
+            for scenario in Scenario
+            if sensor in scenario.sensors
+        )
+
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How fast tiles were to come."""

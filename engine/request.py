@@ -79,6 +79,8 @@ class RunRequest:
     source: RasterFiles | LandingFolder
     bundle: Path
     output: Path
+    require_signature: bool = False
+    """Run a bundle that a trusted key has signed and no other, whatever the installation asks for."""
     backend: BackendOptions = field(default_factory=BackendOptions)
     watch: bool = False
     """Judge every sensor in every tile, and map without one that is dead; else all are trusted."""

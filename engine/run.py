@@ -32,6 +32,7 @@ import msgspec
 from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, emit
 from engine.contract.errors import EngineError, TilesLostError
+from engine.contract.sensors import Sensor
 from engine.observer import Observers
 from engine.options import add_options, in_options, request_of
 from engine.plan import make_plan
@@ -122,6 +123,12 @@ def _check_whole(output: Path, record: RunRecord) -> None:
             f"{lost} of {record.tiling.tiles} tiles hold no data ({dropped} dropped because inference was "
             f"behind, {lost - dropped} without a usable sensor); the rest of {output} is whole: "
             "tiles.csv names them"
+        )
+    mapped = sum(record.result.pixels_from(sensor) for sensor in Sensor)
+    if record.live is None and not mapped:
+        raise TilesLostError(
+            f"the map in {output} holds no pixel with data, for no sensor saw any: look at the rasters with "
+            "`gdalinfo -stats`, their nodata values and masks first"
         )
 
 

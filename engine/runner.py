@@ -143,6 +143,9 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
         _write_rest(request.output, journal, record)
     if not frames.live:  # else more frames may land
         journal.remove()
+    for sensor in (each for each in Sensor if each in request.source.sensors and record.tiling.tiles):
+        if not record.result.pixels_from(sensor):
+            log.warning("%s had no part in any pixel of the maps: see run.json and tiles.csv for the reason", sensor)
     watcher.finished(record)
     return record
 

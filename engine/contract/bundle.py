@@ -41,6 +41,7 @@ from engine.contract.formats import MalformedError, from_json, from_npz, read_fi
 from engine.contract.health import HealthLimits, default_limits
 from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Scenario, Sensor
+from engine.contract.trust import Policy, check_number, check_signature, installed_policy
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -122,6 +123,8 @@ class Manifest:
     golden: FileRef
     training: Training
     tools: Mapping[str, str] = field(default_factory=dict)
+    number: int = 0
+    """Grows with every bundle of this name that is published: an installation can refuse older ones."""
     health: Mapping[Sensor, HealthLimits] = field(default_factory=default_limits)
     """When a sensor's tile is suspicious or beyond use; a manifest without it has the defaults."""
 
@@ -153,6 +156,8 @@ class Manifest:
             )
         if not 0 <= 2 * self.halo_px < self.tile_px:
             raise ValueError(f"halo_px must lie in [0, tile_px / 2), received {self.halo_px} for tile {self.tile_px}")
+        if not 0 <= self.number < 1 << 53:
+            raise ValueError(f"number must lie in 0..2**53, received {self.number}")
         if not 0 < self.gsd_m[0] <= self.gsd_m[1] < math.inf:
             raise ValueError(f"gsd_m must be (finest, coarsest) in metres, received {self.gsd_m}")
         missing = [scenario for scenario in Scenario if not self.graphs.get(scenario)]
@@ -183,18 +188,28 @@ class Bundle:
     manifest: Manifest
     digest: str
     """SHA-256 of manifest.json, which holds the hash of every other file: one name for the whole bundle."""
+    policy: Policy = field(default_factory=Policy, repr=False)
+    """What it has been held to."""
+    signed_by: str | None = None
+    """Id of the key that signed it; None where no signature was required."""
 
     @classmethod
-    def load(cls, root: Path) -> Bundle:
+    def load(cls, root: Path, policy: Policy | None = None) -> Bundle:
         """Read the manifest and verify the size and SHA-256 of every file it names.
 
+        Args:
+            root: folder of the bundle.
+            policy: whose bundles are trusted; None is this installation's (:mod:`engine.contract.trust`).
+
         Raises:
+            SignatureError: the policy requires a signature that is not there, or a newer bundle.
             ManifestError: there is no manifest, or it is malformed or of another schema version.
             IntegrityError: a file is missing or differs from the manifest.
         """
-        path = root / MANIFEST_NAME
+        path, policy = root / MANIFEST_NAME, installed_policy() if policy is None else policy
         try:
             text = read_file(path, MANIFEST_LIMIT_BYTES)
+            signed_by = check_signature(text, path, policy)  # before anything of it is parsed
             manifest = from_json(text, Manifest)
         except OSError as error:
             raise ManifestError(
@@ -205,7 +220,14 @@ class Bundle:
             raise ManifestError(f"{path} is not a valid manifest: {error}") from error
         for ref in manifest.files():
             ref.verify(root)
-        return cls(root=root, manifest=manifest, digest=hashlib.sha256(text).hexdigest())
+        check_number(manifest.name, manifest.number, path, policy)
+        return cls(
+            root=root,
+            manifest=manifest,
+            digest=hashlib.sha256(text).hexdigest(),
+            policy=policy,
+            signed_by=signed_by,
+        )
 
     def graph(self, scenario: Scenario, precision: Precision) -> Path:
         """The ONNX file of a scenario.

@@ -11,6 +11,7 @@
     ├── OutputError              4   results cannot be written (exists, no space, no permission)
     ├── BundleError              5   the bundle cannot be trusted
     │   ├── ManifestError            manifest.json missing, malformed or of another schema
+    │   ├── SignatureError           not signed by a trusted key, or older than the installation allows
     │   └── IntegrityError           a file's SHA-256 or size differs from the manifest
     ├── BackendError             6   no backend, or the backend failed
     │   ├── BackendUnavailableError  its library or device is not there
@@ -91,6 +92,10 @@ class BundleError(EngineError):
 
 class ManifestError(BundleError):
     """``manifest.json`` is missing, malformed or of another schema version."""
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed by a key that this installation trusts, or older than it allows."""
 
 
 class IntegrityError(BundleError):

@@ -274,6 +274,8 @@ def refusal(
         probabilities: whether that output is wanted.
     """
     key = record.key
+    if bundle.policy.require_signature:
+        return "was built on board, and this installation runs what is signed alone"
     available = bundle.manifest.graphs[key.scenario]
     if key.precision not in available or key.source_sha256 != source_sha256(bundle, key.scenario, key.precision):
         return "was built from another graph or other weights than the bundle holds now"

@@ -187,3 +187,15 @@ def test_help_works_without_torch_and_friends(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "Exit codes" in done.stdout
+
+
+def test_a_map_without_any_data_is_no_silent_success(toy_bundle, write_scene, tmp_path, monkeypatch, capsys) -> None:
+    rasters, valid = make_scene(70, 90, holes=False)
+    for sensor in valid:
+        valid[sensor][:] = False
+    paths = write_scene((rasters, valid))
+    monkeypatch.chdir(tmp_path)
+    options = ["--bundle", str(toy_bundle.root), "--backend", "onnxruntime", "--ndsm", str(paths[Sensor.NDSM])]
+    assert main([*options, "--output", "out", "--sensors", "ndsm"]) == 8
+    assert "holds no pixel with data" in capsys.readouterr().err
+    assert (tmp_path / "out" / "classes.tif").exists()
