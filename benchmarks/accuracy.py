@@ -113,7 +113,7 @@ def score(options: argparse.Namespace) -> list[dict[str, object]]:
     """
     bundle = Bundle.load(options.bundle)
     source, scenes = scenes_of(options, bundle)
-    precisions = precisions_of(bundle, options.precisions)
+    precisions = precisions_of(bundle, options.precisions, "auto")
     backends: list[BackendName] = listed(options.backends, BACKENDS, "--backends")
     name, reference = reference_of(bundle, options.checkpoint)
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,14 +206,19 @@ def row(agreement: Agreement) -> dict[str, object]:
     }
 
 
-def precisions_of(bundle: Bundle, text: str | None) -> list[ExecutionPrecision]:
+def precisions_of(bundle: Bundle, text: str | None, *more: ExecutionPrecision) -> list[Any]:
     """Those of ``--precisions``, by default every graph's that all of the bundle's scenarios have.
+
+    Args:
+        bundle: whose graphs.
+        text: the option.
+        more: what may be asked for beside graphs.
 
     Raises:
         UsageError: the bundle has no such precision.
     """
     available = [p for p in get_args(Precision) if all(p in bundle.manifest.graphs[scenario] for scenario in Scenario)]
-    return available if text is None else listed(text, [*available, "auto"], "--precisions")
+    return available if text is None else listed(text, [*available, *more], "--precisions")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def _events(
         gpu.synchronize()
         graph = device.Graph.capture(stream, lambda: engine.enqueue(stream.handle))
         up, down = layout.upload(scenario.sensors), layout.download
-        marks = [device.cuda.Event(device.cuda.event_flags.BLOCKING_SYNC) for _ in range(len(PARTS) + 1)]
+        cuda = device.cuda  # type: ignore[attr-defined]
+        marks = [cuda.Event(cuda.event_flags.BLOCKING_SYNC) for _ in range(len(PARTS) + 1)]
         times_ms = np.empty((BURN_IN + count, len(PARTS)))
         for row in times_ms:
             with device.translated("time a tile"):

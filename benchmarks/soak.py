@@ -239,7 +239,8 @@ def _row(
 def show(table: Sequence[dict[str, object]]) -> None:
     """The table on the terminal."""
     names = [name for name in table[0] if "slope" not in name]
-    for row in [dict(zip(names, names, strict=True)), *table]:
+    print("  ".join(f"{name:>6}" for name in names))
+    for row in table:
         print("  ".join(f"{row[name]!s:>{max(6, len(name))}}" for name in names))
     whole = table[-1]
     print(

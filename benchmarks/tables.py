@@ -127,6 +127,11 @@ def one(column: str, form: str = "{}", *, scale: float = 1) -> Cell:
     return lambda line: form.format(line[0][column] if form == "{}" else scale * float(line[0][column]))
 
 
+def last(column: str) -> Cell:
+    """The value of the last row, as text."""
+    return lambda line: line[-1][column]
+
+
 def most(column: str, form: str) -> Cell:
     """The largest value."""
     return lambda line: form.format(max(float(row[column]) for row in line))
@@ -174,7 +179,7 @@ def _calibrated(document: Mapping[str, Any]) -> list[Row]:
     """What int8 costs and gains in OpenVINO: a row per scenario of calibration.json."""
     studies = {study["scenario"]: study for study in document["studies"]}
     timings = {timing["scenario"]: timing["latencies"] for timing in document["timings"]}
-    rows = []
+    rows: list[Row] = []
     for scenario, title in SCENARIOS.items():
         study = studies[scenario]
         f1 = {one["precision"]: one["mean_f1"] for one in study["evaluations"] if one["runtime"] == "openvino"}
@@ -322,12 +327,12 @@ TABLES = {
         by=None,
         cells={
             "flight": lambda rows: f"{len(rows) - 1} min at {float(rows[-1]['rate_hz']):g} Hz",
-            **{name: lambda rows, name=name: rows[-1][name] for name in ("tiles", "lost", "switches")},
+            **{name: last(name) for name in ("tiles", "lost", "switches")},
             "latency p50 / p99": lambda rows: f"{float(rows[-1]['p50_ms']):.0f} / {float(rows[-1]['p99_ms']):.0f} ms",
             "memory and its slope": lambda rows: (
                 f"{float(rows[-1]['rss_mib']):.0f} MiB, {float(rows[-1]['rss_slope_mib_per_h']):+.1f} MiB/h"
             ),
-            "file descriptors at most": lambda rows: rows[-1]["descriptors_max"],
+            "file descriptors at most": last("descriptors_max"),
         },
     ),
     "acceptance": Table(

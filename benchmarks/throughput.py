@@ -105,7 +105,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
             progress.set_description(f"writing {size:g} Mpx")
             raster = write_raster(folder, size)
             for setting in settings:
-                rounds, told = [], {}
+                rounds: list[Round] = []
+                told: dict[str, Any] = {}
                 for _ in range(options.rounds):
                     progress.set_description(f"{size:g} Mpx {setting}")
                     one, told = one_round(folder, raster, setting, options)

@@ -44,7 +44,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.command import RESULTS, at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
     parser = parser_of("peers", __doc__)
     parser.add_argument("--presets", metavar="LIST", help=f"networks with random weights (default: {DEFAULT_PRESET})")
-    named = {"nargs": "+", "default": [], "action": "extend"}
+    named: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
     parser.add_argument("--checkpoints", **named, metavar="NAME=FILE", help="networks with trained weights")
     parser.add_argument("--bundles", **named, metavar="NAME=DIR", help="exported from the checkpoint of that name")
     parser.add_argument("--groups", default=",".join(GROUPS), metavar="LIST", help="of one network (default: both)")

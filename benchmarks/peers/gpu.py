@@ -41,7 +41,8 @@ class CudaPeer(Peer):
         """See :meth:`Peer.infer`."""
         with torch.inference_mode(), torch.autocast("cuda", torch.float16):
             classes = self._run(*(self._host(inputs, sensor).to("cuda") for sensor in self._sensors))[0]
-            return classes[0].cpu().numpy()
+            found: Classes = classes[0].cpu().numpy()
+        return found
 
     @staticmethod
     def _host(inputs: Inputs, sensor: Sensor) -> Tensor:
@@ -61,7 +62,7 @@ class CudaGraphPeer(CudaPeer):
         ]
         # the cache of autocast would hand memory of the capture to later calls
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, cache_enabled=False):
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(CAPTURE_WARM_UP):
@@ -77,7 +78,8 @@ class CudaGraphPeer(CudaPeer):
             for static, sensor in zip(self._static, self._sensors, strict=True):
                 static.copy_(self._host(inputs, sensor))
             self._graph.replay()
-            return self._classes[0].cpu().numpy()
+            found: Classes = self._classes[0].cpu().numpy()
+        return found
 
 
 def _tensorrt(subject: Subject, scenario: Scenario) -> Peer:
@@ -106,7 +108,8 @@ class CudaOnnxRuntimePeer(Peer):
     def infer(self, inputs: Inputs) -> Classes:
         """See :meth:`Peer.infer`."""
         feed = {sensor.value: values[None] for sensor, values in inputs.items()}
-        return self._session.run([Output.CLASSES.value], feed)[0][0]
+        found: Classes = self._session.run([Output.CLASSES.value], feed)[0][0]
+        return found
 
 
 GPU_PEERS: Mapping[tuple[str, str], Opener] = {

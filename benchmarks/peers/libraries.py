@@ -33,7 +33,8 @@ class LibraryPeer(Peer):
 
     def infer(self, inputs: Inputs) -> Classes:
         """See :meth:`Peer.infer`."""
-        return self._infer({sensor.value: values[None] for sensor, values in inputs.items()})[0][0]
+        classes: Classes = self._infer({sensor.value: values[None] for sensor, values in inputs.items()})[0][0]
+        return classes
 
 
 class OpenVinoQueue(Peer):

@@ -145,9 +145,11 @@ def _serve(
 
 def _mapped(path: Path, scenario: Scenario, tile_px: int) -> tuple[dict[Sensor, NDArray[np.generic]], Classes]:
     """A tile's inputs and its classes, in the file that both processes map."""
-    at, inputs = tile_px**2, {}
+    at = tile_px**2
+    inputs: dict[Sensor, NDArray[np.generic]] = {}
     for sensor in inputs_of(scenario):
-        dtype, bands = (np.uint8, 3) if sensor is Sensor.RGIR else (np.float32, 1)
+        dtype: type[np.generic] = np.uint8 if sensor is Sensor.RGIR else np.float32
+        bands = 3 if sensor is Sensor.RGIR else 1
         inputs[sensor] = np.memmap(path, dtype, "r+", at, (bands, tile_px, tile_px))
         at += inputs[sensor].nbytes
     return inputs, np.memmap(path, np.uint8, "r+", 0, (tile_px, tile_px))

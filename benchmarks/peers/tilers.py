@@ -131,7 +131,8 @@ class OneInput(nn.Module):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """Probabilities."""
-        return self.module(*stacked.split(self.bands, dim=1))[2]
+        probabilities: Tensor = self.module(*torch.split(stacked, self.bands, dim=1))[2]
+        return probabilities
 
 
 class MonaiWindows(Tiler):
@@ -158,7 +159,8 @@ class MonaiWindows(Tiler):
         """See :meth:`Tiler.map`."""
         with torch.inference_mode():
             probabilities = self._infer(self._pixels, self._tile_px, 1, self._model, overlap=self._overlap)
-            return probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()
+            classes: Classes = probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()
+        return classes
 
 
 class GeoaiTiles(Tiler):
@@ -277,4 +279,5 @@ def _cropped_tiles(opener: Opener) -> TilerOpener:
 
 def _read(path: Path) -> Classes:
     with rasterio.open(path) as file:
-        return file.read(1)
+        classes: Classes = file.read(1)
+    return classes

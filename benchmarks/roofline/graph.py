@@ -26,7 +26,7 @@ from engine.contract.errors import BundleError
 from export.arithmetic import products
 from export.trt_network import Layer, Tensor
 
-TYPES = {
+TYPES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",

@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 from tqdm import tqdm
 
-from benchmarks.agreement import listed, precisions_of
+from benchmarks.agreement import precisions_of
+from benchmarks.command import listed
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.rates import inputs_of, offline
 from benchmarks.roofline import plot
@@ -154,7 +156,7 @@ def summary(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> dict[str, ob
     }
 
 
-def lines_of(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> Iterator[dict[str, object]]:
+def lines_of(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> Iterator[dict[str, Any]]:
     """Lines of ``roofline_layers.csv``: executed nodes, the slowest first."""
     total = sum(row.node.ms for row in rows)
     for rank, row in enumerate(rows, start=1):

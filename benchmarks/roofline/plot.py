@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.roofline.machine import Peaks
 from benchmarks.roofline.profiling import Row
+from engine.contract.atomic import replacing
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario
-from train.checkpoint import replacing
 
 COLOURS: Mapping[Precision, str] = {"fp32": "#0072b2", "fp16": "#009e73", "int8": "#d55e00"}
 """Okabe and Ito, https://jfly.uni-koeln.de/color/."""

@@ -33,6 +33,7 @@ from pathlib import Path
 from benchmarks.command import RESULTS, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.sweep.variants import VARIANTS, Variant, chosen
+from engine.contract.atomic import replacing
 from engine.contract.errors import EngineError, InterruptedRunError, UsageError
 from train.budget import add_options, count
 
@@ -90,7 +91,6 @@ def sweep(options: argparse.Namespace) -> int:
     _check(options, variants)
     # Here, so that --help answers without PyTorch.
     from benchmarks.sweep import latency, report, training
-    from train.checkpoint import replacing
 
     try:
         trained = [] if options.latency_only else training.train(variants, options)

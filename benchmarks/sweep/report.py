@@ -13,8 +13,8 @@ import matplotlib
 from benchmarks.sweep.latency import Timed
 from benchmarks.sweep.training import Scores
 from benchmarks.tables import TABLES
+from engine.contract.atomic import replacing
 from engine.contract.sensors import Scenario
-from train.checkpoint import replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -100,7 +100,7 @@ def plot(found: Sequence[Row], path: Path) -> None:
     groups = [found[at : at + len(Scenario)] for at in range(0, len(found), len(Scenario))]
 
     def mean(group: Sequence[Row], column: str) -> float:
-        return statistics.fmean(float(row[column]) for row in group)
+        return statistics.fmean(float(str(row[column])) for row in group)
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     best = sorted((mean(group, "latency_ms"), 100 * mean(group, "mean_f1")) for group in groups if group[0]["pareto"])

@@ -55,7 +55,7 @@ class Variant:
     @property
     def token_stride_px(self) -> int:
         """Image pixels per side of a token of the encoders."""
-        return self.model.stem_stride * 2 ** (len(self.model.encoder_widths) - 1)
+        return self.model.stem_stride << (len(self.model.encoder_widths) - 1)
 
     @property
     def token_depth(self) -> int:
