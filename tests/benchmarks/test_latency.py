@@ -45,7 +45,8 @@ def test_a_row_per_backend_precision_and_scenario_with_its_conditions(toy_bundle
     for row in rows:
         cuts = [float(row[f"single_stream_p{cut}_ms"]) for cut in (50, 90, 95, 99)]
         assert 0 < cuts[0] <= cuts[1] <= cuts[2] <= cuts[3]
-        assert float(row["jitter_p99_over_p50"]) == pytest.approx(cuts[3] / cuts[0], rel=5e-3, abs=0.02)  # cuts are rounded
+        # the cuts are rounded, which counts where they are short
+        assert float(row["jitter_p99_over_p50"]) == pytest.approx(cuts[3] / cuts[0], rel=5e-3, abs=0.02)
         assert float(row["offline_tiles_per_s"]) > 0
         assert (row["threads"], row["rounds"], row["tiles_per_round"], row["batch"]) == ("1", "2", "4", "1")
         assert row["switches"] == "4", "from each of two scenarios, in each of two rounds"
