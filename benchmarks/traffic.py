@@ -30,6 +30,7 @@ from tqdm import tqdm
 from benchmarks.command import exit_code_of, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.tables import TABLES
+from calib.qdq import exported
 from calib.quantize import place
 from engine.contract.bundle import Bundle
 from engine.contract.plans import EngineAudit, PlanKey, source_sha256
@@ -96,7 +97,7 @@ def one_scale(model: onnx.ModelProto) -> onnx.ModelProto:
         node.inputs = [gs.Constant(f"{weight.name}.int8", levels), gs.Constant(f"{weight.name}.step", step)]
         node.attrs.clear()
         quantize.outputs.clear()
-    return gs.export_onnx(graph.cleanup().toposort(), ir_version=model.ir_version)
+    return exported(graph, model)
 
 
 def built(library: TrtLibrary, bundle: Bundle, scenario: Scenario, graph: Path, probabilities: bool) -> EngineAudit:
