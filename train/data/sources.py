@@ -103,7 +103,7 @@ class Mix:
         if len(self.sources) == 1:
             return self.sources[0].gsd_m
         finest = min(source.gsd_m[0] / zoom[1] for source, zoom in zip(self.sources, self.zooms, strict=True))
-        return round(finest, 3), max(source.gsd_m[1] for source in self.sources)
+        return round(finest, 3), round(max(source.gsd_m[1] for source in self.sources), 3)
 
     def pools(self) -> tuple[Pool, ...]:
         """What teaches: scenes with labels, and those with both sensors, which train the generators.
