@@ -1,4 +1,4 @@
-"""``gemmnet``: every command of the project under one name.
+"""gemmnet: every command of the project under one name.
 
     gemmnet run --rgir ortho.tif --ndsm height.tif     as python -m engine.run
     gemmnet train --synthetic 600                      as python -m train.run
