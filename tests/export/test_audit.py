@@ -307,8 +307,8 @@ def test_what_the_built_plans_write_is_a_table(
     arguments = ["--bundle", str(bundle.root), "--precision", "fp16,int8"]
     assert command.main([*arguments, "--traffic"]) == 5
     assert "run `python -m export.build`" in capsys.readouterr().err
+    assert build.main([*arguments, *RTX, "--no-probabilities"]) == 0
     assert build.main([*arguments, *RTX]) == 0
-    assert build.main([*arguments, *RTX, "--probabilities"]) == 0
     capsys.readouterr()
     assert command.main([*arguments, "--traffic"]) == 0
     rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]

@@ -95,7 +95,7 @@ def built(tensorrt_library, tmp_path_factory) -> Built:
     """Plans of every graph of the demo bundle; GEMMNET_PLANS names a folder that keeps them between runs."""
     bundle = Bundle.load(demo.BUNDLE)
     plans = Path(os.environ.get("GEMMNET_PLANS") or tmp_path_factory.mktemp("plans"))
-    assert build.main(["--bundle", str(bundle.root), "--cache", str(plans), "--probabilities"]) == 0
+    assert build.main(["--bundle", str(bundle.root), "--cache", str(plans)]) == 0
     precisions = tuple(
         precision
         for precision in get_args(Precision)

@@ -209,7 +209,6 @@ PYTHON
 stage_d() {
     needs has_engines || return 0
     try "$python" -m export.build --bundle "$bundle" --cache "$work/plans"
-    try "$python" -m export.build --bundle "$bundle" --cache "$work/plans" --probabilities
     try "$python" -m export.audit --bundle "$bundle" --cache "$work/plans" --engines
     try "$python" -m pytest tests/gpu -m gpu -v -rA --junitxml "$out/gpu-tests.xml"
     try "$python" -m benchmarks.agreement --bundle "$bundle" --plans "$work/plans" \
