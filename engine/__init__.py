@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from engine.contract.sensors import Provenance, Scenario, Sensor
-    from engine.model import Model, Result, load
+    from engine.model import Model, load
+    from engine.result import Result
 
 __all__ = [
     "BackendError",
@@ -48,7 +49,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Model", "Result", "load"), "engine.model"),
+    **dict.fromkeys(("Model", "load"), "engine.model"),
+    "Result": "engine.result",
     **dict.fromkeys(("Provenance", "Scenario", "Sensor"), "engine.contract.sensors"),
 }
 

@@ -109,7 +109,7 @@ def test_one_sensor_is_enough(alive, toy, scene, tmp_path) -> None:
 def test_an_array_larger_than_memory_is_read_by_windows_and_mapped_on_disk(toy, tmp_path, monkeypatch) -> None:
     rasters, _ = make_scene(150, 170, holes=False)
     expected = toy.segment(rgir=rasters[Sensor.RGIR], ndsm=rasters[Sensor.NDSM])
-    monkeypatch.setattr(model, "IN_MEMORY_PX", 1000)
+    monkeypatch.setattr("engine.result.IN_MEMORY_PX", 1000)
     mapped = {}
     for sensor, values in rasters.items():
         np.save(tmp_path / f"{sensor}.npy", values)
