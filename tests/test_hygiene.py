@@ -28,6 +28,7 @@ def test_static_checks_pass(tool: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_is_documented_and_has_help_with_an_example(module: str) -> None:
     assert f"python -m {module}" in TEXT

@@ -23,6 +23,8 @@ from engine.contract.sensors import Scenario
 from engine.doctor.diagnosis import examine
 from tests.engine.precision_graphs import with_precisions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("flags", "names"),

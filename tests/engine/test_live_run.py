@@ -495,6 +495,7 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_flight_killed_twice_resumes_to_the_same_maps(again: Pilot, whole: Pilot, start: Start) -> None:
     """No last word: the folder, the logs and the journal are as the kill left them."""
     for kill_at in ("0001", "0004"):

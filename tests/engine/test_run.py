@@ -42,6 +42,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sensors", ["rgir", "ndsm", "rgir,ndsm"])
 def test_the_demo_runs_with_nothing_but_the_alive_sensors(sensors: str, tmp_path: Path) -> None:
     done = run("--sensors", sensors, cwd=tmp_path)
@@ -140,6 +141,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(toy_bundle, write_scene,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_bytes(stop: signal.Signals, toy_bundle, write_scene, tmp_path) -> None:
     paths = write_scene(flight_scene(1000, 1000))

@@ -22,6 +22,8 @@ from engine.stitcher import CropStitcher
 from tests.engine.runs import Watcher, request_for, run_told
 from train.data.synthetic import generate
 
+pytestmark = pytest.mark.slow
+
 SIZE_PX = 1408
 """Three by three tiles."""
 BAND_PX = 32

@@ -278,6 +278,7 @@ def test_rtx_computes_int8_convolutions_in_floating_point_on_turing_and_the_buil
 
 
 @requires_rtx
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_every_product_of_the_demo_is_found_in_its_engine_with_the_type_of_its_graph(
     library: TrtLibrary, tmp_path: Path, precision: str
