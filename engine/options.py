@@ -160,6 +160,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--log-format", choices=get_args(LogFormat), default="text", help="of log lines on standard error (text)"
     )
+    results.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least of the log lines (info); debug has all that a library said of an error",
+    )
     results.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
     results.add_argument("--quiet", action="store_true", help="errors only")
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     quiet = options.quiet or (options.json and options.log_format == "text")
-    log.configure(options.log_format, level=logging.ERROR if quiet else logging.INFO)
+    log.configure(options.log_format, level=logging.ERROR if quiet else options.log_level.upper())
     logging.getLogger("rasterio._err").setLevel(logging.WARNING)  # our errors say what GDAL's said, once a tile
     signal.signal(signal.SIGTERM, _interrupt)
     try:

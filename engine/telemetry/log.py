@@ -53,12 +53,20 @@ class JsonFormatter(logging.Formatter):
             return msgspec.json.encode({name: _printable(value) for name, value in line.items()}).decode()
 
 
-def configure(form: LogFormat, *, level: int) -> None:
-    """Send every logger's records from ``level`` on to standard error, replacing handlers that are there."""
+def configure(form: LogFormat, *, level: int | str) -> None:
+    """Send every logger's records from ``level`` on to standard error, replacing handlers that are there.
+
+    At DEBUG only our own loggers tell all; libraries would drown them.
+    """
     formatter = JsonFormatter() if form == "json" else logging.Formatter("%(levelname)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    ours = logging.getLogger("engine")
+    ours.setLevel(logging.NOTSET)
+    if logging.getLogger().level < logging.INFO:
+        ours.setLevel(level)
+        logging.getLogger().setLevel(logging.INFO)
 
 
 def _plain(value: object) -> Any:

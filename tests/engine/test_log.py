@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from engine.contract.sensors import Sensor
+from engine.run import build_parser
 from engine.telemetry.log import JsonFormatter, configure
 
 
@@ -110,3 +111,19 @@ def test_configure_writes_to_standard_error_from_its_level_on(form, root_logger,
     else:
         assert json.loads(told.err)["tile"] == 3
     assert sys.stderr is root_logger.handlers[0].stream
+
+
+@pytest.mark.parametrize(("level", "told"), [("debug", ["all of it", "gist"]), ("info", ["gist"]), ("error", [])])
+def test_only_our_own_loggers_tell_all_at_debug(level: str, told: list[str], root_logger, capsys) -> None:
+    configure("text", level=level.upper())
+    for name in ("engine.backends.words", "rasterio.env"):
+        logging.getLogger(name).debug("all of it")
+    logging.getLogger("engine.backends.words").info("gist")
+    assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == told
+    configure("text", level=logging.INFO)
+    assert not logging.getLogger("engine.run").isEnabledFor(logging.DEBUG)
+
+
+def test_the_command_takes_a_level() -> None:
+    assert build_parser().parse_args(["--log-level", "debug"]).log_level == "debug"
+    assert build_parser().parse_args([]).log_level == "info"
