@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,22 @@ def _open_closed(sensor: Sensor, name: RasterName, drivers: Sequence[str]) -> An
             with suppress(*GDAL_ERRORS):
                 return rasterio.open(gdal_name(name), driver=driver)
         return rasterio.open(gdal_name(name), driver=drivers[-1])
+
+
+@contextmanager
+def believed(sensor: Sensor, name: RasterName) -> Iterator[None]:
+    """Around what asks an opened file about itself: GDAL reads some tags late, and may find them damaged only then.
+
+    Raises:
+        RasterOpenError: they are.
+    """
+    try:
+        yield
+    except (*GDAL_ERRORS, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise RasterOpenError(
+            f"{sensor} raster {name} is truncated or damaged, and what it says of itself cannot be read ({error}): "
+            "copy it again"
+        ) from error
 
 
 def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:

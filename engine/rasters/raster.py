@@ -30,7 +30,7 @@ from engine.contract.sensors import Sensor
 from engine.grid import mirrored
 from engine.rasters.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
 from engine.rasters.names import RasterName, local_file
-from engine.rasters.opening import alpha_bands, nodata_range, open_raster, sensor_bands, to_metres
+from engine.rasters.opening import alpha_bands, believed, nodata_range, open_raster, sensor_bands, to_metres
 
 log = logging.getLogger(__name__)
 
@@ -257,34 +257,36 @@ class SensorRasters:
                     sources[sensor] = array = _ArraySource.of(spec, given, ndsm_scale_m)
                     grid, grid_name = _array_grid(sensor, array, grid, grid_name), grid_name or f"{sensor} (array)"
                     continue
-                if isinstance(given, str | Path):
-                    name, file = given, stack.enter_context(open_raster(sensor, given, drivers))
-                else:  # whoever opened it closes it
-                    name, file = given.name, given
-                bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
-                scale, offset = (
-                    to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
-                )
-                view = file
-                if grid is None:
-                    grid, grid_name = Grid.of(file, name=f"{sensor} {name}"), f"{sensor} {name}"
-                else:
-                    view = onto_grid(file, grid, name=f"{sensor} {name}", grid_name=grid_name)
-                    stack.enter_context(view) if view is not file else None
-                # a warped view has NaN where the file has no data
-                nodata, masked = nodata_range(file, bands) if view is file else (None, False)
-                sources[sensor] = _Source(
-                    spec=spec,
-                    name=name,
-                    file=file,
-                    view=view,
-                    bands=bands,
-                    scale=scale,
-                    offset=offset,
-                    nodata=nodata,
-                    masked=masked,
-                    alpha=alpha_bands(file, bands) if view is file else (),
-                )
+                with believed(sensor, given if isinstance(given, str | Path) else given.name):
+                    if isinstance(given, str | Path):
+                        name, file = given, stack.enter_context(open_raster(sensor, given, drivers))
+                    else:  # whoever opened it closes it
+                        name, file = given.name, given
+                    bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
+                    scale, offset = (
+                        to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
+                    )
+                    view = file
+                    if grid is None:
+                        grid, grid_name = Grid.of(file, name=f"{sensor} {name}"), f"{sensor} {name}"
+                    else:
+                        view = onto_grid(file, grid, name=f"{sensor} {name}", grid_name=grid_name)
+                        stack.enter_context(view) if view is not file else None
+                    # a warped view has NaN where the file has no data
+                    nodata, masked = nodata_range(file, bands) if view is file else (None, False)
+                    sources[sensor] = opened = _Source(
+                        spec=spec,
+                        name=name,
+                        file=file,
+                        view=view,
+                        bands=bands,
+                        scale=scale,
+                        offset=offset,
+                        nodata=nodata,
+                        masked=masked,
+                        alpha=alpha_bands(file, bands) if view is file else (),
+                    )
+                    _description(opened)  # whatever is asked of the file later has an answer
             assert grid is not None
             _size_cache((each for each in sources.values() if isinstance(each, _Source)), window_px)
             return cls(sources, grid, stack.pop_all())
@@ -394,7 +396,8 @@ def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
 def _identity(source: _Source) -> dict[str, Any]:
     path = local_file(source.name)
     name, size_bytes, mtime_ns = str(source.name), None, None
-    digest = hashlib.sha256(repr(_told(source.file)).encode(errors="surrogatepass"))
+    with believed(source.spec.sensor, source.name):
+        digest = hashlib.sha256(repr(_told(source.file)).encode(errors="surrogatepass"))
     if path is not None:
         state = path.stat()
         name, size_bytes, mtime_ns = str(path.resolve()), state.st_size, state.st_mtime_ns

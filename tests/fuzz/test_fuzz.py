@@ -1,0 +1,42 @@
+"""Whatever bytes a file holds: it is read, or refused by an error of ours in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.rasters.georeference import gdal_environment
+from tests.fuzz.mutations import mutated
+from tests.fuzz.targets import ONCE_FAILING, TARGETS, check
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    with gdal_environment():
+        yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_whole_example_is_read(name: str) -> None:
+    if name not in ("run record", "plan record", "signature"):  # these are only beginnings
+        TARGETS[name].read(TARGETS[name].example())
+
+
+@pytest.mark.parametrize("name", ONCE_FAILING)
+def test_what_failed_once_is_refused(name: str) -> None:
+    for content in ONCE_FAILING[name]:
+        with pytest.raises(TARGETS[name].errors):
+            TARGETS[name].read(content)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damaged_content_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    check(name, data.draw(mutated(TARGETS[name].example())))
