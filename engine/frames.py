@@ -19,6 +19,7 @@ from engine.contract.errors import GridError, RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
+from engine.rasters.height_models import HeightModels
 from engine.rasters.names import short_name
 from engine.rasters.raster import Observation, RasterInput, SensorRasters
 from engine.stitcher import Stitcher
@@ -47,6 +48,8 @@ def name_of(given: RasterInput) -> str:
     """The last part of a raster's name, for logs and records; empty for an array."""
     if isinstance(given, np.ndarray):
         return ""
+    if isinstance(given, HeightModels):
+        return " minus ".join(map(short_name, given.files))
     return short_name(given if isinstance(given, str | Path) else given.name)
 
 

@@ -15,7 +15,9 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
 from engine.health.faults import parse_faults
 from engine.live.frame_name import Pattern
+from engine.rasters.height_models import HeightModels
 from engine.rasters.names import raster_name
+from engine.rasters.raster import RasterInput
 from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
 from engine.stitcher import Blend
 from engine.telemetry.log import LogFormat
@@ -38,7 +40,7 @@ OPTIONS = {
     "watchdog_s": "--watchdog",
     "halo_px": "--halo",
     **{name: f"--{name}" for name in ("overwrite", "resume", "threads", "blend", "inject", "health", "output")},
-    **{name: f"--{name}" for name in ("pattern", "sensors")},
+    **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm")},
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
 
@@ -64,6 +66,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster with near-infrared, red, green")
     inputs.add_argument("--ndsm", type=raster_name, metavar="PATH", help="raster with height above ground")
+    inputs.add_argument(
+        "--dsm", type=raster_name, metavar="PATH", help="raster with height of roofs and crowns; with --dtm, for --ndsm"
+    )
+    inputs.add_argument("--dtm", type=raster_name, metavar="PATH", help="raster with height of the ground; with --dsm")
     inputs.add_argument(
         "--sensors",
         metavar="LIST",
@@ -215,8 +221,17 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
     for option in ("pattern", "partner_wait", "idle_exit", "live_driver"):
         if getattr(options, option) is not None:
             raise UsageError(f"--{option.replace('_', '-')} needs --live DIR, the folder where frames land")
-    given = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
-    sources = given or dict(demo.SCENE)
+    given: dict[Sensor, RasterInput] = {
+        sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None
+    }
+    if options.dsm is not None or options.dtm is not None:
+        if options.ndsm is not None:
+            raise UsageError("--dsm and --dtm are subtracted to make what --ndsm names: pass those two, or --ndsm")
+        if options.dsm is None or options.dtm is None:
+            lacking = "--dsm" if options.dsm is None else "--dtm"
+            raise UsageError(f"height above ground is --dsm minus --dtm, received one of them: add {lacking} PATH")
+        given[Sensor.NDSM] = HeightModels(dsm=options.dsm, dtm=options.dtm)
+    sources: dict[Sensor, RasterInput] = given or dict(demo.SCENE)
     watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
     named = options.sensors not in (None, "auto")
     alive = parse_sensors(options.sensors) if named else frozenset(sources)
@@ -227,7 +242,7 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
 
 def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
     """What is read, and whether its sensors are watched."""
-    for option in ("rgir", "ndsm", "rate"):
+    for option in ("rgir", "ndsm", "dsm", "dtm", "rate"):
         if getattr(options, option) is not None:
             raise UsageError(f"--live reads what lands in its folder, at its own pace: leave --{option} away")
     watch = options.sensors in (None, "auto")

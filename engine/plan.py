@@ -31,6 +31,7 @@ from engine.journal import Journal, Statistics
 from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
 from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
+from engine.rasters.height_models import HeightModels
 from engine.rasters.names import local_file
 from engine.rasters.raster import RasterInput
 from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
@@ -362,10 +363,12 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
         )
 
 
-def _check_input(sensor: Sensor, name: RasterInput, output: Path) -> None:
+def _check_input(sensor: Sensor, given: RasterInput, output: Path) -> None:
     """A raster must not be one of the files that the run writes."""
-    path = local_file(name) if isinstance(name, str | Path) else None
-    for written in (output / each for each in OUTPUT_NAMES):
-        with suppress(OSError):
-            if path is not None and path.samefile(written):
-                raise OutputError(f"{sensor} {name} is a file that the run would replace: pass another `output`")
+    names = given.files if isinstance(given, HeightModels) else (given,)
+    for name in names:
+        path = local_file(name) if isinstance(name, str | Path) else None
+        for written in (output / each for each in OUTPUT_NAMES):
+            with suppress(OSError):
+                if path is not None and path.samefile(written):
+                    raise OutputError(f"{sensor} {name} is a file that the run would replace: pass another `output`")

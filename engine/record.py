@@ -60,6 +60,8 @@ class RasterUsed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How invalid pixels are told."""
     metres_per_unit: float | None
     warped: bool
+    minus: RasterUsed | None = None
+    """What was subtracted pixel by pixel: the terrain model, where this is a surface model."""
 
 
 class GridUsed(msgspec.Struct, frozen=True, kw_only=True):

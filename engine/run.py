@@ -3,13 +3,15 @@
     python -m engine.run --sensors rgir                                   the demo scene, height sensor dead
     python -m engine.run --rgir ortho.tif --ndsm height.tif --output map   your rasters, their sensors' health watched
     python -m engine.run --rgir ortho.tif --output map                     the height sensor is dead
+    python -m engine.run --rgir ortho.tif --dsm dsm.tif --dtm dtm.tif      height above ground as a difference
     python -m engine.run --rgir ortho.tif --ndsm height.tif --dry-run      what would run, and on what
     python -m engine.run --live frames --output maps --resume               frames that land in a folder, as a service
     python -m engine.run --rate 10Hz --inject "ndsm:dead@2-4"              the demo scene as a flight with a failure
 
-Rasters: RGIR is 8 bit with the bands near-infrared, red, green; nDSM is height above ground in metres. They may
-differ in grid and CRS; nDSM is then warped onto RGIR. Where one of them has no data, the map is made from the other; so
-it is in every tile in which a sensor is found dead, unless --sensors names the sensors to trust.
+Rasters: RGIR is 8 bit with the bands near-infrared, red, green; nDSM is height above ground in metres, on file or as
+a surface model (--dsm) and a terrain model (--dtm) that are subtracted window by window. Rasters may differ in grid and
+CRS; heights are then warped onto RGIR, or onto the DSM where there is no RGIR. Where one sensor has no data, the map is
+made from the other; so it is in every tile in which a sensor is found dead, unless --sensors names those to trust.
 
 Exit codes: 0 done; 1 internal error; 2 wrong options; 3 an input raster; 4 the output; 5 the bundle; 6 the backend;
 7 --resume does not fit; 8 done, but tiles were lost; 130 interrupted (repeat with --resume).

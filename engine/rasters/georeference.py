@@ -325,6 +325,17 @@ def _to_grid_px(
     return np.stack(_apply(~grid.transform, xs, ys))
 
 
+def check_overlap(own: Grid, grid: Grid, *, name: str, grid_name: str) -> None:
+    """See that two grids overlap, as far as both say where they lie.
+
+    Raises:
+        GridError: they do not.
+    """
+    if own.transform is not None and grid.transform is not None:
+        own, own_crs, grid_crs = _comparable(own, grid)
+        _check_overlap(_to_grid_px(own, grid, _outline(own), own_crs, grid_crs), grid, name, grid_name)
+
+
 def _check_overlap(outline: NDArray[np.float64], grid: Grid, name: str, grid_name: str) -> None:
     assert grid.transform is not None
     seen = outline[:, np.isfinite(outline).all(axis=0)]

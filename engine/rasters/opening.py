@@ -26,11 +26,11 @@ SAMPLE_PX = 128
 """Side of the windows in which an alpha band is looked at."""
 
 
-def open_raster(sensor: Sensor, name: RasterName, drivers: Sequence[str] | None = None) -> Any:
+def open_raster(what: str, name: RasterName, drivers: Sequence[str] | None = None) -> Any:
     """The opened file.
 
     Args:
-        sensor: that it is from.
+        what: messages call it, as its sensor.
         name: of the file.
         drivers: of GDAL, for a file from outside. It must be a regular file then, no link, and GDAL looks at no other
             file for its sake: none beside it, none that it names, none on a network.
@@ -43,22 +43,22 @@ def open_raster(sensor: Sensor, name: RasterName, drivers: Sequence[str] | None 
     """
     path = local_file(name)
     try:
-        file = rasterio.open(gdal_name(name)) if drivers is None else _open_closed(sensor, name, drivers)
+        file = rasterio.open(gdal_name(name)) if drivers is None else _open_closed(what, name, drivers)
     # a name can be refused before GDAL sees it: bytes that are no UTF-8, a scheme that wants another package
     except (*GDAL_ERRORS, OSError, ValueError, TypeError, ImportError) as error:
         missing = path is not None and not _is_there(path)
-        what = "does not exist" if missing else "is not a raster that GDAL can read"
-        raise RasterOpenError(f"{sensor} raster {name} {what}: check the path given as {sensor} ({error})") from error
+        fault = "does not exist" if missing else "is not a raster that GDAL can read"
+        raise RasterOpenError(f"{what} raster {name} {fault}: check the path given as {what} ({error})") from error
     try:
         if not file.count and file.subdatasets:
             raise RasterOpenError(
-                f"{sensor} raster {name} is a container of {len(file.subdatasets)} rasters: pass one of them as "
-                f"{sensor}: {', '.join(file.subdatasets[:5])}"
+                f"{what} raster {name} is a container of {len(file.subdatasets)} rasters: pass one of them as "
+                f"{what}: {', '.join(file.subdatasets[:5])}"
             )
         missing_part = unfinished(path, tags_only=True) if path is not None and file.driver in TIFF_DRIVERS else None
         if missing_part is not None:
             raise RasterOpenError(
-                f"{sensor} raster {name} is truncated or damaged, and what it says of itself is not whole: "
+                f"{what} raster {name} is truncated or damaged, and what it says of itself is not whole: "
                 f"{missing_part}; copy it again"
             )
     except BaseException:
@@ -67,11 +67,11 @@ def open_raster(sensor: Sensor, name: RasterName, drivers: Sequence[str] | None 
     return file
 
 
-def _open_closed(sensor: Sensor, name: RasterName, drivers: Sequence[str]) -> Any:
+def _open_closed(what: str, name: RasterName, drivers: Sequence[str]) -> Any:
     """A regular file opened by the first of the drivers that can, and nothing else with it."""
     path = local_file(name)
     if path is None or not stat.S_ISREG(path.lstat().st_mode):
-        raise RasterOpenError(f"{sensor} raster {name} must be a regular file, no link and no device: replace it")
+        raise RasterOpenError(f"{what} raster {name} must be a regular file, no link and no device: replace it")
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED=False):
         for driver in drivers[:-1]:
             with suppress(*GDAL_ERRORS):
@@ -80,7 +80,7 @@ def _open_closed(sensor: Sensor, name: RasterName, drivers: Sequence[str]) -> An
 
 
 @contextmanager
-def believed(sensor: Sensor, name: RasterName) -> Iterator[None]:
+def believed(what: str, name: RasterName) -> Iterator[None]:
     """Around what asks an opened file about itself: GDAL reads some tags late, and may find them damaged only then.
 
     Raises:
@@ -90,7 +90,7 @@ def believed(sensor: Sensor, name: RasterName) -> Iterator[None]:
         yield
     except (*GDAL_ERRORS, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise RasterOpenError(
-            f"{sensor} raster {name} is truncated or damaged, and what it says of itself cannot be read ({error}): "
+            f"{what} raster {name} is truncated or damaged, and what it says of itself cannot be read ({error}): "
             "copy it again"
         ) from error
 
@@ -136,8 +136,8 @@ def _check_alpha(name: RasterName, file: Any, band: int) -> None:
         return
     samples = []
     try:
-        for row in _spread(file.height):
-            for col in _spread(file.width):
+        for row in spread(file.height):
+            for col in spread(file.width):
                 samples.append(file.read(band, window=Window(col, row, SAMPLE_PX, SAMPLE_PX)).ravel())
     except GDAL_ERRORS as error:
         raise RasterOpenError(f"{name} cannot be read in its middle: it is truncated or damaged ({error})") from error
@@ -154,14 +154,19 @@ def _check_alpha(name: RasterName, file: Any, band: int) -> None:
         )
 
 
-def _spread(length: int) -> list[int]:
-    """Where windows begin that look at both ends and the middle of ``length`` pixels."""
+def spread(length: int, count: int = 3) -> list[int]:
+    """Where ``count`` windows of :data:`SAMPLE_PX` begin that look at both ends and the middle of ``length`` pixels."""
     last = max(0, length - SAMPLE_PX)
-    return sorted({0, last // 2, last})
+    return sorted({last * index // (count - 1) for index in range(count)})
 
 
-def to_metres(spec: SensorSpec, name: RasterName, file: Any, band: int, scale_m: float | None) -> tuple[float, float]:
+def to_metres(what: str, name: RasterName, file: Any, band: int, scale_m: float | None) -> tuple[float, float]:
     """Scale and offset that turn raw values into metres.
+
+    Args:
+        what: messages call the raster: ``ndsm``, ``dsm`` or ``dtm``.
+        name, file, band: which values they are.
+        scale_m: metres per unit, after the file's own tags; None trusts those.
 
     Raises:
         RasterFormatError: nothing says what the unit is, or the scale or the offset is no number to compute with.
@@ -170,20 +175,23 @@ def to_metres(spec: SensorSpec, name: RasterName, file: Any, band: int, scale_m:
     for tag, value, usable in (("scale", scale, _factor(scale)), ("offset", offset, offset == 0 or _factor(offset))):
         if not usable:
             raise RasterFormatError(
-                f"the {tag} tag of {spec.sensor} must be a finite number{' other than 0' * (tag == 'scale')}; {name} "
+                f"the {tag} tag of {what} must be a finite number{' other than 0' * (tag == 'scale')}; {name} "
                 f"says {tag} {value:g}: correct it with `gdal_edit.py -{tag} VALUE`"
             )
     dtype, unit = file.dtypes[band - 1], (file.units[band - 1] or "").lower()
     if scale_m is not None:
         if not (scale_m > 0 and _factor(scale_m) and _factor(scale * scale_m)):
-            raise RasterFormatError(f"{spec.sensor}_scale_m must be a positive number of metres, received {scale_m}")
+            raise RasterFormatError(f"{what}_scale_m must be a positive number of metres, received {scale_m}")
         return scale * scale_m, offset * scale_m
-    hint = f"pass {spec.sensor}_scale_m, metres per unit (0.1 for decimetres, 1 for metres)"
+    hint = "pass ndsm_scale_m, metres per unit (0.1 for decimetres, 1 for metres)"
+    if what != Sensor.NDSM:
+        hint = "say so in the file, as with `gdal_edit.py -units m -scale 0.1` (decimetres; 1 for metres)"
     if unit not in METRE_NAMES:
-        raise RasterFormatError(f"{spec.sensor} must be in metres; {name} says its unit is {unit!r}: {hint}")
-    if not dtype.startswith("float") and (scale, offset) == (1.0, 0.0):
+        raise RasterFormatError(f"{what} must be in metres; {name} says its unit is {unit!r}: {hint}")
+    told = (scale, offset) != (1.0, 0.0) or (unit and what != Sensor.NDSM)
+    if not dtype.startswith("float") and not told:
         raise RasterFormatError(
-            f"{spec.sensor} in whole numbers needs a scale, for they may be decimetres; {name} holds {dtype} without "
+            f"{what} in whole numbers needs a scale, for they may be decimetres; {name} holds {dtype} without "
             f"a scale tag: {hint}"
         )
     return scale, offset

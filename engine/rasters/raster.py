@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,30 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
+from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
 from engine.grid import mirrored
-from engine.rasters.georeference import CACHE_BYTES, GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
+from engine.rasters.georeference import (
+    CACHE_BYTES,
+    GDAL_ERRORS,
+    Grid,
+    check_overlap,
+    onto_grid,
+    unreferenced_is_fine,
+)
+from engine.rasters.height_models import HeightModels, check_datums, check_difference
 from engine.rasters.names import RasterName, local_file
-from engine.rasters.opening import alpha_bands, believed, nodata_range, open_raster, sensor_bands, to_metres
+from engine.rasters.opening import (
+    SAMPLE_PX,
+    alpha_bands,
+    believed,
+    nodata_range,
+    open_raster,
+    sensor_bands,
+    spread,
+    to_metres,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +71,8 @@ class Observation:
     valid: NDArray[np.bool_]
 
 
-RasterInput: TypeAlias = "RasterName | NDArray[Any] | rasterio.io.DatasetReader"
-"""A raster as it can be given: a file or GDAL's name for one, an array, an open dataset."""
+RasterInput: TypeAlias = "RasterName | HeightModels | NDArray[Any] | rasterio.io.DatasetReader"
+"""A raster as it can be given: a file or GDAL's name for one, an array, an open dataset; nDSM as DSM and DTM too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +98,11 @@ class _Source:
 
     def read(self, row: int, col: int, out: Observation) -> None:
         """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten."""
+        self.read_unfilled(row, col, out)
+        _fill(self.spec, out)
+
+    def read_unfilled(self, row: int, col: int, out: Observation) -> None:
+        """:meth:`read` that leaves any value where there is no data, and NaN or infinity marked as valid."""
         height, width = out.valid.shape
         window = Window(col, row, width, height)
         direct = all(self.view.dtypes[band - 1] == out.values.dtype for band in self.bands)
@@ -109,7 +131,6 @@ class _Source:
             if (self.scale, self.offset) != (1.0, 0.0):
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
                 np.add(out.values, np.float32(self.offset), out=out.values)
-        _fill(self.spec, out)
 
     def blank(self, height: int, width: int) -> Observation:
         """Memory for a window of that size."""
@@ -125,6 +146,55 @@ class _Source:
         if flags == [MaskFlags.per_dataset]:  # an alpha band is per_dataset too
             rules.append("mask band")
         return rules + (["NaN or infinite"] if self.file.dtypes[first].startswith("float") else [])
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`SensorRasters.identity`."""
+        return _identity(self)
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`SensorRasters.describe`."""
+        return _description(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Difference:
+    """Height above ground as surface minus terrain, both in metres and on the grid; valid where both are."""
+
+    spec: SensorSpec
+    surface: _Source
+    terrain: _Source
+
+    def read(self, row: int, col: int, out: Observation) -> None:
+        """See :meth:`_Source.read`."""
+        terrain = self.terrain.blank(*out.valid.shape)
+        self.surface.read_unfilled(row, col, out)
+        self.terrain.read_unfilled(row, col, terrain)
+        np.logical_and(out.valid, terrain.valid, out=out.valid)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(out.values, terrain.values, out=out.values)
+        _fill(self.spec, out)
+
+    def sample(self, grid: Grid) -> NDArray[np.float32]:
+        """Valid values from windows all over the grid, [N]."""
+        samples = []
+        for row in spread(grid.height, 5):
+            for col in spread(grid.width, 5):
+                seen = self.blank(min(SAMPLE_PX, grid.height - row), min(SAMPLE_PX, grid.width - col))
+                self.read(row, col, seen)
+                samples.append(seen.values[0][seen.valid])
+        return np.concatenate(samples)
+
+    def blank(self, height: int, width: int) -> Observation:
+        """See :meth:`_Source.blank`."""
+        return _blank(self.spec, height, width)
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`SensorRasters.identity`."""
+        return {"dsm": self.surface.identity(), "dtm": self.terrain.identity()}
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`SensorRasters.describe`."""
+        return {**self.surface.describe(), "minus": self.terrain.describe()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +276,9 @@ def _blank(spec: SensorSpec, height: int, width: int) -> Observation:
     return Observation(values=values, valid=np.empty((height, width), np.bool_))
 
 
+_AnySource: TypeAlias = "_Source | _Difference | _ArraySource"
+
+
 class SensorRasters:
     """The sensor rasters of a run, read window by window on one grid. Use from one thread at a time.
 
@@ -213,7 +286,7 @@ class SensorRasters:
         grid: that of the RGIR raster, or the nDSM's when it is alone.
     """
 
-    def __init__(self, sources: Mapping[Sensor, _Source | _ArraySource], grid: Grid, files: ExitStack) -> None:
+    def __init__(self, sources: Mapping[Sensor, _AnySource], grid: Grid, files: ExitStack) -> None:
         self._sources = dict(sources)
         self._files = files
         self.grid = grid
@@ -234,7 +307,7 @@ class SensorRasters:
         Args:
             paths: one raster per sensor that is alive: a file, a name that GDAL understands
                 (:mod:`engine.rasters.names`), a rasterio dataset that the caller has opened and closes, or an array
-                [B, H, W] whose masked and NaN pixels have no data.
+                [B, H, W] whose masked and NaN pixels have no data. Of nDSM also a DSM and a DTM.
             specs: what the graphs expect, at least for the sensors in ``paths``.
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
@@ -243,13 +316,15 @@ class SensorRasters:
 
         Raises:
             RasterOpenError: a raster is missing, unreadable or truncated.
-            RasterFormatError: band count, dtype or unit is not the sensor's, or a tag makes no sense.
+            RasterFormatError: band count, dtype or unit is not the sensor's, a tag makes no sense, or DSM and DTM are
+                swapped or count heights from different surfaces.
             GridError: the rasters do not overlap, or nothing says how to align them.
+            UsageError: ``ndsm_scale_m`` goes with a DSM and a DTM.
         """
         if not paths:
             raise ValueError("at least one sensor is needed, received none")
         with ExitStack() as stack, unreferenced_is_fine():
-            sources: dict[Sensor, _Source | _ArraySource] = {}
+            sources: dict[Sensor, _AnySource] = {}
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
                 given, spec = paths[sensor], specs[sensor]
@@ -257,38 +332,24 @@ class SensorRasters:
                     sources[sensor] = array = _ArraySource.of(spec, given, ndsm_scale_m)
                     grid, grid_name = _array_grid(sensor, array, grid, grid_name), grid_name or f"{sensor} (array)"
                     continue
-                with believed(sensor, given if isinstance(given, str | Path) else given.name):
-                    if isinstance(given, str | Path):
-                        name, file = given, stack.enter_context(open_raster(sensor, given, drivers))
-                    else:  # whoever opened it closes it
-                        name, file = given.name, given
-                    bands = sensor_bands(spec, name, file, rgir_bands if sensor is Sensor.RGIR else None)
-                    scale, offset = (
-                        to_metres(spec, name, file, bands[0], ndsm_scale_m) if spec.dtype == "float32" else (1, 0)
-                    )
-                    view = file
-                    if grid is None:
-                        grid, grid_name = Grid.of(file, name=f"{sensor} {name}"), f"{sensor} {name}"
-                    else:
-                        view = onto_grid(file, grid, name=f"{sensor} {name}", grid_name=grid_name)
-                        stack.enter_context(view) if view is not file else None
-                    # a warped view has NaN where the file has no data
-                    nodata, masked = nodata_range(file, bands) if view is file else (None, False)
-                    sources[sensor] = opened = _Source(
-                        spec=spec,
-                        name=name,
-                        file=file,
-                        view=view,
-                        bands=bands,
-                        scale=scale,
-                        offset=offset,
-                        nodata=nodata,
-                        masked=masked,
-                        alpha=alpha_bands(file, bands) if view is file else (),
-                    )
-                    _description(opened)  # whatever is asked of the file later has an answer
+                if isinstance(given, HeightModels):
+                    if ndsm_scale_m is not None:
+                        raise UsageError(
+                            "ndsm_scale_m is of an nDSM on file; a DSM and a DTM say their scale themselves: leave it "
+                            "away, and set theirs with `gdal_edit.py -scale`"
+                        )
+                    sources[sensor] = difference = _open_difference(stack, given, spec, grid, grid_name, drivers)
+                    grid, grid_name = grid or Grid.of(difference.surface.file), grid_name or f"dsm {given.dsm}"
+                    check_difference(given, difference.sample(grid))
+                    continue
+                sources[sensor] = source = _open_source(
+                    *(stack, sensor, given, spec, grid, grid_name, drivers),
+                    bands=rgir_bands if sensor is Sensor.RGIR else None,
+                    scale_m=ndsm_scale_m,
+                )
+                grid, grid_name = grid or Grid.of(source.file), grid_name or f"{sensor} {source.name}"
             assert grid is not None
-            _size_cache((each for each in sources.values() if isinstance(each, _Source)), window_px)
+            _size_cache(_on_file(sources.values()), window_px)
             return cls(sources, grid, stack.pop_all())
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[Sensor, Observation]:
@@ -318,7 +379,7 @@ class SensorRasters:
                 errors[sensor] = error
         return errors
 
-    def _read_one(self, source: _Source | _ArraySource, row: int, col: int, out: Observation) -> None:
+    def _read_one(self, source: _AnySource, row: int, col: int, out: Observation) -> None:
         height, width = out.valid.shape
         if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
             source.read(row, col, out)
@@ -335,15 +396,14 @@ class SensorRasters:
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
         return {
-            str(sensor): _identity(source) for sensor, source in self._sources.items() if isinstance(source, _Source)
+            str(sensor): source.identity()
+            for sensor, source in self._sources.items()
+            if not isinstance(source, _ArraySource)
         }
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What each raster is and how it is read; plain values, ready for JSON."""
-        return {
-            str(sensor): _description(source) if isinstance(source, _Source) else source.describe()
-            for sensor, source in self._sources.items()
-        }
+        return {str(sensor): source.describe() for sensor, source in self._sources.items()}
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
@@ -354,6 +414,83 @@ class SensorRasters:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _open_source(
+    stack: ExitStack,
+    what: str,
+    given: Any,
+    spec: SensorSpec,
+    grid: Grid | None,
+    grid_name: str,
+    drivers: Sequence[str] | None,
+    *,
+    bands: tuple[int, ...] | None = None,
+    scale_m: float | None = None,
+) -> _Source:
+    """A file or an open dataset, checked and brought onto the grid, if there is one yet.
+
+    Args:
+        stack: closes what is opened.
+        what: messages call it: the sensor, ``dsm`` or ``dtm``.
+        bands, scale_m: see :meth:`SensorRasters.open`.
+    """
+    with believed(what, given if isinstance(given, str | Path) else given.name):
+        if isinstance(given, str | Path):
+            name, file = given, stack.enter_context(open_raster(what, given, drivers))
+        else:  # whoever opened it closes it
+            name, file = given.name, given
+        bands = sensor_bands(spec, name, file, bands)
+        scale, offset = to_metres(what, name, file, bands[0], scale_m) if spec.dtype == "float32" else (1, 0)
+        view = file
+        if grid is None:
+            Grid.of(file, name=f"{what} {name}")  # refuses one that makes no sense
+        else:
+            view = onto_grid(file, grid, name=f"{what} {name}", grid_name=grid_name)
+            stack.enter_context(view) if view is not file else None
+        # a warped view has NaN where the file has no data
+        nodata, masked = nodata_range(file, bands) if view is file else (None, False)
+        source = _Source(
+            spec=spec,
+            name=name,
+            file=file,
+            view=view,
+            bands=bands,
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
+            masked=masked,
+            alpha=alpha_bands(file, bands) if view is file else (),
+        )
+        _description(source)  # whatever is asked of the file later has an answer
+    return source
+
+
+def _open_difference(
+    stack: ExitStack,
+    models: HeightModels,
+    spec: SensorSpec,
+    grid: Grid | None,
+    grid_name: str,
+    drivers: Sequence[str] | None,
+) -> _Difference:
+    """DSM and DTM on the grid, or on that of the DSM if there is none yet."""
+    names = [f"dsm {models.dsm}", f"dtm {models.dtm}"]
+    surface = _open_source(stack, "dsm", models.dsm, spec, grid, grid_name, drivers)
+    own = Grid.of(surface.file, name=names[0])
+    terrain = _open_source(stack, "dtm", models.dtm, spec, grid or own, grid_name or names[0], drivers)
+    check_overlap(Grid.of(terrain.file, name=names[1]), own, name=names[1], grid_name=names[0])
+    check_datums(models, surface.file.crs, terrain.file.crs)
+    return _Difference(spec=spec, surface=surface, terrain=terrain)
+
+
+def _on_file(sources: Iterable[_AnySource]) -> Iterator[_Source]:
+    """The files that are read."""
+    for source in sources:
+        if isinstance(source, _Difference):
+            yield from (source.surface, source.terrain)
+        elif isinstance(source, _Source):
+            yield source
 
 
 def _array_grid(sensor: Sensor, array: _ArraySource, grid: Grid | None, grid_name: str) -> Grid:

@@ -46,7 +46,8 @@ def conditions(run: Finished) -> Section:
         rules = ", ".join(raster.nodata) or "none"
         size = f"{raster.width} x {raster.height} px, {raster.dtype}, {raster.crs or 'no CRS'}"
         warped = ", warped onto the other's grid" if raster.warped else ""
-        entries.append((SENSOR_NAMES[sensor], f"{raster.path} ({size}, nodata: {rules}{warped})"))
+        minus = f", minus {raster.minus.path}" if raster.minus is not None else ""
+        entries.append((SENSOR_NAMES[sensor], f"{raster.path}{minus} ({size}, nodata: {rules}{warped})"))
     tiling = record.tiling
     text = f"{tiling.tiles} of {tiling.tile_px} px, halo {tiling.halo_px} px, blend {tiling.blend}"
     entries.append(("tiles", text))

@@ -21,7 +21,8 @@ from tests.conftest import make_scene
 from tests.engine.flight_scene import flight_scene
 
 ROOT = Path(__file__).parent.parent.parent
-OUTPUTS = {"classes.tif", "confidence.tif", "provenance.tif", "run.json", "tiles.csv", "quicklook.png"}
+MAPS = {"classes.tif", "confidence.tif", "provenance.tif", "classes.qml", "provenance.qml"}
+OUTPUTS = {*MAPS, "run.json", "tiles.csv", "quicklook.png"}
 
 
 def command(*arguments: object) -> list[str]:
