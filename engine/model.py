@@ -187,7 +187,7 @@ class Model:
     def _run(self, plan: Plan, deliver: Callable[[Result], None]) -> None:
         """Map all frames of a plan."""
         backend = self._backend(plan.tiling)
-        source = plan.open_source(backend.info.slots)
+        source = plan.open_source(backend)
         with first_signal(source.stop) as received:
             stream(source, backend=backend, sink=ResultSink(plan, backend, deliver), report=lambda _: None)
         if received:
@@ -195,7 +195,7 @@ class Model:
 
     def _stream(self, plan: Plan) -> Iterator[Result]:
         backend = self._backend(plan.tiling)
-        source = plan.open_source(backend.info.slots)
+        source = plan.open_source(backend)
         ready: queue.Queue[Result | BaseException | None] = queue.Queue(READY_RESULTS)
         ended = threading.Event()
 

@@ -39,6 +39,7 @@ OPTIONS = {
     "when_behind": "--when-behind",
     "watchdog_s": "--watchdog",
     "halo_px": "--halo",
+    "audit_every": "--audit-every",
     **{name: f"--{name}" for name in ("overwrite", "resume", "threads", "blend", "inject", "health", "output")},
     **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm")},
 }
@@ -107,6 +108,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80",
     )
+    flight.add_argument(
+        "--audit-every",
+        type=int,
+        metavar="N",
+        help="map one tile in N by all three graphs, to see which sensor is wrong; 0 never (default: the bundle's)",
+    )
     flight.add_argument("--rate", type=_rate_hz, metavar="HZ", help="replay at so many tiles a second, as in 10Hz")
     flight.add_argument(
         "--deadline",
@@ -121,7 +128,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tiles that come too fast wait, or the oldest is skipped and counted (default: block)",
     )
     flight.add_argument(
-        "--inject", metavar="FAULTS", help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:late@300-"'
+        "--inject",
+        metavar="FAULTS",
+        help='make sensors fail, as in "ndsm:dead@120-180,rgir:noise@200,ndsm:offset=5@300-"',
     )
     flight.add_argument(
         "--metrics",
@@ -203,6 +212,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         ),
         watch=watch,
         health=tuple(options.health),
+        audit_every=options.audit_every,
         halo_px=options.halo,
         blend=options.blend,
         rate_hz=options.rate,
@@ -211,7 +221,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         inject=() if options.inject is None else parse_faults(options.inject),
         overwrite=options.overwrite,
         resume=options.resume,
-        rgir_bands=_bands(options.rgir_bands),
+        rgir_bands=parse_bands(options.rgir_bands),
         ndsm_scale_m=options.ndsm_scale,
     )
 
@@ -262,7 +272,12 @@ def _pattern(text: str | None) -> Pattern | None:
     return None if text == BY_SIDECAR else Pattern(text=text)
 
 
-def _bands(text: str | None) -> tuple[int, int, int] | None:
+def parse_bands(text: str | None) -> tuple[int, int, int] | None:
+    """``"4,1,2"`` as band numbers of NIR, red, green.
+
+    Raises:
+        UsageError: these are not three whole numbers.
+    """
     if text is None:
         return None
     try:

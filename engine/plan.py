@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from engine.backends.base import BackendInfo
+from engine.backends.base import Backend, BackendInfo
 from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
 from engine.contract.bundle import Bundle, Manifest
@@ -25,8 +25,10 @@ from engine.contract.trust import installed_policy
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameRecord
 from engine.frames import FrameSource, RasterFrames, RasterOpener
+from engine.health.audit import Auditor, auditor_of
 from engine.health.faults import Detection, Injector
 from engine.health.monitor import Monitor
+from engine.health.preflight import Advice, examine
 from engine.journal import Journal, Statistics
 from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
@@ -130,7 +132,7 @@ class Plan:
 
     def open_source(
         self,
-        slots: int,
+        backend: Backend,
         *,
         tiles_done: int = 0,
         monitor: Mapping[str, Any] | None = None,
@@ -140,19 +142,21 @@ class Plan:
         """The tiles of all frames as jobs.
 
         Args:
-            slots: of the backend.
+            backend: infers the tiles, and what audits of the sensors need.
             tiles_done, past: see :class:`engine.reader.TileReader` and :class:`engine.reader.JobSource`.
             monitor: what the health monitor knew when an earlier run ended.
             waits: told when the source begins (True) and ceases (False) to wait for the world.
         """
         request, manifest = self.request, self.bundle.manifest
-        watching = None if self.limits is None else Monitor(self.limits)
+        watching = None if self.limits is None else Monitor(self.limits, self.auditor(backend))
         if watching is not None and monitor is not None:
             watching.restore(monitor)
         reader: Reader = TileReader(
             self.frames,
             stitch=self.tiling.stitcher,
-            pool=BufferPool(map(manifest.sensor, self.sensors), tile_px=manifest.tile_px, count=jobs_alive(slots)),
+            pool=BufferPool(
+                map(manifest.sensor, self.sensors), tile_px=manifest.tile_px, count=jobs_alive(backend.info.slots)
+            ),
             tile_px=manifest.tile_px,
             tiles_done=tiles_done,
             rate_hz=request.rate_hz,
@@ -161,6 +165,19 @@ class Plan:
         if request.inject:
             reader = FaultyReader(reader, Injector(request.inject))
         return JobSource(reader, monitor=watching, strict=not self.frames.live, past=past)
+
+    def auditor(self, backend: Backend) -> Auditor | None:
+        """Who examines the sensors by the graphs of ``backend``; None where there is one sensor, or none is watched."""
+        if self.limits is None or len(self.sensors) < len(Sensor):
+            return None
+        return auditor_of(backend, self.bundle.manifest, self.request.audit_every)
+
+    def advice(self, backend: Backend) -> tuple[Advice, ...]:
+        """What a few tiles of the raster tell before it is mapped; nothing where sensors are trusted, or of frames."""
+        if self.limits is None or not isinstance(self.frames, RasterFrames):
+            return ()
+        tile_px, auditor = self.tiling.tile_px, self.auditor(backend)
+        return examine(self.frames.rasters, self.limits, tile_px=tile_px, auditor=auditor)
 
     def record(
         self,

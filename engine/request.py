@@ -86,6 +86,8 @@ class RunRequest:
     """Judge every sensor in every tile, and map without one that is dead; else all are trusted."""
     health: tuple[str, ...] = ()
     """Changes to the bundle's limits, as :func:`engine.contract.health.parse_limits` takes them."""
+    audit_every: int | None = None
+    """One tile in so many is mapped by all graphs to judge the sensors; 0 is none, None as the bundle says."""
     halo_px: int | None = None
     """None takes the bundle's."""
     blend: Blend = "hann"
@@ -108,6 +110,8 @@ class RunRequest:
         if self.overwrite and self.resume:
             raise UsageError("overwrite=True starts over and resume=True goes on: pass one of them")
         check_positive(rate_hz=self.rate_hz, deadline_ms=self.deadline_ms)
+        if self.audit_every is not None and self.audit_every < 0:
+            raise UsageError(f"audit_every must be at least 0, received {self.audit_every}")
         if not self.watch and (self.health or self.inject):
             name = "inject" if self.inject else "health"
             raise UsageError(f"`{name}` needs sensors that are watched: pass watch=True")

@@ -78,8 +78,11 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
         journal = Journal(request.output)
         start = _start(plan, journal, opened)
         sink = _open_sink(plan, journal, start, stack, watcher)
+        if not start.resumed:
+            for advice in plan.advice(backend):
+                log.warning("%s", advice, extra={"event": "preflight", "sensor": str(advice.sensor)})
         source = plan.open_source(
-            opened.slots,
+            backend,
             tiles_done=0 if frames.live else start.entry.tiles_done,
             monitor=start.entry.monitor,
             past=_past(plan, journal, start),
@@ -174,6 +177,7 @@ def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
         "rgir_bands": request.rgir_bands,
         "ndsm_scale_m": request.ndsm_scale_m,
         "health": msgspec.to_builtins(plan.limits),
+        "audit_every": request.audit_every,
         "inject": msgspec.to_builtins(request.inject),
         "halo_px": plan.tiling.halo_px,
         "blend": plan.tiling.blend,

@@ -3,6 +3,8 @@
     python -m engine.acceptance                                        the demo model and scene, a minute or two
     python -m engine.acceptance --bundle B --rgir a.tif --ndsm b.tif   your model over your rasters
     python -m engine.acceptance --rgir a.tif --ndsm b.tif --tiles 500 --csv matrix.csv
+    python -m engine.acceptance --degradations                         what is wrong and looks right, by strength
+    python -m engine.acceptance --degradations --scene town --scene ../fields --csv d.csv --plot d.svg
 
 A flight of --tiles tiles is flown once for each fault: each kind, each sensor; in single tiles, in bursts, to the end;
 both sensors at once, in turn, and in every second tile. The rasters' own tiles are used where they are enough; else the
@@ -18,6 +20,11 @@ A case passes if
 - no tile is lost, but where both sensors failed.
 
 The maps to compare with take 2.4 MB of temporary disk a tile.
+
+With --degradations every way in which a sensor can be wrong and look right is flown at several strengths over the demo
+scene, or over each --scene, a folder with rgir.tif and ndsm.tif. The table says how many points of class agreement with
+the fault-free map are lost beyond dropping the sensor, if it is used and with the sensors watched, and from which
+strength on harm is detected. A folder with rgir.tif alone counts for false alarms. It always exits 0.
 
 Exit codes: 0 all pass; 1 a case fails; 2 wrong options; 3 an input raster; 4 the CSV, or no temporary disk; 5 the
 bundle; 6 the backend; 130 interrupted.
@@ -42,6 +49,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import demo
+from engine.acceptance import degradations
 from engine.acceptance.rehearsal import Flight, Rehearsal, Result
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
@@ -50,6 +58,7 @@ from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.health import parse_limits
 from engine.contract.sensors import Scenario, Sensor
+from engine.health.audit import auditor_of
 from engine.health.faults import Injection, Kind, kinds_of
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import SensorRasters
@@ -59,6 +68,7 @@ LEAST_TILES = 18
 """So that every case has tiles before, within and behind its faults."""
 SPACING = 24
 """A long flight has one fault of a case in so many tiles."""
+SURVEYED_TILES = 4
 BURST = 5
 """Tiles of one."""
 ENOUGH = 0.5
@@ -112,8 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the temporary maps are removed
     try:
-        if options.csv is not None and not options.csv.parent.is_dir():
-            raise OutputError(f"{options.csv} cannot be written (its folder does not exist): pass another --csv")
+        for option, path in (("--csv", options.csv), ("--plot", options.plot)):
+            if path is not None and not path.parent.is_dir():
+                raise OutputError(f"{path} cannot be written (its folder does not exist): pass another {option}")
+        if not options.degradations and (options.scene or options.plot):
+            raise UsageError("--scene and --plot belong to --degradations: pass that too")
+        if options.degradations:
+            return _survey(options)
         with gdal_environment(), ExitStack() as stack:
             rehearsal, about = _prepare(options, stack)
             print(about)
@@ -138,7 +153,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
     parser.add_argument("--rgir", type=Path, metavar="PATH", help="raster to fly over (default: the demo scene)")
     parser.add_argument("--ndsm", type=Path, metavar="PATH", help="its heights")
-    parser.add_argument("--tiles", type=int, default=SPACING, metavar="N", help=f"of the flight (default: {SPACING})")
+    parser.add_argument(
+        "--tiles", type=int, metavar="N", help=f"of a flight (default: {SPACING}, with --degradations {SURVEYED_TILES})"
+    )
+    parser.add_argument(
+        "--degradations", action="store_true", help="what looks right and is wrong, by kind and strength"
+    )
+    parser.add_argument(
+        "--scene", action="append", type=Path, default=[], metavar="DIR", help="folder to fly over; repeatable"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="strength against harm, as SVG")
     parser.add_argument(
         "--health",
         action="append",
@@ -202,8 +226,9 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, 
     given = {sensor: getattr(options, sensor.value) for sensor in Sensor}
     if len({path is None for path in given.values()}) > 1:
         raise UsageError("a sensor can be lost where there are two: pass both --rgir and --ndsm, or none for the demo")
-    if options.tiles < LEAST_TILES:
-        raise UsageError(f"--tiles must be at least {LEAST_TILES}, received {options.tiles}")
+    tiles = SPACING if options.tiles is None else options.tiles
+    if tiles < LEAST_TILES:
+        raise UsageError(f"--tiles must be at least {LEAST_TILES}, received {tiles}")
     paths = dict(demo.SCENE) if given[Sensor.RGIR] is None else given
     bundle = Bundle.load(options.bundle)
     manifest = bundle.manifest
@@ -216,9 +241,64 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, 
             bundle, scenarios=Scenario, wanted=CropStitcher.wanted
         )
     )
-    flight = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=options.tiles)
-    about = f"{manifest.name} on {backend.info}; {options.tiles} tiles of {manifest.tile_px} px, {flight.about}"
+    flight = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=tiles)
+    about = f"{manifest.name} on {backend.info}; {tiles} tiles of {manifest.tile_px} px, {flight.about}"
     return stack.enter_context(Rehearsal(flight, backend, manifest, limits)), about
+
+
+def _survey(options: argparse.Namespace) -> int:
+    """``--degradations``."""
+    tiles = SURVEYED_TILES if options.tiles is None else options.tiles
+    if tiles < 2:
+        raise UsageError(f"--tiles must be at least 2, received {tiles}: a held sensor repeats the tile before")
+    bundle = Bundle.load(options.bundle)
+    manifest = bundle.manifest
+    # tiles come one at a time here
+    chosen = BackendOptions(name=options.backend, precision=options.precision, threads=options.threads, hint="latency")
+    with gdal_environment(), chosen.open(bundle, scenarios=Scenario, wanted=CropStitcher.wanted) as backend:
+        auditor = auditor_of(backend, manifest)
+        if auditor is None:
+            raise UsageError(
+                "the bundle's audit is switched off, or its classes name no building and tree: pass another"
+            )
+        survey = degradations.Survey(
+            infer=auditor.infer,
+            classes=auditor.classes,
+            limits=parse_limits(options.health, manifest.health),
+            audit=auditor.limits,
+        )
+        scenes = {each.name: _rasters_of(each) for each in options.scene} or {"demo": dict(demo.SCENE)}
+        print(f"{manifest.name} on {backend.info}; {tiles} tiles a flight")
+        clean, outcomes, matrix = [], [], list(degradations.cases())
+        paired = sum(len(paths) == len(Sensor) for paths in scenes.values())
+        with logging_redirect_tqdm(), tqdm(total=paired * len(matrix), unit="case", file=sys.stderr) as bar:
+            for name, paths in scenes.items():
+                specs = {sensor: manifest.sensor(sensor) for sensor in paths}
+                with SensorRasters.open(paths, specs, window_px=manifest.tile_px) as rasters:
+                    line = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=tiles)
+                    windows = [(each.reads.row, each.reads.col, each.reads.height, each.reads.width) for each in line]
+                    flight = degradations.Flight(name=name, tiles=[rasters.read(*window) for window in windows])
+                clean.append(survey.clean(flight))
+                if len(paths) == len(Sensor):
+                    for outcome in survey.outcomes(flight, matrix):
+                        outcomes.append(outcome)
+                        bar.update()
+    if not outcomes:
+        raise UsageError("a sensor can be dropped where there are two: pass a --scene with rgir.tif and ndsm.tif")
+    if options.csv is not None:
+        degradations.write_csv(options.csv, clean, outcomes)
+    if options.plot is not None:
+        degradations.write_picture(options.plot, outcomes)
+    print("\n".join(degradations.render(clean, outcomes)))
+    return 0
+
+
+def _rasters_of(folder: Path) -> dict[Sensor, Path]:
+    """The rasters of a scene's folder."""
+    paths = {sensor: folder / f"{sensor}.tif" for sensor in Sensor if (folder / f"{sensor}.tif").exists()}
+    if not paths:
+        raise UsageError(f"--scene {folder} must hold rgir.tif, ndsm.tif or both: pass another folder")
+    return paths
 
 
 def _fly(rehearsal: Rehearsal) -> list[tuple[Case, Result]]:

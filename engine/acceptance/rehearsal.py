@@ -27,6 +27,7 @@ from engine.contract.health import HealthLimits
 from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
 from engine.frames import RasterFrames
 from engine.grid import Tile, TileGrid, Window
+from engine.health.audit import auditor_of
 from engine.health.faults import Injection, Injector, Kind, detection
 from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.job import Job, TileReport
@@ -193,7 +194,8 @@ class Rehearsal:
     def fly(self, injections: Sequence[Injection], tile_done: Callable[[], object] = lambda: None) -> Result:
         """One flight with these faults, its sensors watched. The first must have none: others are held to it."""
         sink = _Comparing(self._stitcher(), self._maps)
-        verdicts = self._stream(sink, injections, Monitor(self._limits), tile_done)
+        monitor = Monitor(self._limits, auditor_of(self._backend, self._manifest))
+        verdicts = self._stream(sink, injections, monitor, tile_done)
         if not injections:
             self._clean = verdicts
         return self._judge(injections, verdicts, sink)

@@ -38,7 +38,7 @@ from engine.contract.bands import SensorSpec
 from engine.contract.errors import IntegrityError, ManifestError
 from engine.contract.files import FileRef, private_copies
 from engine.contract.formats import MalformedError, from_json, from_npz, read_file
-from engine.contract.health import HealthLimits, default_limits
+from engine.contract.health import AuditLimits, HealthLimits, default_limits
 from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Scenario, Sensor
 from engine.contract.trust import Policy, check_number, check_signature, installed_policy
@@ -127,6 +127,8 @@ class Manifest:
     """Grows with every bundle of this name that is published: an installation can refuse older ones."""
     health: Mapping[Sensor, HealthLimits] = field(default_factory=default_limits)
     """When a sensor's tile is suspicious or beyond use; a manifest without it has the defaults."""
+    audit: AuditLimits = field(default_factory=AuditLimits)
+    """How the three graphs' maps judge the sensors; a manifest without it has the defaults."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:

@@ -39,6 +39,74 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColourLimits:
+    """When the bands of an image cannot be near-infrared, red and green (:mod:`engine.health.colours`).
+
+    The defaults lie beyond every one of 962 clean tiles of five cities (NAIP) and 55 procedural scenes of all styles.
+    """
+
+    against: float = 0.15
+    """Two bands whose detail is correlated by less than minus this contradict each other: one is inverted."""
+    alone: float = 0.1
+    """Red or green is dead where the correlation of its detail with every other band's is less."""
+    together: float = 0.17
+    """Nothing is seen where no two bands' detail is correlated by more."""
+    structure: float = 1.1
+    """Nothing is seen where the image changes by less than so many times as much over 16 px as over one."""
+    copied_dn: float = 1.0
+    """Two bands are copies where their difference varies by less."""
+    jumps: float = 0.04
+    """Share of neighbouring pixels that differ by about 128 DN: more, and the highest bit is damaged."""
+    order: float = 1.6
+    """Another band than the first is the infrared where its detail and that of another band leave so many times less
+    unexplained of each other than the second's and the third's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundLimits:
+    """When heights do not stand on the ground (:mod:`engine.health.ground`)."""
+
+    low_m: float = -2.5
+    high_m: float = 1.4
+    """Between these a height is the ground's."""
+    grounded: float = 0.4
+    """Least share of a tile's 64 blocks in which the ground shows; an audit acquits a closed forest, which has less."""
+    below: float = 0.1
+    """Largest share of pixels below ``low_m``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditLimits:
+    """How the class maps of the three graphs are held against each other (:mod:`engine.health.audit`).
+
+    They belong to the model: ``python -m engine.health.calibrate`` measures them on training scenes.
+    """
+
+    every_tiles: int = 150
+    """One tile in so many is audited, and one more where a cheap sign is odd; 0 never audits."""
+    harmless: float = 0.9
+    """A sensor whose absence would change the class of fewer pixels than the rest of this share is left in use."""
+    agreement: float = 0.7
+    """Clean tiles' maps with and without heights agree in at least so many pixels, but for one tile in twenty."""
+    grounded: float = 0.6
+    """Least share of the pixels that are ground by the image whose heights lie within :attr:`near_m` of 0, in a tile
+    whose ground is in doubt."""
+    near_m: float = 1.4
+    ranks: float = 0.7
+    """Least probability that what is raised by the image is higher than what is not, where no edges agree."""
+    opposed: float = 0.55
+    """The same where some do."""
+    sigmas: float = 2.4
+    """Edges that agree by less, in standard deviations, agree by chance (:class:`engine.health.agreement.Likeness`)."""
+    explained: float = 0.15
+    """Share of heights that colours explain where the two belong together."""
+
+    def __post_init__(self) -> None:
+        if self.every_tiles < 0:
+            raise ValueError(f"every_tiles must be at least 0, received {self.every_tiles}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealthLimits:
     """The limits of one sensor. None: not checked. Shares lie in 0..1; DN are 8-bit digital numbers.
 
@@ -71,6 +139,13 @@ class HealthLimits:
     """Standard deviation of the noise, in DN or metres."""
     noise_ratio: float
     """Noise counts only where it is also more than so many times that of the sensor's recent clean tiles."""
+    colours: ColourLimits | None = ColourLimits()
+    """RGIR: when its bands are implausible."""
+    ground: GroundLimits | None = GroundLimits()
+    """nDSM: when its heights are implausible."""
+    repeats: float | None = 0.7
+    """A tile whose structure is correlated by more with that of the last one, while the other sensor's is not, is the
+    last one again with noise on it."""
 
     def __post_init__(self) -> None:
         for name in ("dead_after_tiles", "alive_after_tiles"):
@@ -118,6 +193,7 @@ def default_limits() -> dict[Sensor, HealthLimits]:
             hole_edges=Limit(soft=0.12, hard=0.25),
             noise=Limit(soft=20.0, hard=25.0),
             noise_ratio=2.0,
+            ground=None,
         ),
         Sensor.NDSM: HealthLimits(
             dead_after_tiles=3,
@@ -133,6 +209,7 @@ def default_limits() -> dict[Sensor, HealthLimits]:
             hole_edges=Limit(soft=0.12, hard=0.25),
             noise=Limit(soft=1.0, hard=1.6),
             noise_ratio=2.0,
+            colours=None,
         ),
     }
 
@@ -205,7 +282,9 @@ def _merge(limits: dict[str, Any], changes: Mapping[str, Any], text: str) -> Non
                 raise UsageError(f"--health {text}: {sensor} has the limits {', '.join(known)}; received {name!r}")
             old = limits[sensor][name]
             if isinstance(value, dict):
-                if unknown := sorted(set(value) - {"soft", "hard"}):
-                    raise UsageError(f"--health {text}: {name} has soft and hard, received {', '.join(unknown)}")
-                value = {**(old if isinstance(old, dict) else {}), **value}
+                parts = msgspec.to_builtins(getattr(defaults[Sensor(sensor)], name))
+                if not isinstance(parts, dict) or (unknown := sorted(set(value) - set(parts))):
+                    has = f"has {' and '.join(parts)}" if isinstance(parts, dict) else "is a number"
+                    raise UsageError(f"--health {text}: {name} {has}, received {', '.join(unknown or value)}")
+                value = {**(old if isinstance(old, dict) else parts if "soft" not in parts else {}), **value}
             limits[sensor][name] = None if value == "off" else value

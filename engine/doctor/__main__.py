@@ -5,13 +5,15 @@
     python -m engine.doctor --backend openvino --precision auto    only what a run will use
     python -m engine.doctor --json > doctor.json                   the same for machines
     python -m engine.doctor --instruction-sets all                 OpenVINO as on lesser processors, too
+    python -m engine.doctor --rgir ortho.tif --ndsm height.tif     your rasters as well: bands, units, ground, alignment
 
 Shows the machine, the installed libraries, whether the bundle is whole, and for each backend, precision and scenario
 whether it reproduces the bundle's golden tile, how long a tile takes here, or exactly why it does not work. With
 --instruction-sets OpenVINO also plays processors with fewer instructions than this one, each in a process of its own.
 
 Exit codes: 0 usable; else that of the error a run would end with: 1 a library of the engine itself is missing; 2 wrong
-options; 5 the bundle; 6 no backend reproduces the golden tiles, or one does not with an instruction set asked for.
+options; 3 a raster; 5 the bundle; 6 no backend reproduces the golden tiles, or one does not with an instruction set
+asked for.
 """
 
 from __future__ import annotations
@@ -26,14 +28,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
+
 from engine import demo
 from engine.backends.base import ExecutionPrecision
 from engine.backends.instruction_sets import available
-from engine.contract.errors import UsageError
-from engine.contract.sensors import Scenario
+from engine.contract.errors import InputError, UsageError
+from engine.contract.sensors import Scenario, Sensor
 from engine.doctor.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
 from engine.doctor.host import Host
+from engine.doctor.rasters import look
 from engine.doctor.trial import Trial
+from engine.health.preflight import Advice
+from engine.options import parse_bands
+from engine.rasters.names import raster_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,16 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tiles=options.tiles,
             instruction_sets=_instruction_sets(options.instruction_sets),
         )
-    except UsageError as error:
+        paths = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
+        advice = None
+        if paths and not diagnosis.bundle.error:
+            advice = look(
+                options.bundle,
+                paths,
+                rgir_bands=parse_bands(options.rgir_bands),
+                ndsm_scale_m=options.ndsm_scale,
+            )
+    except (UsageError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(as_json(diagnosis), indent=2))
+        told = None if advice is None else msgspec.to_builtins(advice)
+        print(json.dumps({**as_json(diagnosis), "rasters": told}, indent=2))
     else:
-        print("\n".join(render(diagnosis, width=min(shutil.get_terminal_size((100, 24)).columns, 120))))
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+        if advice is not None:
+            print("\n".join(("rasters", *_rasters(advice, width), "")))
+        print("\n".join(render(diagnosis, width=width)))
     return diagnosis.exit_code
 
 
@@ -68,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m engine.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
+    parser.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster to look at: near-infrared, red, green")
+    parser.add_argument("--ndsm", type=raster_name, metavar="PATH", help="its heights above ground")
+    parser.add_argument("--rgir-bands", metavar="N,N,N", help="as for engine.run")
+    parser.add_argument("--ndsm-scale", type=float, metavar="M", help="as for engine.run")
     parser.add_argument("--backend", metavar="LIST", help=f"of {','.join(BACKENDS)} (default: all)")
     parser.add_argument(
         "--precision",
@@ -166,6 +191,13 @@ def _backends(trials: Sequence[Trial], width: int) -> Iterator[str]:
                 if reason not in told:
                     yield from _row("", reason, width, column=2)
             told.update(reasons)
+
+
+def _rasters(advice: Sequence[Advice], width: int) -> Iterator[str]:
+    if not advice:
+        yield from _row("", "nothing is wrong in the tiles that were looked at", width, column=0)
+    for each in advice:
+        yield from _row("", str(each), width, column=0)
 
 
 def _cell(trial: Trial) -> str:

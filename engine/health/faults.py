@@ -3,12 +3,16 @@
 ::
 
     ndsm:dead@120-180,rgir:noise@200,ndsm:frozen@300-        tiles 120 to 180; tile 200; tile 300 to the end
+    ndsm:offset=5@3-,rgir:bands=321@0-                       heights 5 m too high; red, green and NIR in another order
 
-Every kind is moderate: it spoils a map without being absurd. The same seed, tile and sensor give the same bytes.
+Failures (:data:`FAILURES`) are moderate: they spoil a map without being absurd. Degradations
+(:mod:`engine.health.degradations`) come in any strength. The same seed, tile and sensor give the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +25,8 @@ from numpy.typing import NDArray
 from engine.contract.errors import UsageError
 from engine.contract.holes import fill_holes
 from engine.contract.sensors import Sensor
-from engine.health.monitor import Absent, Fault, Sighting, State, Verdict
+from engine.health.degradations import DEGRADATIONS
+from engine.health.verdict import Absent, Fault, Sighting, State, Verdict
 from engine.rasters.raster import Observation
 
 
@@ -52,10 +57,31 @@ class Kind(StrEnum):
     """Nothing arrives in time."""
     ERROR = "error"
     """The tile cannot be read."""
+    # degradations
+    OFFSET = "offset"
+    TILT = "tilt"
+    TERRAIN = "terrain"
+    SCALE = "scale"
+    SHIFT = "shift"
+    ELSEWHERE = "elsewhere"
+    HELD = "held"
+    BLUR = "blur"
+    SPIKES = "spikes"
+    BANDS = "bands"
+    COPIED = "copied"
+    INVERTED = "inverted"
+    BIT = "bit"
+    FOG = "fog"
+    GAIN = "gain"
+    VIGNETTE = "vignette"
 
 
+FAILURES = tuple(kind for kind in Kind if kind.value not in DEGRADATIONS)
+"""A sensor that is plainly broken."""
 SOFT = frozenset({Kind.HOLES, Kind.FLAT})
-"""Kinds that a single tile does not prove."""
+"""Failures that a single tile does not prove."""
+REPEATING = frozenset({Kind.FROZEN, Kind.HELD})
+"""Kinds that show an earlier tile."""
 ONE_SENSOR_ONLY = {
     Kind.FLAT: Sensor.NDSM,
     Kind.RANGE: Sensor.NDSM,
@@ -66,11 +92,25 @@ NOISE_STD = {Sensor.RGIR: 40.0, Sensor.NDSM: 2.5}
 CONSTANT_VALUE = {Sensor.RGIR: 117, Sensor.NDSM: 12.0}
 STUCK_VALUES = {Sensor.RGIR: (0.0, 255.0), Sensor.NDSM: (2.0, 30.0)}
 OVERFLOW_M = 6553.5
+ORDERS = tuple("".join(order) for order in itertools.permutations("123") if order != tuple("123"))
+WHOLE = {Kind.COPIED: (1, 2, 3), Kind.INVERTED: (0, 1, 2, 3), Kind.BIT: tuple(range(8)), Kind.ELSEWHERE: (1, 2, 3)}
+"""Kinds whose strength is one of a few whole numbers."""
+UNSIGNED = frozenset({Kind.SHIFT, Kind.HELD, Kind.BLUR, Kind.SPIKES, Kind.FOG, Kind.GAIN, Kind.VIGNETTE, Kind.TERRAIN})
 
 
 def kinds_of(sensor: Sensor) -> tuple[Kind, ...]:
-    """What can happen to that sensor."""
-    return tuple(kind for kind in Kind if ONE_SENSOR_ONLY.get(kind, sensor) is sensor)
+    """How that sensor can fail."""
+    return tuple(kind for kind in FAILURES if ONE_SENSOR_ONLY.get(kind, sensor) is sensor)
+
+
+def degradations_of(sensor: Sensor) -> tuple[Kind, ...]:
+    """What else can befall it."""
+    return tuple(kind for kind in Kind if sensor in strengths_of(kind))
+
+
+def strengths_of(kind: Kind) -> Mapping[Sensor, tuple[float, ...]]:
+    """Strengths to try, for each sensor that a degradation can befall; empty for a failure."""
+    return {} if kind in FAILURES else DEGRADATIONS[kind].strengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +125,42 @@ class Injection:
     kind: Kind
     first: int
     last: int | None
+    strength: float | None = None
+    """Of a degradation; None is its default."""
 
     def __post_init__(self) -> None:
         if self.first < 0 or (self.last is not None and self.last < self.first):
             raise UsageError(f"--inject {self}: tiles run from a first one to a last one that is not before it")
-        if self.kind not in kinds_of(self.sensor):
-            raise UsageError(f"--inject {self}: {self.sensor} can be {', '.join(kinds_of(self.sensor))}")
-        if self.kind is Kind.FROZEN and self.first == 0:
-            raise UsageError(f"--inject {self}: a frozen sensor repeats the tile before, so begin at tile 1 or later")
+        known = kinds_of(self.sensor) + degradations_of(self.sensor)
+        if self.kind not in known:
+            raise UsageError(f"--inject {self}: {self.sensor} can be {', '.join(known)}")
+        if self.kind in REPEATING and self.first == 0:
+            raise UsageError(
+                f"--inject {self}: a {self.kind} sensor repeats the tile before, so begin at tile 1 or later"
+            )
+        if self.kind in FAILURES and self.strength is not None:
+            raise UsageError(f"--inject {self}: {self.kind} has no strength: leave ={self.strength:g} out")
+        if self.kind is Kind.BANDS and f"{self.amount:g}" not in ORDERS:
+            raise UsageError(f"--inject {self}: an order of bands is one of {', '.join(ORDERS)}")
+        if self.kind in WHOLE and self.amount not in WHOLE[self.kind]:
+            raise UsageError(f"--inject {self}: {self.kind} is one of {', '.join(map(str, WHOLE[self.kind]))}")
+        if not math.isfinite(self.amount) or (self.kind in UNSIGNED and self.amount < 0):
+            raise UsageError(
+                f"--inject {self}: {self.kind} takes a number of at least 0, {DEGRADATIONS[self.kind].means}"
+            )
+
+    @property
+    def amount(self) -> float:
+        """The strength, or that of the kind; 0 for a failure."""
+        if self.kind in FAILURES:
+            return 0.0
+        return DEGRADATIONS[self.kind].strengths[self.sensor][-1] if self.strength is None else self.strength
 
     def __str__(self) -> str:
         """As it is written in ``--inject``."""
         tiles = f"{self.first}" if self.last == self.first else f"{self.first}-{'' if self.last is None else self.last}"
-        return f"{self.sensor}:{self.kind}@{tiles}"
+        strength = "" if self.strength is None else f"={self.strength:g}"
+        return f"{self.sensor}:{self.kind}{strength}@{tiles}"
 
     def __contains__(self, tile_index: int) -> bool:
         return self.first <= tile_index and (self.last is None or tile_index <= self.last)
@@ -105,10 +168,12 @@ class Injection:
     @property
     def expected_hard(self) -> bool:
         """The sensor has to be DEAD in the tile where it starts to fail."""
-        return self.kind not in SOFT
+        return self.kind in FAILURES and self.kind not in SOFT
 
 
-_ITEM = re.compile(r"(?P<sensor>\w+):(?P<kind>\w+)@(?P<first>\d+)(?P<to>-(?P<last>\d+)?)?")
+_ITEM = re.compile(
+    r"(?P<sensor>\w+):(?P<kind>\w+)(=(?P<strength>-?\d+(\.\d+)?))?@(?P<first>\d+)(?P<to>-(?P<last>\d+)?)?"
+)
 
 
 def parse_faults(text: str) -> tuple[Injection, ...]:
@@ -122,12 +187,15 @@ def parse_faults(text: str) -> tuple[Injection, ...]:
         match = _ITEM.fullmatch(item.strip())
         if match is None or match["sensor"] not in list(Sensor) or match["kind"] not in list(Kind):
             raise UsageError(
-                f"--inject takes SENSOR:KIND@FIRST, @FIRST-LAST or @FIRST- joined by commas, with the sensors "
-                f"{', '.join(Sensor)}, the kinds {', '.join(Kind)} and tiles counted from 0; received {item.strip()!r}"
+                f"--inject takes SENSOR:KIND@FIRST, @FIRST-LAST or @FIRST- joined by commas, a degradation also as "
+                f"KIND=STRENGTH, with the sensors {', '.join(Sensor)}, the kinds {', '.join(Kind)} and tiles counted "
+                f"from 0; received {item.strip()!r}"
             )
         first = int(match["first"])
         last = int(match["last"]) if match["last"] else None if match["to"] else first
-        found.append(Injection(sensor=Sensor(match["sensor"]), kind=Kind(match["kind"]), first=first, last=last))
+        strength = None if match["strength"] is None else float(match["strength"])
+        sensor, kind = Sensor(match["sensor"]), Kind(match["kind"])
+        found.append(Injection(sensor=sensor, kind=kind, first=first, last=last, strength=strength))
     return tuple(found)
 
 
@@ -155,7 +223,7 @@ class Injector:
             if sighting is not None and tile_index in injection:
                 delivered[injection.sensor] = self._inject(injection, tile_index, sighting)
         for injection in self._injections:
-            if injection.kind is Kind.FROZEN and tile_index == injection.first - 1 and injection.sensor in delivered:
+            if injection.kind in REPEATING and tile_index == injection.first - 1 and injection.sensor in delivered:
                 self._frozen[injection] = _copy(delivered[injection.sensor])
         return delivered
 
@@ -171,7 +239,13 @@ class Injector:
         sensor = injection.sensor
         key = (self._seed, list(Sensor).index(sensor), list(Kind).index(injection.kind))
         defect, moment = np.random.default_rng(key), np.random.default_rng((*key, tile_index))
-        return _SPOIL[injection.kind](sensor, sighting, defect, moment)
+        if injection.kind in FAILURES:
+            return _SPOIL[injection.kind](sensor, sighting, defect, moment)
+        source = self._frozen[injection] if injection.kind in REPEATING else sighting
+        if isinstance(source, Absent):
+            return source
+        change = DEGRADATIONS[injection.kind].change
+        return _with(source, change(source.values.astype(np.float32), injection.amount, defect, moment))
 
 
 def _copy(sighting: Sighting) -> Sighting:

@@ -18,112 +18,49 @@ nothing is remembered of it; for a sensor that is DEAD for another reason it is 
 clipped to zero. One height other than the ground's (:data:`GROUND_M`) cannot be true: a hard fault. At the ground it
 is held against the image of the same tile: strong edges as a town has them contradict it; under a calm image the
 sensor is believed, though a DEAD one does not recover by such tiles. Without an image to ask it is a soft fault.
+
+**Doubts.** What is hardly plausible is suspected, and where a tile has both sensors an audit decides
+(:mod:`engine.health.audit`): the maps of all three graphs say which sensor is wrong, and whether that does harm. Who is
+found guilty is DEAD in that tile; who is acquitted is not suspected of the same again until the next audit is due,
+unless it gets worse. The first tile is audited, then one in ``every_tiles``, and as many again where there are doubts.
+Without an audit a doubt is a soft fault, or nothing where it is a mere hint. Of what cheap signs do not see in every
+tile an audit alone acquits.
+
+A sensor with an implausible tile is used all the same where there is nothing else to use.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from engine.contract.health import HealthLimits, Limit
+from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
+from engine.health.agreement import edge_agreement
+from engine.health.audit import Auditor, judge
+from engine.health.docket import Docket
+from engine.health.findings import Before, tile_findings, unclear
+from engine.health.novelty import Signature, likeness
+from engine.health.plausibility import IMPLAUSIBLE, LOW_RELIEF_M, height_findings, image_findings
 from engine.health.symptoms import Symptoms, measure, strong_edges
+from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
+from engine.rasters.raster import Observation
 
-if TYPE_CHECKING:  # the reader of rasters may import this file
-    from engine.rasters.raster import Observation
+__all__ = ["Absent", "Fault", "Monitor", "Sighting", "State", "Verdict"]
 
-GROUND_M = 1.0
-UNITS = {Sensor.RGIR: "DN", Sensor.NDSM: "m"}
 REMEMBERED_TILES = 15
 """Clean tiles whose noise is the measure for the next one's."""
-
-
-class Fault(StrEnum):
-    """Why a sensor is not alive. The value is what logs and tables say."""
-
-    NO_DATA = "no_data"
-    """Not a single valid pixel."""
-    HOLES = "holes"
-    """Pixels without data, scattered over the tile."""
-    CONSTANT = "constant"
-    """One value everywhere."""
-    FROZEN = "frozen"
-    """The same bytes as the tile before."""
-    SATURATED = "saturated"
-    """Too many values at the upper end of the range."""
-    DARK = "dark"
-    """Hardly any light."""
-    STUCK_COLUMNS = "stuck_columns"
-    """Columns, or rows, that show one value from end to end."""
-    OUT_OF_RANGE = "out_of_range"
-    """Heights that do not exist."""
-    NOISE = "noise"
-    """Noise far above the sensor's own."""
-    LATE = "late"
-    """Nothing arrived before the deadline."""
-    READ_ERROR = "read_error"
-    """The tile cannot be read."""
-
-
-class State(StrEnum):
-    """What a sensor is worth in a tile."""
-
-    ALIVE = "alive"
-    DEGRADED = "degraded"
-    """Suspicious, or recovering with nothing else to use: used."""
-    DEAD = "dead"
-    """Not used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Absent:
-    """A sensor that delivered nothing for a tile: it came late or could not be read.
-
-    Raises:
-        ValueError: ``fault`` is neither LATE nor READ_ERROR.
-    """
-
-    fault: Fault
-    detail: str
-
-    def __post_init__(self) -> None:
-        if self.fault not in (Fault.LATE, Fault.READ_ERROR):
-            raise ValueError(f"a sensor is absent because of {Fault.LATE} or {Fault.READ_ERROR}, received {self.fault}")
-
-
-Sighting: TypeAlias = "Observation | Absent"
-"""What there is of one sensor in one tile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a sensor is worth in one tile, and why."""
-
-    state: State
-    fault: Fault | None = None
-    """None while ALIVE."""
-    detail: str = ""
-    """Numbers and limits, for people."""
-    recovering: bool = False
-    """This tile shows no fault, but the sensor had one, and not enough tiles have been good since."""
-
-    @property
-    def usable(self) -> bool:
-        """The sensor may be used in this tile."""
-        return self.state is not State.DEAD
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Finding:
-    """One fault of one tile."""
-
-    fault: Fault
-    hard: bool
-    detail: str
+LEAST_EDGES = 0.04
+"""Edges of image and heights that are correlated by less are suspected of showing different places."""
+HINTS = frozenset({Fault.UNITS, Fault.MISPLACED})
+"""Doubts that open land raises without reason: they ask for an audit, and mean nothing without one."""
+UNSEEN = frozenset({Fault.BANDS, Fault.UNITS, Fault.MISPLACED})
+"""Faults that cheap signs do not see in every tile: an audit alone acquits of them."""
+WORSE = 1.5
+"""Who was acquitted is suspected again where it is so many times as bad."""
 
 
 @dataclass(kw_only=True)
@@ -140,6 +77,12 @@ class _Memory:
     """Of the last tile with data."""
     noise: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_TILES))
     """Of the last clean tiles."""
+    signature: Signature | None = None
+    """Of the last tile with data."""
+    acquitted: dict[Fault, float] = field(default_factory=dict)
+    """What it is not suspected of before the next audit is due, unless it gets worse than this."""
+    convicted: bool = False
+    """It is DEAD by an audit, with nothing that a cheaper sign sees."""
 
     @property
     def usual_noise(self) -> float | None:
@@ -152,52 +95,86 @@ class Monitor:
 
     Args:
         limits: of every sensor that will be seen.
+        auditor: examines tiles with both sensors; None: doubts are soft faults.
     """
 
-    def __init__(self, limits: Mapping[Sensor, HealthLimits]) -> None:
+    def __init__(self, limits: Mapping[Sensor, HealthLimits], auditor: Auditor | None = None) -> None:
         self._limits = dict(limits)
         self._memory = {sensor: _Memory() for sensor in Sensor if sensor in limits}
+        self._auditor = auditor if auditor is not None and auditor.limits.every_tiles else None
+        self._docket = Docket()
+
+    @property
+    def audits(self) -> int:
+        """Tiles that were audited."""
+        return self._docket.audits
 
     def assess(self, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, Verdict]:
         """Judge one tile, all its sensors together; call once per tile, in order.
 
         The arrays are only looked at, and not kept.
         """
-        verdicts: dict[Sensor, Verdict] = {}
-        image: Observation | None = None
         good = {sensor: memory.good for sensor, memory in self._memory.items()}
-        for sensor in (sensor for sensor in Sensor if sensor in seen):  # RGIR first: flat heights are held against it
-            sighting = seen[sensor]
-            if isinstance(sighting, Absent):
-                finding = _Finding(fault=sighting.fault, hard=True, detail=sighting.detail)
-                verdicts[sensor] = self._settle(sensor, finding)
-                continue
-            symptoms = measure(sighting, self._limits[sensor])
-            verdicts[sensor] = self._judge(sensor, symptoms, image)
-            if sensor is Sensor.RGIR and verdicts[sensor].usable:
-                image = sighting
+        there, symptoms, observed, found = self._look(seen)
+        acquitted = self._audit(observed, found)
+        if acquitted is None:  # no audit: a mere hint counts for nothing
+            for all_ in found.values():
+                all_[:] = [each for each in all_ if not (each.doubt and each.fault in HINTS)]
+            acquitted = frozenset()
+        verdicts = {
+            sensor: self._judge(sensor, symptoms.get(sensor), found.get(sensor), sensor in acquitted)
+            for sensor in there
+        }
         if not any(verdict.usable for verdict in verdicts.values()):
             for sensor, verdict in verdicts.items():
-                if self._memory[sensor].good > good[sensor]:
+                if self._memory[sensor].good > good[sensor] or (found.get(sensor) and verdict.fault in IMPLAUSIBLE):
                     detail = f"{verdict.detail}, but nothing else to use"
                     verdicts[sensor] = replace(verdict, state=State.DEGRADED, detail=detail)
         return verdicts
 
+    def doubts(self, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, tuple[Fault, ...]]:
+        """What an audit of this tile would be asked; call instead of :meth:`assess`."""
+        _, _, _, found = self._look(seen)
+        return {sensor: tuple(each.fault for each in all_ if each.doubt) for sensor, all_ in found.items()}
+
+    def _look(
+        self, seen: Mapping[Sensor, Sighting]
+    ) -> tuple[dict[Sensor, Sighting], dict[Sensor, Symptoms], dict[Sensor, Observation], dict[Sensor, list[Finding]]]:
+        """All sensors in order, what was measured of those that delivered, and what was found."""
+        there = {sensor: seen[sensor] for sensor in Sensor if sensor in seen}  # RGIR first: heights are held against it
+        observed = {sensor: each for sensor, each in there.items() if not isinstance(each, Absent)}
+        symptoms = {sensor: measure(each, self._limits[sensor]) for sensor, each in observed.items()}
+        found: dict[Sensor, list[Finding]] = {}
+        for sensor, each in there.items():
+            if isinstance(each, Absent):
+                found[sensor] = [Finding(fault=each.fault, hard=True, detail=each.detail)]
+            elif symptoms[sensor].valid:
+                found[sensor] = list(self._findings(sensor, symptoms, observed, found))
+        self._compare(symptoms, observed, found)
+        return there, symptoms, observed, found
+
     def snapshot(self) -> dict[str, Any]:
         """All that later verdicts depend on, as JSON values."""
         return {
-            str(sensor): {
-                "dead": None if memory.dead is None else str(memory.dead),
-                "suspicious": memory.suspicious,
-                "good": memory.good,
-                "checksum": memory.checksum,
-                "noise": list(memory.noise),
-            }
-            for sensor, memory in self._memory.items()
+            **{
+                str(sensor): {
+                    "dead": None if memory.dead is None else str(memory.dead),
+                    "suspicious": memory.suspicious,
+                    "good": memory.good,
+                    "checksum": memory.checksum,
+                    "noise": list(memory.noise),
+                    "signature": None if memory.signature is None else memory.signature.text,
+                    "acquitted": {str(fault): size for fault, size in memory.acquitted.items()},
+                    "convicted": memory.convicted,
+                }
+                for sensor, memory in self._memory.items()
+            },
+            "docket": asdict(self._docket),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`snapshot`: the verdicts to come are those of an uninterrupted run."""
+        self._docket = Docket(**state["docket"])
         self._memory = {
             Sensor(sensor): _Memory(
                 dead=None if kept["dead"] is None else Fault(kept["dead"]),
@@ -205,27 +182,141 @@ class Monitor:
                 good=kept["good"],
                 checksum=kept["checksum"],
                 noise=deque(kept["noise"], maxlen=REMEMBERED_TILES),
+                signature=None if kept["signature"] is None else Signature.of_text(kept["signature"]),
+                acquitted={Fault(fault): size for fault, size in kept["acquitted"].items()},
+                convicted=kept["convicted"],
             )
             for sensor, kept in state.items()
+            if sensor != "docket"
         }
 
-    def _judge(self, sensor: Sensor, symptoms: Symptoms, image: Observation | None) -> Verdict:
-        """The verdict on a tile that was delivered."""
+    def _findings(
+        self,
+        sensor: Sensor,
+        symptoms: Mapping[Sensor, Symptoms],
+        observed: Mapping[Sensor, Observation],
+        found: Mapping[Sensor, Sequence[Finding]],
+    ) -> Iterator[Finding]:
+        """What a sensor's own tile shows, held against an image that is believed."""
+        limits = self._limits[sensor]
+        image = observed.get(Sensor.RGIR) if sensor is Sensor.NDSM else None
+        if image is not None and self._distrusted(Sensor.RGIR, found.get(Sensor.RGIR)):
+            image = None
+        mine = symptoms[sensor]
         memory = self._memory[sensor]
-        if not symptoms.valid:
+        yield from tile_findings(
+            sensor, mine, limits, Before(checksum=memory.checksum, noise=memory.usual_noise), image
+        )
+        if mine.colours is not None and limits.colours is not None:
+            heights = symptoms.get(Sensor.NDSM)
+            ground = None if heights is None else heights.ground
+            yield from image_findings(mine.colours, limits.colours, None if ground is None else ground.top_m)
+        if mine.ground is not None and limits.ground is not None:
+            town = limits.flat_under_edges
+            low = mine.ground.top_m < LOW_RELIEF_M and town is not None and image is not None
+            edges = strong_edges(image) if low and image is not None else None
+            yield from height_findings(mine.ground, limits.ground, edges, 1.0 if town is None else town.soft)
+
+    def _distrusted(self, sensor: Sensor, found: Sequence[Finding] | None) -> bool:
+        """This tile of the sensor will not be used, as far as can be told by itself."""
+        return found is None or self._memory[sensor].dead is not None or any(each.hard for each in found)
+
+    def _compare(
+        self,
+        symptoms: Mapping[Sensor, Symptoms],
+        observed: Mapping[Sensor, Observation],
+        found: Mapping[Sensor, list[Finding]],
+    ) -> None:
+        """Add what only both sensors together show; remember what they saw."""
+        alike: dict[Sensor, float | None] = {}
+        for sensor, mine in symptoms.items():
+            memory = self._memory[sensor]
+            if mine.signature is not None:
+                alike[sensor] = None if memory.signature is None else likeness(memory.signature, mine.signature)
+                if mine.valid:
+                    memory.signature = mine.signature
+        for sensor, same in alike.items():
+            bound = self._limits[sensor].repeats
+            other = next((alike[each] for each in alike if each is not sensor), None)
+            if sensor not in found or None in (bound, same, other):
+                continue
+            if same > bound and other < bound / 2:  # type: ignore[operator]
+                detail = f"the last tile again but for noise (correlation {same:.2f}); the other sensor moves on"
+                found[sensor].append(Finding(fault=Fault.HELD, hard=True, detail=detail))
+        if len(observed) == len(found) == len(Sensor) and not any(map(_hard, found.values())):
+            edges = edge_agreement(observed[Sensor.RGIR], observed[Sensor.NDSM])
+            if edges is not None and edges < LEAST_EDGES:
+                detail = f"edges of image and heights do not coincide (correlation {edges:.2f})"
+                finding = Finding(fault=Fault.MISPLACED, hard=False, detail=detail, doubt=True, size=-edges)
+                found[Sensor.NDSM].append(finding)
+
+    def _audit(
+        self, observed: Mapping[Sensor, Observation], found: Mapping[Sensor, list[Finding]]
+    ) -> frozenset[Sensor] | None:
+        """Have the tile examined where that is due; findings become what the audit says.
+
+        Returns:
+            Who was acquitted; None where there was no audit.
+        """
+        if self._auditor is None:
+            return None
+        pending = {
+            sensor: [each for each in all_ if not _excused(each, self._memory[sensor].acquitted)]
+            for sensor, all_ in found.items()
+        }
+        possible = len(found) == len(observed) == len(Sensor) and not any(map(_hard, found.values()))
+        doubtful = any(
+            self._memory[sensor].dead is None and any(each.doubt for each in all_) for sensor, all_ in pending.items()
+        )
+        convicted = any(memory.convicted for memory in self._memory.values())
+        if not self._docket.next_tile(self._auditor.limits.every_tiles, possible, doubtful, convicted):
+            for sensor, all_ in found.items():
+                all_[:] = pending[sensor]
+            return None
+        evidence = self._auditor.examine(observed)
+        if evidence is None:
+            return None
+        suspects = {sensor: [each.fault for each in all_ if each.doubt] for sensor, all_ in found.items()}
+        guilty = judge(evidence, suspects, self._auditor.limits)
+        for sensor, all_ in found.items():
+            memory = self._memory[sensor]
+            if sensor in guilty:
+                memory.acquitted.clear()
+                fault = guilty[sensor].fault
+                memory.convicted = fault in UNSEEN or fault not in suspects[sensor]
+                hint = [each.detail for each in all_ if each.fault is fault]
+                all_[:] = [replace(guilty[sensor], detail="; ".join([*hint, guilty[sensor].detail]))]
+            else:
+                if not guilty:
+                    memory.acquitted.update({each.fault: each.size for each in all_ if each.doubt})
+                memory.convicted = memory.convicted and bool(guilty)
+                all_[:] = [each for each in all_ if not each.doubt]
+        self._docket.judged(bool(guilty), self._auditor.limits.every_tiles)
+        return frozenset(found) if not guilty else frozenset()
+
+    def _judge(
+        self, sensor: Sensor, symptoms: Symptoms | None, found: Sequence[Finding] | None, acquitted: bool
+    ) -> Verdict:
+        """The verdict on one sensor, from all that was found."""
+        if symptoms is None:
+            assert found
+            return self._settle(sensor, found[0])
+        if found is None:
             return Verdict(state=State.DEAD, fault=Fault.NO_DATA, detail="no pixel of the tile has data")
-        found = list(_findings(sensor, symptoms, self._limits[sensor], memory, image))
+        memory = self._memory[sensor]
         memory.checksum = symptoms.checksum
         finding = next((each for each in found if each.hard), found[0] if found else None)
-        unclear = _unclear(symptoms, self._limits[sensor]) if finding is None else ""
-        if unclear:  # neither a good tile nor a bad one
-            return self._held(sensor) or Verdict(state=State.ALIVE, detail=unclear)
+        proves_nothing = unclear(symptoms, self._limits[sensor]) if finding is None else ""
+        if proves_nothing or (finding is None and memory.convicted):  # neither a good tile nor a bad one
+            return self._held(sensor) or Verdict(state=State.ALIVE, detail=proves_nothing)
+        if finding is None and acquitted and memory.dead in IMPLAUSIBLE:
+            memory.good = self._limits[sensor].alive_after_tiles  # acquitted of what only an audit could see
         verdict = self._settle(sensor, finding)
         if finding is None and symptoms.noise is not None:
             memory.noise.append(symptoms.noise)
         return verdict
 
-    def _settle(self, sensor: Sensor, finding: _Finding | None) -> Verdict:
+    def _settle(self, sensor: Sensor, finding: Finding | None) -> Verdict:
         """The verdict on a tile, by its worst fault and the tiles before it."""
         memory, limits = self._memory[sensor], self._limits[sensor]
         if finding is None:
@@ -261,77 +352,11 @@ class Monitor:
         )
 
 
-def _findings(
-    sensor: Sensor, symptoms: Symptoms, limits: HealthLimits, memory: _Memory, image: Observation | None
-) -> Iterator[_Finding]:
-    """Every fault of a tile that has data, the one that explains the others first."""
-    unit = UNITS[sensor]
-    spread, bright = symptoms.spread, symptoms.bright
-    yield from _shares(Fault.SATURATED, limits.saturated, symptoms.saturated, "of the values at 255 DN")
-    if spread is not None and limits.constant_below is not None and min(spread) < limits.constant_below:
-        yield from _constant(sensor, symptoms, limits.constant_below, limits.flat_under_edges, image)
-    if spread is not None and max(spread) > 0 and symptoms.checksum == memory.checksum:
-        yield _Finding(fault=Fault.FROZEN, hard=True, detail="the same bytes as the tile before")
-    if limits.dark is not None and bright is not None and bright < limits.dark.soft:
-        hard = bright < limits.dark.hard
-        detail = f"the brightest band has 99 % below {bright:.0f} DN, {_bound(limits.dark, hard)} DN"
-        yield _Finding(fault=Fault.DARK, hard=hard, detail=detail)
-    heights = f"of the heights outside {limits.min_height_m} to {limits.max_height_m} m"
-    yield from _shares(Fault.OUT_OF_RANGE, limits.out_of_range, symptoms.outside, heights)
-    yield from _shares(Fault.STUCK_COLUMNS, limits.stuck, symptoms.stuck, "of the columns or rows show one value")
-    holes = f"hole edges, data in {symptoms.valid:.0%} of the tile"
-    yield from _shares(Fault.HOLES, limits.hole_edges, symptoms.hole_edges, holes)
-    usual, noise = memory.usual_noise, symptoms.noise
-    if limits.noise is None or noise is None or noise <= limits.noise.soft:
-        return
-    if usual is None or noise > limits.noise_ratio * usual:
-        hard = noise > limits.noise.hard
-        before = "" if usual is None else f" (recent clean tiles: {usual:.3g} {unit})"
-        detail = f"noise of {noise:.3g} {unit}{before}, {_bound(limits.noise, hard)} {unit}"
-        yield _Finding(fault=Fault.NOISE, hard=hard, detail=detail)
+def _hard(found: Sequence[Finding]) -> bool:
+    return any(each.hard for each in found)
 
 
-def _shares(fault: Fault, limit: Limit | None, share: float | None, words: str) -> Iterator[_Finding]:
-    """The fault of a share that is larger than it may be."""
-    if limit is not None and share is not None and share > limit.soft:
-        hard = share > limit.hard
-        yield _Finding(fault=fault, hard=hard, detail=f"{share:.1%} {words}, {_bound(limit, hard, percent=True)}")
-
-
-def _constant(
-    sensor: Sensor, symptoms: Symptoms, bound: float, flat_under_edges: Limit | None, image: Observation | None
-) -> Iterator[_Finding]:
-    """A tile with a band that shows one value everywhere: what follows from it."""
-    assert symptoms.spread is not None
-    assert symptoms.mean is not None
-    if sensor is Sensor.RGIR:
-        still = [str(number) for number, spread in enumerate(symptoms.spread, 1) if spread < bound]
-        detail = f"band {', '.join(still)} of {len(symptoms.spread)}: standard deviation below {bound:g} DN"
-        yield _Finding(fault=Fault.CONSTANT, hard=len(still) == len(symptoms.spread), detail=detail)
-        return
-    flat = f"heights vary by less than {bound:g} m around {symptoms.mean:.2f} m"
-    if abs(symptoms.mean) > GROUND_M:
-        yield _Finding(fault=Fault.CONSTANT, hard=True, detail=f"{flat}, which is not the ground")
-    elif flat_under_edges is None:
-        return
-    elif image is None:
-        yield _Finding(fault=Fault.CONSTANT, hard=False, detail=f"{flat}, and there is no image to ask")
-    elif (edges := strong_edges(image)) > flat_under_edges.soft:
-        hard = edges > flat_under_edges.hard
-        detail = f"{flat} under an image with {edges:.1%} strong edges, {_bound(flat_under_edges, hard, percent=True)}"
-        yield _Finding(fault=Fault.CONSTANT, hard=hard, detail=detail)
-
-
-def _unclear(symptoms: Symptoms, limits: HealthLimits) -> str:
-    """Why a tile without a fault is no proof of health; empty if it is one."""
-    if symptoms.spread is None:
-        return f"data in {symptoms.valid:.1%} of the tile, too few to judge"
-    if limits.constant_below is not None and max(symptoms.spread) < limits.constant_below:
-        return "flat ground, which the image does not contradict"
-    return ""
-
-
-def _bound(limit: Limit, hard: bool, *, percent: bool = False) -> str:
-    """The limit that was passed, in words."""
-    bound = limit.hard if hard else limit.soft
-    return f"{'hard' if hard else 'soft'} limit {f'{bound:.1%}' if percent else f'{bound:g}'}"
+def _excused(finding: Finding, acquitted: Mapping[Fault, float]) -> bool:
+    """The sensor was acquitted of this, and it is not worse now."""
+    before = acquitted.get(finding.fault)
+    return finding.doubt and before is not None and finding.size <= before + (WORSE - 1) * abs(before) + 0.5

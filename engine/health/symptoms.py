@@ -1,8 +1,7 @@
 """What a few cheap statistics say about one sensor's tile; :mod:`engine.health.monitor` judges them.
 
-Together they cost less than a millisecond per 512 px tile and sensor, because most of them look at 32 of its rows: what
-they look for (noise, light, a column that is stuck) lies everywhere in a tile or nowhere. Holes, heights out of range
-and the checksum are taken over every pixel.
+They are cheap, because they look at 32 of a tile's rows: what they look for (noise, light, a column that is stuck) lies
+everywhere in a tile or nowhere. Holes alone are counted over every pixel.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.health import HealthLimits
+from engine.health.colours import Colours, measure_colours
+from engine.health.ground import Ground, measure_ground
+from engine.health.novelty import Signature, signature
 
 if TYPE_CHECKING:
     from engine.rasters.raster import Observation
@@ -46,7 +48,7 @@ class Symptoms:
     hole_edges: float
     """Pairs of neighbours, along rows or columns, of which one has data and the other none, per pixel with data."""
     checksum: int
-    """CRC-32 of all values."""
+    """CRC-32 of the rows that are looked at."""
     mean: float | None = None
     """DN or metres."""
     spread: tuple[float, ...] | None = None
@@ -61,6 +63,9 @@ class Symptoms:
     """Share of columns, or of rows if that is more, that show one value; of the band that has most."""
     noise: float | None = None
     """Standard deviation of the noise, DN or metres."""
+    colours: Colours | None = None
+    ground: Ground | None = None
+    signature: Signature | None = None
 
 
 def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
@@ -68,20 +73,19 @@ def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
     values, valid = seen.values, seen.valid
     share = np.count_nonzero(valid) / valid.size
     whole = share == 1.0
-    checksum = zlib.crc32(np.ascontiguousarray(values).data)
+    rows = slice(None, None, max(1, values.shape[1] // SAMPLED_ROWS))
+    sample, mask = np.ascontiguousarray(values[:, rows]), None if whole else valid[rows]
+    checksum = zlib.crc32(sample.data)
     if not share:
         return Symptoms(valid=0.0, hole_edges=0.0, checksum=checksum)
     edges = 0.0 if whole else _hole_edges(valid, share)
-    outside = _outside(values, limits)
-    rows = slice(None, None, max(1, values.shape[1] // SAMPLED_ROWS))
-    sample, mask = values[:, rows], None if whole else valid[rows]
+    outside = _outside(sample, limits)
     if mask is not None and np.count_nonzero(mask) < LEAST_SHARE * mask.size:
         return Symptoms(valid=share, hole_edges=edges, checksum=checksum, outside=outside)
     columns = slice(None, None, max(1, values.shape[2] // SAMPLED_ROWS))
-    stuck = max(
-        _stuck(sample, mask),
-        _stuck(values[:, :, columns].transpose(0, 2, 1), None if whole else valid[:, columns].T),
-    )
+    turned, turned_mask = values[:, :, columns].transpose(0, 2, 1), None if whole else valid[:, columns].T
+    stuck = max(_stuck(sample, mask), _stuck(turned, turned_mask))
+    half, half_mask = sample[:, ::2], None if mask is None else mask[::2]
     if values.dtype.kind == "f":
         pixels = _pixels(sample, mask)
         return Symptoms(
@@ -92,16 +96,24 @@ def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
             spread=(float(pixels.std()),),
             outside=outside,
             stuck=stuck,
-            noise=_height_noise(sample, mask),
+            noise=_height_noise(half[:, ::2], None if half_mask is None else half_mask[::2]),
+            ground=None
+            if limits.ground is None
+            else measure_ground(
+                values[0], None if whole else valid, low_m=limits.ground.low_m, high_m=limits.ground.high_m
+            ),
+            signature=None if limits.repeats is None else signature(seen),
         )
-    histogram = np.stack([np.bincount(band, minlength=256) for band in _pixels(sample, mask)])
+    histogram = np.stack([np.bincount(band, minlength=256) for band in _pixels(half, half_mask)])
     return Symptoms(
         valid=share,
         hole_edges=edges,
         checksum=checksum,
         **_light(histogram),
         stuck=stuck,
-        noise=_image_noise(sample, mask),
+        noise=_image_noise(half, half_mask),
+        colours=None if limits.colours is None else measure_colours(half, half_mask, histogram),
+        signature=None if limits.repeats is None else signature(seen),
     )
 
 
@@ -197,12 +209,17 @@ def _stuck(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> float:
     """Share of columns of ``sample`` [B, n, W] that are stuck, in the band that has most of them."""
     shown, enough = sample[:, 0], np.ones(sample.shape[2], np.bool_)
     if mask is None:
+        few = sample[:, :: max(1, sample.shape[1] // 4)]
+        if not (few == few[:, :1]).all(axis=1).any():  # the usual tile: four of its rows tell
+            return 0.0
         constant = (sample == shown[:, None]).all(axis=1)
     else:
         # pixels without data hold a neighbour's value: a column has to show one value where it has data
         shown = np.take_along_axis(sample, mask.argmax(axis=0)[None, None], axis=1)[:, 0]
         enough = mask.sum(axis=0) >= len(mask) // 2
         constant = ((sample == shown[:, None]) | ~mask).all(axis=1) & enough
+    if not constant.any():  # the usual tile
+        return 0.0
     if (constant | ~enough).all():  # a raster of one row is mirrored into columns of one value
         return 0.0
     judged = max(int(enough.sum()), int(PART * enough.size))

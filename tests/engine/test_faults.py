@@ -9,7 +9,16 @@ import pytest
 from engine.contract.errors import UsageError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
-from engine.health.faults import Injection, Injector, Kind, detection, kinds_of, parse_faults
+from engine.health.faults import (
+    Injection,
+    Injector,
+    Kind,
+    degradations_of,
+    detection,
+    kinds_of,
+    parse_faults,
+    strengths_of,
+)
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
 from engine.rasters.raster import Observation
 
@@ -259,3 +268,72 @@ def test_on_a_flight_with_every_kind_all_are_seen_at_once_and_nothing_else() -> 
         assert outcome.delay_tiles == 0, outcome
         assert outcome.dead_delay_tiles == (0 if outcome.expected_hard else outcome.dead_delay_tiles), outcome
         assert outcome.dead_delay_tiles is not None, outcome
+
+
+# Degradations
+
+STRENGTHS = [
+    (sensor, kind, each) for sensor in Sensor for kind in degradations_of(sensor) for each in strengths_of(kind)[sensor]
+]
+
+
+def degraded(sensor: Sensor, kind: Kind, strength: float, seed: int = 0) -> Observation:
+    injector = Injector([Injection(sensor=sensor, kind=kind, first=1, last=None, strength=strength)], seed)
+    injector.apply(0, tile(0))
+    got = injector.apply(1, tile(1))[sensor]
+    assert isinstance(got, Observation)
+    return got
+
+
+@pytest.mark.parametrize(("sensor", "kind", "strength"), STRENGTHS)
+def test_every_degradation_changes_its_sensor_and_keeps_it_readable(
+    sensor: Sensor, kind: Kind, strength: float
+) -> None:
+    clean, got = tile(1)[sensor], degraded(sensor, kind, strength)
+    assert got.values.dtype == clean.values.dtype
+    assert got.values.shape == clean.values.shape
+    assert np.isfinite(got.values).all()
+    assert not np.array_equal(got.values, clean.values)
+    assert np.array_equal(degraded(sensor, kind, strength).values, got.values)
+
+
+def test_a_strength_is_read_as_written_and_its_kind_has_a_default() -> None:
+    (given,) = parse_faults("ndsm:offset=-2.5@3-")
+    assert (given.kind, given.amount, str(given)) == (Kind.OFFSET, -2.5, "ndsm:offset=-2.5@3-")
+    (plain,) = parse_faults("ndsm:offset@3-")
+    assert plain.amount == 80
+    assert not plain.expected_hard
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ndsm:dead=3@1", "dead has no strength"),
+        ("rgir:bands=123@1", "one of 132, 213"),
+        ("rgir:inverted=4@1", "inverted is one of 0, 1, 2, 3"),
+        ("ndsm:shift=-3@1", "a number of at least 0, px off"),
+        ("ndsm:fog=1@1", "ndsm can be dead"),
+        ("ndsm:held=1@0", "a held sensor repeats the tile before"),
+    ],
+)
+def test_strengths_that_make_no_sense_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse_faults(text)
+
+
+@pytest.mark.parametrize("down", [5, 20, 50])
+def test_a_shift_moves_by_three_and_four_fifths(down: int) -> None:
+    clean, got = tile(1)[NDSM].values[0], degraded(NDSM, Kind.SHIFT, down).values[0]
+    rows, cols = round(0.6 * down), round(0.8 * down)
+    assert np.array_equal(got[rows:, cols:], clean[: 64 - rows, : 64 - cols])
+
+
+def test_a_blur_keeps_the_mean_and_a_tilt_has_its_height() -> None:
+    clean = tile(1)[NDSM].values
+    assert degraded(NDSM, Kind.BLUR, 9).values.mean() == pytest.approx(clean.mean(), rel=0.1)
+    assert np.ptp((degraded(NDSM, Kind.TILT, 20).values - clean)[0].mean(axis=0)) == pytest.approx(20, abs=1e-3)
+
+
+def test_a_held_sensor_repeats_what_it_delivered_with_noise() -> None:
+    got = degraded(NDSM, Kind.HELD, 0.05).values - tile(0)[NDSM].values
+    assert got.std() == pytest.approx(0.05, rel=0.1)

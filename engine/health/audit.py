@@ -1,0 +1,256 @@
+"""The generators as judges: which of two sensors is wrong, by the maps of all three graphs over one tile.
+
+The graph for a dead height sensor knows from the image what heights should be; the one for a dead camera the other way
+round. What the first map calls ground should lie at 0 m, and what it calls a roof or a tree above; edges of the image
+should coincide with those of the heights; and where the map with both sensors hardly differs from that without the
+suspect, the suspect does no harm, whatever it shows. An audit costs three inferences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.base import Backend, Output
+from engine.contract.bundle import Manifest
+from engine.contract.health import AuditLimits
+from engine.contract.sensors import Scenario, Sensor
+from engine.health.agreement import Likeness, compare
+from engine.health.verdict import Fault, Finding
+from engine.rasters.raster import Observation
+
+STEP_PX = 4
+"""Every fourth pixel of every fourth row of the maps is looked at."""
+LEAST_PIXELS = 150
+"""Of a kind of class, for it to say anything."""
+RAISED = ("building", "tree")
+"""Classes that stand above the ground."""
+RELIEF_M = 2.0
+LEAST_FLOOR = 0.25
+"""Hardly a town and no open land has less ground; a closed forest has."""
+LEAST_RELIEF = 0.05
+LOW_ROOF_M = 1.2
+"""Roofs are higher, in metres."""
+ALIGNED_SIGMAS = 4.5
+"""Edges that agree by more coincide."""
+FAR_PX = 28
+"""Nearer than this a displaced sensor is better than none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an audit measures; shares and probabilities in 0..1, None where the tile does not show it."""
+
+    with_and_without_heights: float
+    """Share of pixels in which the maps of both sensors and of the image alone agree."""
+    with_and_without_image: float
+    """The same of both sensors and heights alone."""
+    apart: float
+    """The same of the maps of one sensor each."""
+    ground: float
+    """Share of pixels that are ground by the image alone."""
+    near: float | None
+    """Share of these whose height is the ground's."""
+    ground_m: float | None
+    """Their median height."""
+    floor: float
+    """Share of all pixels whose height is the ground's."""
+    relief: float
+    """Share of all pixels that are more than 2 m above or below 0."""
+    roofs_m: float | None
+    """Median height of what is a building by the image alone."""
+    ranks: float | None
+    """Probability that a pixel that is raised by the image is higher than one that is not."""
+    green: float | None
+    """How much greener, by NDVI, a tree is than a building, by heights alone."""
+    likeness: Likeness | None
+
+    @property
+    def aligned(self) -> bool:
+        """Edges of image and heights coincide beyond doubt."""
+        return self.likeness is not None and self.likeness.sigmas > ALIGNED_SIGMAS
+
+
+def weigh(
+    seen: Mapping[Sensor, Observation],
+    maps: Mapping[Scenario, NDArray[np.uint8]],
+    classes: Sequence[str],
+    *,
+    near_m: float,
+) -> Evidence | None:
+    """Measure one tile.
+
+    Args:
+        seen: both sensors.
+        maps: classes of all three scenarios, uint8 [T, T].
+        classes: their names.
+        near_m: a height within this of 0 is the ground's.
+
+    Returns:
+        None where hardly a pixel has data of both.
+    """
+    every = (slice(None, None, STEP_PX), slice(None, None, STEP_PX))
+    image, heights = seen[Sensor.RGIR], seen[Sensor.NDSM]
+    valid = image.valid[every] & heights.valid[every]
+    if np.count_nonzero(valid) < LEAST_PIXELS:
+        return None
+    full, by_image, by_heights = (maps[scenario][every][valid] for scenario in Scenario)
+    height = heights.values[0][every][valid]
+    raised = np.isin(by_image, _places(classes, RAISED))
+    roofs = by_image == _places(classes, RAISED[:1])[0]
+    ground = ~raised
+    greenness = _greenness(image.values[:, *every][:, valid])
+    trees, built = (by_heights == place for place in _places(classes, ("tree", "building")))
+    return Evidence(
+        with_and_without_heights=float((full == by_image).mean()),
+        with_and_without_image=float((full == by_heights).mean()),
+        apart=float((by_image == by_heights).mean()),
+        ground=float(ground.mean()),
+        near=float((np.abs(height[ground]) < near_m).mean()) if _enough(ground) else None,
+        ground_m=float(np.median(height[ground])) if _enough(ground) else None,
+        floor=float((np.abs(height) < near_m).mean()),
+        relief=float((np.abs(height) > RELIEF_M).mean()),
+        roofs_m=float(np.median(height[roofs])) if _enough(roofs) else None,
+        ranks=_ranks(height, raised) if _enough(ground) and _enough(raised) else None,
+        green=float(np.median(greenness[trees]) - np.median(greenness[built]))
+        if _enough(trees) and _enough(built)
+        else None,
+        likeness=compare(image, heights),
+    )
+
+
+def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits: AuditLimits) -> dict[Sensor, Finding]:
+    """Who is wrong, if anybody: at most one sensor.
+
+    Args:
+        evidence: of this tile.
+        doubts: faults that cheaper signs suspect each sensor of.
+        limits: of the model.
+    """
+    image, heights = doubts.get(Sensor.RGIR, ()), doubts.get(Sensor.NDSM, ())
+    if image:
+        if evidence.with_and_without_image >= limits.harmless:
+            return {}
+        return {Sensor.RGIR: Finding(fault=next(iter(image)), hard=True, detail=_told(evidence, Sensor.RGIR))}
+    fault, words = _height_fault(evidence, heights, limits)
+    if fault is not None and evidence.with_and_without_heights < limits.harmless:
+        return {Sensor.NDSM: Finding(fault=fault, hard=True, detail=_told(evidence, Sensor.NDSM, words))}
+    if (
+        fault is None
+        and not heights
+        and _opposed(evidence, limits)
+        and evidence.with_and_without_image < limits.harmless
+    ):
+        words = "colours contradict heights whose edges are those of the image"
+        return {Sensor.RGIR: Finding(fault=Fault.BANDS, hard=True, detail=_told(evidence, Sensor.RGIR, words))}
+    return {}
+
+
+def _height_fault(evidence: Evidence, doubts: Collection[Fault], limits: AuditLimits) -> tuple[Fault | None, str]:
+    """What is wrong with the heights, if anything, and in words."""
+    ranks, alike, near = evidence.ranks, evidence.likeness, evidence.near
+    both = evidence.with_and_without_heights
+    if near is not None and evidence.ground > 0.05:
+        words = f"what is ground by the image lies at {evidence.ground_m:.1f} m"
+        if Fault.GROUND in doubts and (near < limits.grounded or (ranks is not None and ranks < 0.5)):
+            return Fault.GROUND, words
+        if evidence.floor < LEAST_FLOOR and near < limits.grounded and both < limits.agreement + 0.1:
+            return Fault.GROUND, words
+        open_ground = evidence.ground > 0.95 and alike is not None and alike.sigmas < limits.sigmas
+        if open_ground and evidence.relief > LEAST_RELIEF and near < limits.grounded + 0.1 and both < 0.8:
+            return Fault.MISPLACED, "heights show a town where the image shows open ground"
+    if Fault.UNITS in doubts and evidence.roofs_m is not None and evidence.roofs_m < LOW_ROOF_M:
+        return Fault.UNITS, f"what is a building by the image is {evidence.roofs_m:.1f} m high"
+    if alike is None or ranks is None or evidence.aligned or evidence.relief < LEAST_RELIEF:
+        return None, ""
+    unlike = alike.explained < limits.explained
+    if unlike and ranks < (limits.ranks if alike.sigmas < limits.sigmas else limits.opposed):
+        return Fault.MISPLACED, "heights and image show different places"
+    far = max(abs(alike.down_px), abs(alike.across_px)) >= FAR_PX
+    if far and alike.best > max(ALIGNED_SIGMAS + 2, 2 * alike.sigmas) and ranks < limits.ranks:
+        where = f"heights fit if moved by {alike.down_px} px down and {alike.across_px} px to the right"
+        return Fault.MISPLACED, where
+    return None, ""
+
+
+def _opposed(evidence: Evidence, limits: AuditLimits) -> bool:
+    """The map from the image contradicts heights that lie where the image has its edges: its colours are wrong."""
+    ranks, green = evidence.ranks, evidence.green
+    if not evidence.aligned or ranks is None or evidence.floor < LEAST_FLOOR:
+        return False
+    if evidence.with_and_without_heights > limits.agreement + 0.1:
+        return False
+    return ranks < limits.opposed or (green is not None and green < -0.1 and ranks < limits.ranks)
+
+
+def _told(evidence: Evidence, suspect: Sensor, words: str = "the audit agrees") -> str:
+    agreement = evidence.with_and_without_heights if suspect is Sensor.NDSM else evidence.with_and_without_image
+    return f"{words}; maps with and without it agree in {agreement:.0%} of the pixels"
+
+
+def _places(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    return [classes.index(name) for name in names]
+
+
+def _enough(mask: NDArray[np.bool_]) -> bool:
+    return int(np.count_nonzero(mask)) >= LEAST_PIXELS
+
+
+def _greenness(bands: NDArray[np.uint8]) -> NDArray[np.float32]:
+    infrared, red = bands[0].astype(np.float32), bands[1].astype(np.float32)
+    greenness: NDArray[np.float32] = (infrared - red) / (infrared + red + 10)
+    return greenness
+
+
+def _ranks(height: NDArray[np.float32], raised: NDArray[np.bool_]) -> float:
+    """The area under the ROC curve, by the rank sum (Mann and Whitney 1947); ties fall in random order."""
+    rank = np.empty(height.size)
+    rank[np.argsort(height + np.random.default_rng(0).random(height.size) * 1e-4)] = np.arange(height.size)
+    count = np.count_nonzero(raised)
+    return float((rank[raised].mean() - (count - 1) / 2) / (height.size - count))
+
+
+def auditor_of(backend: Backend, manifest: Manifest, every_tiles: int | None = None) -> Auditor | None:
+    """An auditor that asks the graphs of a backend; None where the model lacks the classes, or audits are off.
+
+    Args:
+        backend: with the graphs of all scenarios; it may be shared, and stays the caller's.
+        manifest: of its bundle.
+        every_tiles: instead of the bundle's; 0 never audits.
+    """
+    limits = manifest.audit if every_tiles is None else replace(manifest.audit, every_tiles=every_tiles)
+    classes = [each.name for each in manifest.classes]
+    if not limits.every_tiles or not set(RAISED) <= set(classes):
+        return None
+
+    def infer(scenario: Scenario, seen: Mapping[Sensor, Observation]) -> NDArray[np.uint8]:
+        inputs = {sensor: np.ascontiguousarray(seen[sensor].values) for sensor in scenario.sensors}
+        outputs = backend.infer(scenario, inputs)
+        if Output.CLASSES in outputs:
+            return np.asarray(outputs[Output.CLASSES], np.uint8)
+        return np.asarray(outputs[Output.PROBABILITIES].argmax(axis=0), np.uint8)
+
+    return Auditor(infer=infer, classes=classes, limits=limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auditor:
+    """Infers what an audit needs.
+
+    Args:
+        infer: the class map of a scenario's graph, uint8 [T, T], from the sensors' tiles.
+        classes: names of the classes.
+        limits: of the model.
+    """
+
+    infer: Callable[[Scenario, Mapping[Sensor, Observation]], NDArray[np.uint8]]
+    classes: Sequence[str]
+    limits: AuditLimits
+
+    def examine(self, seen: Mapping[Sensor, Observation]) -> Evidence | None:
+        """The evidence of one tile with both sensors."""
+        maps = {scenario: self.infer(scenario, seen) for scenario in Scenario}
+        return weigh(seen, maps, self.classes, near_m=self.limits.near_m)

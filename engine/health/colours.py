@@ -1,0 +1,130 @@
+"""Do the bands of an image behave as near-infrared, red and green do? Statistics that no white balance changes.
+
+Everything that stands on the ground shows in all bands at once: in the finest detail every band goes with the others,
+least so near-infrared, in which vegetation is bright. So a band that goes with no other is dead or noise, one that goes
+against them is inverted, two that are one are a copy, and the band that goes least with the other two is the infrared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DETAIL_PX = 4
+COARSE_PX = 16
+LEAST_PIXELS = 256
+BIT = 32
+"""Lower bits may be stuck without harm."""
+FEW_LEVELS = 4
+ROUNDING_DN = 0.5
+"""Added to every standard deviation, in quadrature: what rounding to whole numbers does to a smooth band."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """Statistics of one tile's three bands. Pairs are (NIR, red), (NIR, green), (red, green), by place."""
+
+    detail: tuple[float, float, float]
+    """Correlation of the bands' differences over 4 px."""
+    difference: tuple[float, float, float]
+    """Standard deviation of the difference of two bands, DN."""
+    structure: float
+    """How much more the mean of the bands changes over 16 px than from one pixel to the next; noise alone has 1."""
+    jumps: float
+    """Share of neighbouring pixels that differ by 100 to 156 DN, of the band that has most: a damaged highest bit jumps
+    by 128."""
+    crippled: str
+    """What grey levels a band lacks, in words, empty where none does: between the 5th and the 95th percentile all of a
+    block from one multiple of 32 to another, as where a bit is stuck, or all but four."""
+
+    @property
+    def infrared(self) -> int:
+        """Place of the band that goes least with the other two: 0 where the order is right."""
+        return int(np.argmax((self.detail[2], self.detail[1], self.detail[0])))
+
+    @property
+    def disorder(self) -> float:
+        """How many times more the second and third band leave unexplained of each other than the best pair does."""
+        return (1.01 - self.detail[2]) / (1.01 - max(self.detail))
+
+
+def measure_colours(
+    sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, histogram: NDArray[np.intp]
+) -> Colours | None:
+    """The statistics of some rows of an image.
+
+    Args:
+        sample: uint8 [3, rows, W].
+        mask: bool [rows, W], where there is data; None is everywhere.
+        histogram: of each band, [3, 256].
+
+    Returns:
+        None where too few pixels have data.
+    """
+    values = sample[:, :, ::DETAIL_PX].astype(np.float32)
+    detail = values[:, :, 1:] - values[:, :, :-1]
+    wide = sample.astype(np.int16)
+    fine = (wide[:, :, 1:] - wide[:, :, :-1]).reshape(3, -1)
+    grey = wide[0] + wide[1] + wide[2]
+    coarse, close = grey[:, COARSE_PX:] - grey[:, :-COARSE_PX], grey[:, 1:] - grey[:, :-1]
+    if mask is None:
+        values, detail = values.reshape(3, -1), detail.reshape(3, -1)
+    else:
+        some, beside = mask[:, ::DETAIL_PX], mask[:, 1:] & mask[:, :-1]
+        values, detail = values[:, some], detail[:, some[:, 1:] & some[:, :-1]]
+        fine, close = fine[:, beside.ravel()], close[beside]
+        coarse = coarse[mask[:, COARSE_PX:] & mask[:, :-COARSE_PX]]
+    if min(detail.shape[1], coarse.size) < LEAST_PIXELS:
+        return None
+    level, step = _covariance(values), _covariance(detail)
+    jumps = max(np.count_nonzero((band >= 100) & (band <= 156)) for band in np.abs(fine)) / fine.shape[1]
+    return Colours(
+        detail=_pairs(step),
+        difference=_differences(level),
+        structure=_power(coarse) / max(_power(close), 3 * ROUNDING_DN),
+        jumps=jumps,
+        crippled=next(filter(None, map(_crippled, histogram)), ""),
+    )
+
+
+def _power(steps: NDArray[np.int16]) -> float:
+    """Root mean square."""
+    flat = steps.ravel().astype(np.float32)
+    return math.sqrt(float(flat @ flat) / flat.size)
+
+
+def _covariance(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    centred = values - values.mean(axis=1, keepdims=True)
+    covariance: NDArray[np.float64] = (centred @ centred.T / values.shape[1]).astype(np.float64)
+    return covariance
+
+
+def _pairs(covariance: NDArray[np.float64]) -> tuple[float, float, float]:
+    (a, ab, ac), (_, b, bc), (_, _, c) = covariance.tolist()
+    a, b, c = (each + ROUNDING_DN**2 for each in (a, b, c))
+    return ab / math.sqrt(a * b), ac / math.sqrt(a * c), bc / math.sqrt(b * c)
+
+
+def _differences(covariance: NDArray[np.float64]) -> tuple[float, float, float]:
+    (a, ab, ac), (_, b, bc), (_, _, c) = covariance.tolist()
+    first, second, third = (math.sqrt(max(each, 0.0)) for each in (a + b - 2 * ab, a + c - 2 * ac, b + c - 2 * bc))
+    return first, second, third
+
+
+def _crippled(histogram: NDArray[np.intp]) -> str:
+    below = np.cumsum(histogram)
+    low, high = np.searchsorted(below, (0.05 * below[-1], 0.95 * below[-1])).tolist()
+    there = np.flatnonzero(histogram[low : high + 1])
+    if len(there) > high - low + 1 - BIT:  # the usual band
+        return ""
+    there += low
+    if high - low >= 2 * BIT and len(there) <= FEW_LEVELS:
+        return f"it shows {len(there)} grey levels in all"
+    gaps = np.flatnonzero(np.diff(there) > BIT)
+    for start, stop in zip(there[gaps] + 1, there[gaps + 1], strict=True):
+        if start % BIT == 0 and stop % BIT == 0:
+            return f"no pixel has a grey level from {start} to {stop - 1}: a bit is stuck"
+    return ""

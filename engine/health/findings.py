@@ -1,0 +1,101 @@
+"""Faults of one tile of one sensor, by its symptoms, hard and soft: the one that explains the others first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.contract.health import HealthLimits, Limit
+from engine.contract.sensors import Sensor
+from engine.health.symptoms import Symptoms, strong_edges
+from engine.health.verdict import Fault, Finding
+from engine.rasters.raster import Observation
+
+GROUND_M = 1.0
+UNITS = {Sensor.RGIR: "DN", Sensor.NDSM: "m"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What is known of a sensor from the tiles before."""
+
+    checksum: int | None
+    """Of the last tile with data."""
+    noise: float | None
+    """The usual one of its clean tiles; None before the first."""
+
+
+def tile_findings(
+    sensor: Sensor, symptoms: Symptoms, limits: HealthLimits, before: Before, image: Observation | None
+) -> Iterator[Finding]:
+    """Every fault of a tile that has data, the one that explains the others first."""
+    unit = UNITS[sensor]
+    spread, bright = symptoms.spread, symptoms.bright
+    yield from _shares(Fault.SATURATED, limits.saturated, symptoms.saturated, "of the values at 255 DN")
+    if spread is not None and limits.constant_below is not None and min(spread) < limits.constant_below:
+        yield from _constant(sensor, symptoms, limits.constant_below, limits.flat_under_edges, image)
+    if spread is not None and max(spread) > 0 and symptoms.checksum == before.checksum:
+        yield Finding(fault=Fault.FROZEN, hard=True, detail="the same bytes as the tile before")
+    if limits.dark is not None and bright is not None and bright < limits.dark.soft:
+        hard = bright < limits.dark.hard
+        detail = f"the brightest band has 99 % below {bright:.0f} DN, {_bound(limits.dark, hard)} DN"
+        yield Finding(fault=Fault.DARK, hard=hard, detail=detail)
+    heights = f"of the heights outside {limits.min_height_m} to {limits.max_height_m} m"
+    yield from _shares(Fault.OUT_OF_RANGE, limits.out_of_range, symptoms.outside, heights)
+    yield from _shares(Fault.STUCK_COLUMNS, limits.stuck, symptoms.stuck, "of the columns or rows show one value")
+    holes = f"hole edges, data in {symptoms.valid:.0%} of the tile"
+    yield from _shares(Fault.HOLES, limits.hole_edges, symptoms.hole_edges, holes)
+    usual, noise = before.noise, symptoms.noise
+    if limits.noise is None or noise is None or noise <= limits.noise.soft:
+        return
+    if usual is None or noise > limits.noise_ratio * usual:
+        hard = noise > limits.noise.hard
+        earlier = "" if usual is None else f" (recent clean tiles: {usual:.3g} {unit})"
+        detail = f"noise of {noise:.3g} {unit}{earlier}, {_bound(limits.noise, hard)} {unit}"
+        yield Finding(fault=Fault.NOISE, hard=hard, detail=detail)
+
+
+def _shares(fault: Fault, limit: Limit | None, share: float | None, words: str) -> Iterator[Finding]:
+    """The fault of a share that is larger than it may be."""
+    if limit is not None and share is not None and share > limit.soft:
+        hard = share > limit.hard
+        yield Finding(fault=fault, hard=hard, detail=f"{share:.1%} {words}, {_bound(limit, hard, percent=True)}")
+
+
+def _constant(
+    sensor: Sensor, symptoms: Symptoms, bound: float, flat_under_edges: Limit | None, image: Observation | None
+) -> Iterator[Finding]:
+    """A tile with a band that shows one value everywhere: what follows from it."""
+    assert symptoms.spread is not None
+    assert symptoms.mean is not None
+    if sensor is Sensor.RGIR:
+        still = [str(number) for number, spread in enumerate(symptoms.spread, 1) if spread < bound]
+        detail = f"band {', '.join(still)} of {len(symptoms.spread)}: standard deviation below {bound:g} DN"
+        yield Finding(fault=Fault.CONSTANT, hard=len(still) == len(symptoms.spread), detail=detail)
+        return
+    flat = f"heights vary by less than {bound:g} m around {symptoms.mean:.2f} m"
+    if abs(symptoms.mean) > GROUND_M:
+        yield Finding(fault=Fault.CONSTANT, hard=True, detail=f"{flat}, which is not the ground")
+    elif flat_under_edges is None:
+        return
+    elif image is None:
+        yield Finding(fault=Fault.CONSTANT, hard=False, detail=f"{flat}, and there is no image to ask")
+    elif (edges := strong_edges(image)) > flat_under_edges.soft:
+        hard = edges > flat_under_edges.hard
+        detail = f"{flat} under an image with {edges:.1%} strong edges, {_bound(flat_under_edges, hard, percent=True)}"
+        yield Finding(fault=Fault.CONSTANT, hard=hard, detail=detail)
+
+
+def unclear(symptoms: Symptoms, limits: HealthLimits) -> str:
+    """Why a tile without a fault is no proof of health; empty if it is one."""
+    if symptoms.spread is None:
+        return f"data in {symptoms.valid:.1%} of the tile, too few to judge"
+    if limits.constant_below is not None and max(symptoms.spread) < limits.constant_below:
+        return "flat ground, which the image does not contradict"
+    return ""
+
+
+def _bound(limit: Limit, hard: bool, *, percent: bool = False) -> str:
+    """The limit that was passed, in words."""
+    bound = limit.hard if hard else limit.soft
+    return f"{'hard' if hard else 'soft'} limit {f'{bound:.1%}' if percent else f'{bound:g}'}"

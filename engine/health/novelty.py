@@ -1,0 +1,71 @@
+"""Is this tile new, or the last one again with noise on it? A signature of a tile, and how alike two of them are."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from engine.rasters.raster import Observation
+
+SIDE = 32
+"""A signature holds 32 x 32 places."""
+LAG = 8
+UNIT = {"u": 1.0, "f": 0.1}
+"""Steps are counted in DN or decimetres."""
+NOTHING = -128
+"""Where there is no data."""
+LEAST_PLACES = 128
+LEAST_SPREAD = 2.0
+"""A signature whose steps vary by less shows nothing that could be recognised."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Differences over 8 px at places of a tile, int8 [n]."""
+
+    steps: NDArray[np.int8]
+
+    @property
+    def text(self) -> str:
+        """As a journal keeps it."""
+        return base64.b64encode(self.steps.tobytes()).decode()
+
+    @classmethod
+    def of_text(cls, text: str) -> Signature:
+        """From :attr:`text`."""
+        return cls(np.frombuffer(base64.b64decode(text), np.int8))
+
+
+def signature(seen: Observation) -> Signature:
+    """The signature of an RGIR or nDSM tile."""
+    kind = seen.values.dtype.kind
+    rows, cols = (max(1, size // SIDE) for size in seen.valid.shape)
+    lag = min(LAG, max(1, cols // 2))
+    down, left, right = slice(rows // 2, None, rows), slice(0, -lag, cols), slice(lag, None, cols)
+    before, after = seen.values[:, down, left], seen.values[:, down, right]
+    count = min(before.shape[2], after.shape[2])
+    before, after = before[:, :, :count].astype(np.float32), after[:, :, :count].astype(np.float32)
+    steps = np.clip((after - before).mean(axis=0) / UNIT[kind], -127, 127)
+    known = seen.valid[down, left][:, :count] & seen.valid[down, right][:, :count]
+    return Signature(np.where(known, np.rint(steps), NOTHING).astype(np.int8).ravel())
+
+
+def likeness(one: Signature, other: Signature) -> float | None:
+    """Correlation of two signatures: 1 for the same tile, about 0 for two places. None: nothing to recognise."""
+    if one.steps.shape != other.steps.shape:
+        return None
+    known = (one.steps != NOTHING) & (other.steps != NOTHING)
+    if np.count_nonzero(known) < LEAST_PLACES:
+        return None
+    first, second = one.steps[known].astype(np.float32), other.steps[known].astype(np.float32)
+    first, second = first - first.mean(), second - second.mean()
+    power, other_power = float(first @ first), float(second @ second)
+    if min(power, other_power) < LEAST_SPREAD**2 * first.size:
+        return None
+    return float(first @ second) / math.sqrt(power * other_power)

@@ -1,0 +1,93 @@
+"""What cannot be, or hardly, about a tile of one sensor or of both: findings from the statistics of the siblings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.contract.health import ColourLimits, GroundLimits
+from engine.health.colours import Colours
+from engine.health.ground import Ground
+from engine.health.verdict import Fault, Finding
+
+IMPLAUSIBLE = frozenset({Fault.BANDS, Fault.BLIND, Fault.GROUND, Fault.UNITS, Fault.HELD, Fault.MISPLACED})
+"""Faults of tiles that have data: used where there is nothing else to use."""
+BANDS = ("infrared", "red", "green")
+PAIRS = ((0, 1), (0, 2), (1, 2))
+IMPOSSIBLE_GROUND_M = 60.0
+"""No forest and no roof covers a whole tile at this height."""
+LOW_RELIEF_M = 2.5
+
+
+def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | None) -> Iterator[Finding]:
+    """What is wrong with the bands of an image, the cause before its consequences.
+
+    Args:
+        colours: statistics of the tile.
+        limits: of them.
+        relief_m: how high the heights of the same tile reach; None where there are none. An image of nothing is a lake
+            unless heights tell otherwise.
+    """
+    detail = colours.detail
+    blind = ""
+    if max(map(abs, detail)) < limits.together:
+        blind = f"no two bands show the same detail (correlation {max(detail):.2f})"
+    elif colours.structure < limits.structure:
+        blind = f"changes over 16 px are {colours.structure:.2f} times those over 1 px"
+    if blind:
+        if relief_m is not None and relief_m > LOW_RELIEF_M:
+            yield Finding(fault=Fault.BLIND, hard=True, detail=f"{blind}: noise, fog or a covered lens")
+        return
+    if colours.jumps > limits.jumps:
+        words = f"{colours.jumps:.1%} of neighbouring pixels differ by about 128 DN: the highest bit is damaged"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        return
+    if colours.crippled:
+        yield Finding(fault=Fault.BANDS, hard=True, detail=f"a band is damaged: {colours.crippled}")
+        return
+    if min(detail) < -limits.against:
+        first, second = PAIRS[detail.index(min(detail))]
+        words = (
+            f"{BANDS[first]} and {BANDS[second]} go against each other (correlation {min(detail):.2f}): one is inverted"
+        )
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        return
+    alone = [band for band in range(3) if max(detail[pair] for pair in range(3) if band in PAIRS[pair]) < limits.alone]
+    if any(alone):  # infrared alone goes its own way over vegetation
+        words = f"{BANDS[alone[-1]]} shares no detail with the other bands: it is dead or noise"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        return
+    copies = [pair for pair, varies in zip(PAIRS, colours.difference, strict=True) if varies < limits.copied_dn]
+    if copies:
+        first, second = copies[0]
+        words = f"{BANDS[first]} and {BANDS[second]} are the same: name those of NIR, red and green by --rgir-bands"
+        yield Finding(fault=Fault.BANDS, hard=any(0 in pair for pair in copies), detail=words)
+        return
+    if colours.infrared and colours.disorder > limits.order:
+        words = f"the {('second', 'third')[colours.infrared - 1]} of the three bands behaves as the infrared does: "
+        words += "name it first in --rgir-bands, or fix the input"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+
+
+def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, edge_limit: float) -> Iterator[Finding]:
+    """What is hardly plausible about heights.
+
+    Args:
+        ground: statistics of the tile.
+        limits: of them.
+        edges: share of strong edges of the image of the same tile; None where there is none.
+        edge_limit: from which share on an image shows a town.
+    """
+    if ground.below > limits.below:
+        words = f"{ground.below:.0%} of the heights lie below {limits.low_m:g} m, down to {ground.lowest_m:.1f} m"
+        yield Finding(fault=Fault.GROUND, hard=False, detail=words, doubt=True, size=-ground.lowest_m)
+    elif ground.grounded < limits.grounded:
+        hard = ground.lowest_m > IMPOSSIBLE_GROUND_M
+        words = f"ground lies at {ground.level_m:.1f} m"
+        if ground.slope_m is not None and ground.slope_m > 2 * max(1.0, abs(ground.lowest_m)):
+            words = f"ground is tilted, by {ground.slope_m:.1f} m across the tile"
+        words += ": if it is a surface model, subtract the terrain; else fix the input"
+        yield Finding(fault=Fault.GROUND, hard=hard, detail=words, doubt=not hard, size=ground.level_m)
+    if edges is not None and edges > edge_limit and ground.top_m < LOW_RELIEF_M:
+        words = f"nothing is higher than {ground.top_m:.2f} m under an image with {edges:.0%} strong edges: if heights "
+        words += "are in decimetres pass --ndsm-scale, metres per unit"
+        yield Finding(fault=Fault.UNITS, hard=False, detail=words, doubt=True, size=-ground.top_m)
