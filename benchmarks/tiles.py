@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from engine.contract.bundle import Bundle, Manifest
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.grid import TileGrid
 
@@ -64,4 +64,4 @@ def _read(path: Path) -> NDArray[np.generic]:
         values, valid = file.read(), file.dataset_mask() > 0
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
-    return fill_holes(values, valid)
+    return fill_nodata(values, valid)

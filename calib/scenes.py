@@ -7,7 +7,7 @@ A scene is a folder with three files on one grid, in either of two layouts:
 - ``rgir.tif``, ``ndsm.tif``, ``labels.tif`` with the same content: what ``python -m train.data.synthetic`` writes.
 
 Labels are class indices, 255 where unknown. Holes in the heights are filled as the runtime fills them
-(:func:`engine.contract.holes.fill_holes`).
+(:func:`engine.contract.nodata.fill_nodata`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario, Sensor
 
 UNKNOWN = 255
@@ -140,7 +140,7 @@ class Tile:
         return Sample(
             name=self.name,
             rgir=np.ascontiguousarray(raw[Sensor.RGIR]),
-            ndsm=np.ascontiguousarray(fill_holes(ndsm, np.isfinite(ndsm[0]))),
+            ndsm=np.ascontiguousarray(fill_nodata(ndsm, np.isfinite(ndsm[0]))),
             labels=np.ascontiguousarray(raw[LABELS][0]),
         )
 

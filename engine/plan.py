@@ -44,12 +44,12 @@ from engine.record import (
     GridUsed,
     HealthRecord,
     HealthUsed,
+    MapRecord,
     Pace,
     PlanRecord,
     RasterUsed,
-    Result,
     RunRecord,
-    System,
+    SystemRecord,
     TileTimes,
     TilingUsed,
     described,
@@ -224,7 +224,7 @@ class Plan:
             ended=ended,
             frames=counts,
             arrivals=self.frames.folder.arrivals if isinstance(self.frames, FolderFrames) else Arrivals(),
-            result=Result.of(sink.statistics, self.bundle.manifest.classes),
+            result=MapRecord.of(sink.statistics, self.bundle.manifest.classes),
             tiles_lost=int(times.lost.sum()),
             tiles_dropped=int(times.skipped.sum()),
             pace=Pace(rate_hz=request.rate_hz, when_behind=request.when_behind),
@@ -236,7 +236,7 @@ class Plan:
             ),
             resumed_at_tile=None,
             resumed_after_frames=None,
-            system=System.here(),
+            system=SystemRecord.here(),
         )
 
 

@@ -219,7 +219,7 @@ class FrameCounts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class MapRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is in the maps."""
 
     inferences: Mapping[Scenario, int]
@@ -230,7 +230,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The first of them."""
 
     @classmethod
-    def of(cls, statistics: Statistics, classes: Iterable[ClassSpec]) -> Result:
+    def of(cls, statistics: Statistics, classes: Iterable[ClassSpec]) -> MapRecord:
         """As it was counted."""
         return cls(
             inferences=statistics.inferences,
@@ -271,7 +271,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_mib: float
 
 
-class System(msgspec.Struct, frozen=True, kw_only=True):
+class SystemRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Where it ran."""
 
     python: str
@@ -279,7 +279,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     cores: int | None
 
     @classmethod
-    def here(cls) -> System:
+    def here(cls) -> SystemRecord:
         """This process."""
         return cls(
             python=platform.python_version(),
@@ -301,7 +301,7 @@ class RunRecord(PlanRecord, frozen=True, kw_only=True):
     frames: FrameCounts
     arrivals: Arrivals
     """What landed and was not mapped, or not in its turn."""
-    result: Result
+    result: MapRecord
     tiles_lost: int
     """Without a map although there was something to see, dropped ones included."""
     tiles_dropped: int
@@ -314,7 +314,7 @@ class RunRecord(PlanRecord, frozen=True, kw_only=True):
     performance: Performance
     resumed_at_tile: int | None
     resumed_after_frames: int | None
-    system: System
+    system: SystemRecord
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:

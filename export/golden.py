@@ -15,7 +15,7 @@ from rasterio.errors import RasterioIOError
 
 from engine.contract.bundle import GOLDEN_STRIDE
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario, Sensor
 from export.scenarios import BANDS
 from train.data import synthetic
@@ -126,4 +126,4 @@ def _read(path: Path, bands: int) -> np.ma.MaskedArray:
 
 def _tidy(ndsm: NDArray[np.float32]) -> NDArray[np.float32]:
     """[1, H, W] with NaN holes -> [1, H, W] without, in centimetres: finer digits are noise that does not compress."""
-    return np.round(fill_holes(ndsm.copy(), np.isfinite(ndsm[0])), 2).astype(np.float32)
+    return np.round(fill_nodata(ndsm.copy(), np.isfinite(ndsm[0])), 2).astype(np.float32)

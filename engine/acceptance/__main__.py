@@ -50,7 +50,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import demo
 from engine.acceptance import degradations
-from engine.acceptance.rehearsal import Flight, Rehearsal, Result
+from engine.acceptance.rehearsal import CaseResult, Flight, Rehearsal
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
 from engine.backends.options import BackendOptions
@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def render(results: Sequence[tuple[Case, Result]]) -> Iterator[str]:
+def render(results: Sequence[tuple[Case, CaseResult]]) -> Iterator[str]:
     """The table, as lines for a terminal, and the verdict."""
     width = max(len(case.name) for case, _ in results)
     yield f"{'':<{width}}  {'':>7}  {'':>5}  {'false':>6}  {'tiles':>5}  {'outside':>8}  {'inside':>8}"
@@ -203,13 +203,13 @@ def render(results: Sequence[tuple[Case, Result]]) -> Iterator[str]:
     )
 
 
-def write_csv(path: Path, results: Sequence[tuple[Case, Result]]) -> None:
+def write_csv(path: Path, results: Sequence[tuple[Case, CaseResult]]) -> None:
     """One row per case.
 
     Raises:
         OutputError: the system refuses.
     """
-    names = [each.name for each in fields(Result)]
+    names = [each.name for each in fields(CaseResult)]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -301,7 +301,7 @@ def _rasters_of(folder: Path) -> dict[Sensor, Path]:
     return paths
 
 
-def _fly(rehearsal: Rehearsal) -> list[tuple[Case, Result]]:
+def _fly(rehearsal: Rehearsal) -> list[tuple[Case, CaseResult]]:
     """The references and all cases, with a progress bar."""
     results = []
     with (

@@ -98,7 +98,7 @@ class _FlightStitcher(CropStitcher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class CaseResult:
     """How one flight with faults went."""
 
     tiles: int
@@ -191,7 +191,7 @@ class Rehearsal:
             self._stream(recording, absent, None, tile_done)
             self.shares = np.maximum(self.shares, recording.shares)
 
-    def fly(self, injections: Sequence[Injection], tile_done: Callable[[], object] = lambda: None) -> Result:
+    def fly(self, injections: Sequence[Injection], tile_done: Callable[[], object] = lambda: None) -> CaseResult:
         """One flight with these faults, its sensors watched. The first must have none: others are held to it."""
         sink = _Comparing(self._stitcher(), self._maps)
         monitor = Monitor(self._limits, auditor_of(self._backend, self._manifest))
@@ -235,7 +235,7 @@ class Rehearsal:
 
     def _judge(
         self, injections: Sequence[Injection], verdicts: Sequence[Mapping[Sensor, Verdict]], sink: _Comparing
-    ) -> Result:
+    ) -> CaseResult:
         seen = detection(injections, verdicts)
         spoiling = [outcome for outcome in seen.outcomes if outcome.tiles]
         hard = [outcome for outcome in spoiling if outcome.expected_hard]
@@ -259,7 +259,7 @@ class Rehearsal:
             place[0] += int(sink.differing[tile, _reference(scenario_for(left))])
             place[1] += int(sink.bytes[tile])
             counts[name] += 1
-        return Result(
+        return CaseResult(
             tiles=len(verdicts),
             spoiling=len(spoiling),
             detected=sum(outcome.detected for outcome in spoiling),

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.errors import UsageError
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.health.degradations import DEGRADATIONS
 from engine.health.verdict import Absent, Fault, Sighting, State, Verdict
@@ -264,7 +264,7 @@ def _dead(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment
 
 def _holes(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
     valid = seen.valid & (moment.random(seen.valid.shape, np.float32) >= 0.1)
-    return Observation(values=fill_holes(seen.values.copy(), valid), valid=valid)
+    return Observation(values=fill_nodata(seen.values.copy(), valid), valid=valid)
 
 
 def _constant(

@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.grid import mirrored
 from engine.rasters.georeference import (
@@ -62,7 +62,7 @@ class Observation:
 
     Args:
         values: RGIR uint8 [3, h, w] or nDSM float32 [1, h, w] in metres; always finite. Invalid pixels hold
-            valid ones, mirrored (:func:`engine.contract.holes.fill_holes`), or 0 where nothing is valid, so that a
+            valid ones, mirrored (:func:`engine.contract.nodata.fill_nodata`), or 0 where nothing is valid, so that a
             network sees no cliff at the edge of the data.
         valid: bool [h, w].
     """
@@ -266,7 +266,7 @@ def _fill(spec: SensorSpec, out: Observation) -> None:
     """Replace what is invalid."""
     if spec.dtype == "float32":
         np.logical_and(out.valid, np.isfinite(out.values).all(axis=0), out=out.valid)
-    filled = fill_holes(out.values, out.valid)
+    filled = fill_nodata(out.values, out.valid)
     if filled is not out.values:
         np.copyto(out.values, filled)
 

@@ -9,7 +9,7 @@ import pytest
 
 from calib.scenes import Role, Scene, assign_roles, find_scenes, tiles_of
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, labelled, rasters, write_npy, write_tif
 
@@ -33,7 +33,7 @@ def test_both_layouts_give_the_same_tiles_with_holes_filled_as_the_runtime_does(
         sample, height = tile.read(), scene["ndsm"][part]
         np.testing.assert_array_equal(sample.rgir, scene["rgir"][part])
         np.testing.assert_array_equal(sample.labels, scene["labels"][part[1:]])
-        np.testing.assert_array_equal(sample.ndsm, fill_holes(height.copy(), np.isfinite(height[0])))
+        np.testing.assert_array_equal(sample.ndsm, fill_nodata(height.copy(), np.isfinite(height[0])))
 
 
 def test_a_graph_gets_the_sensors_of_its_scenario_as_a_batch_of_one(tmp_path: Path) -> None:

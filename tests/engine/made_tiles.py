@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.health import default_limits
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, Verdict
 from engine.rasters.raster import Observation
@@ -20,7 +20,7 @@ Seen = dict[Sensor, Sighting]
 def observation(values: NDArray, valid: NDArray[np.bool_] | None = None) -> Observation:
     """As the reader would deliver it: holes filled."""
     valid = np.ones(values.shape[1:], np.bool_) if valid is None else valid
-    return Observation(values=fill_holes(values.copy(), valid), valid=valid)
+    return Observation(values=fill_nodata(values.copy(), valid), valid=valid)
 
 
 def town(seed: int = 0, side: int = 128) -> dict[Sensor, Observation]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from tests.train.scenes import toy_scene
 from train.data import dataset
@@ -122,7 +122,7 @@ def test_beyond_a_maps_border_is_what_the_runtime_fills_in_and_nothing_to_learn_
         assert torch.equal(item["ndsm_valid"], was["ndsm_valid"] & inside)
         assert torch.equal(item["labels"], torch.where(inside, was["labels"], 255))
         for sensor in Sensor:
-            expected = fill_holes(was[sensor].numpy().copy(), inside.numpy())
+            expected = fill_nodata(was[sensor].numpy().copy(), inside.numpy())
             np.testing.assert_array_equal(item[sensor], expected)
         assert torch.equal(item["available"], was["available"])
     assert 0 < min(shares) < 0.3

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.contract.holes import fill_holes
+from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train.data.augment import augment_height, augment_optical, inside_border
 from train.data.drawn_heights import drawn_heights
@@ -163,7 +163,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         if self.border_share and rng.random() < self.border_share:
             inside = inside_border(self.crop_px, rng)
             for sensor in sensors:
-                item[sensor.value] = fill_holes(item[sensor.value], inside)
+                item[sensor.value] = fill_nodata(item[sensor.value], inside)
                 item[f"{sensor}_valid"] = item[f"{sensor}_valid"] & inside
             item["labels"][~inside] = IGNORE_INDEX
         return {name: torch.from_numpy(array) for name, array in item.items()}

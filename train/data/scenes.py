@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract import holes
+from engine.contract import nodata
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Sensor
 from train.data.labels import IGNORE_INDEX
@@ -41,7 +41,7 @@ class Window:
     """Part of a scene, in memory. An absent sensor is zeros that are valid nowhere."""
 
     rgir: NDArray[np.uint8]
-    """uint8 [3, h, w]; where not valid, mirrored from what is (:func:`engine.contract.holes.fill_holes`)."""
+    """uint8 [3, h, w]; where not valid, mirrored from what is (:func:`engine.contract.nodata.fill_nodata`)."""
     rgir_valid: NDArray[np.bool_]
     ndsm: NDArray[np.float32]
     """float32 [h, w], metres, finite; filled as ``rgir``."""
@@ -103,7 +103,7 @@ class Scene:
         optical, optical_valid = np.zeros((3, height, width), np.uint8), nothing
         if rgir is not None:
             optical_valid = np.ones((height, width), np.bool_) if seen is None else np.array(seen[crop])
-            optical = holes.fill_holes(np.array(rgir[crop]), optical_valid)
+            optical = nodata.fill_nodata(np.array(rgir[crop]), optical_valid)
         ndsm, ndsm_valid = np.zeros((height, width), np.float32), nothing
         if heights is not None:
             ndsm, ndsm_valid = fill_height(np.asarray(heights[crop])[0].astype(np.float32))
@@ -152,7 +152,7 @@ class Scene:
 
 
 def fill_height(height: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Replace NaN as the runtime does (:func:`engine.contract.holes.fill_holes`).
+    """Replace NaN as the runtime does (:func:`engine.contract.nodata.fill_nodata`).
 
     Args:
         height: float32 [H, W].
@@ -161,7 +161,7 @@ def fill_height(height: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
         The filled heights (0 everywhere when nothing is valid) and where they were measured, bool [H, W].
     """
     valid = np.isfinite(height)
-    return holes.fill_holes(height[None].astype(np.float32), valid)[0], valid
+    return nodata.fill_nodata(height[None].astype(np.float32), valid)[0], valid
 
 
 def write_scene(folder: Path, arrays: Mapping[str, NDArray[Any]], source: Mapping[str, Any]) -> Scene:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def fill_holes(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+def fill_nodata(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
     """``values`` [B, h, w] with invalid pixels replaced; may change its argument.
 
     A row with any pixel that is valid in ``valid`` [h, w] is mirrored at the ends of its valid runs, each invalid
