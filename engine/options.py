@@ -76,7 +76,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="auto watches the health of those given (default for both); rgir, ndsm or rgir,ndsm trusts what it names",
     )
-    inputs.add_argument("--rgir-bands", metavar="N,N,N", help="band numbers of NIR, red, green, as in 4,1,2")
+    inputs.add_argument(
+        "--rgir-bands",
+        metavar="N,N,N",
+        help="band numbers of NIR, red, green, as in 4,1,2 (default: as the bands call themselves, else 1,2,3)",
+    )
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
     live = parser.add_argument_group("live folder")
     live.add_argument("--live", type=Path, metavar="DIR", help="map the frames that land here, each into a folder")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +22,18 @@ from engine.contract.tiff import unfinished
 from engine.rasters.georeference import GDAL_ERRORS
 from engine.rasters.names import RasterName, gdal_name, local_file
 
+log = logging.getLogger(__name__)
+
 METRE_NAMES = frozenset({"", "m", "metre", "metres", "meter", "meters"})
 TIFF_DRIVERS = frozenset({"GTiff", "COG"})
+LONGEST_LIST = 12
+"""So many bands are named in a message."""
+_BAND_NAMES = (
+    frozenset({"nir", "nearinfrared", "nearir", "infrared", "ir", "n"}),
+    frozenset({"red", "r"}),
+    frozenset({"green", "g"}),
+)
+"""What near infrared, red and green are called, letters alone; the first of each is GDAL's colour interpretation."""
 SAMPLE_PX = 128
 """Side of the windows in which an alpha band is looked at."""
 
@@ -98,16 +110,25 @@ def believed(what: str, name: RasterName) -> Iterator[None]:
 def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:
     """The 1-based bands that carry the sensor, after checking their number and dtype.
 
+    Those of RGIR that are not chosen are the ones that call themselves so; else they are all but alpha, in order.
+
     Raises:
         RasterFormatError: bands or dtype are not the sensor's, or an alpha band is none.
         RasterOpenError: an alpha band cannot be read.
     """
     data = tuple(band for band in file.indexes if file.colorinterp[band - 1] != ColorInterp.alpha)
-    bands = chosen or data
+    told = _told_bands(file) if spec.sensor is Sensor.RGIR and not chosen else None
+    bands = chosen or told or data
+    if told not in (None, data):
+        log.info("near infrared, red and green are bands %s, %s, %s of %s, as it says itself", *bands, name)
     if len(bands) != len(spec.bands) or not set(bands) <= set(file.indexes):
         names = ", ".join(band.name for band in spec.bands)
         asked = f" and {','.join(map(str, bands))} was asked for" if chosen else ""
-        hint = "choose them, as in `rgir_bands=4,1,2`" if spec.sensor is Sensor.RGIR else "pass a one-band raster"
+        hint = "pass a one-band raster"
+        if spec.sensor is Sensor.RGIR:
+            hint = "choose them, as in `rgir_bands=4,1,2`"
+            if not chosen and len(data) > len(spec.bands):
+                asked = f", which call themselves {', '.join(_names_of_bands(file)[:LONGEST_LIST])}"
         raise RasterFormatError(
             f"{spec.sensor} needs {len(spec.bands)} band(s) ({names}) besides alpha; "
             f"{name} has {len(data)}{asked}: {hint}"
@@ -123,6 +144,29 @@ def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[in
     if any(dtype.startswith("complex") for dtype in dtypes):
         raise RasterFormatError(f"{spec.sensor} must hold real numbers; {name} holds {dtypes[0]}: pass its real part")
     return bands
+
+
+def _told_bands(file: Any) -> tuple[int, ...] | None:
+    """The bands that call themselves near infrared, red and green; None where not exactly one does for each.
+
+    A description counts before the colour interpretation, which many a false-colour image has as red, green, blue.
+    """
+    found = [
+        [band for band, said in zip(file.indexes, _names_of_bands(file), strict=True) if _is_called(said, names)]
+        for names in _BAND_NAMES
+    ]
+    return tuple(bands[0] for bands in found) if all(len(bands) == 1 for bands in found) else None
+
+
+def _names_of_bands(file: Any) -> list[str]:
+    """The description of each band, or its colour interpretation where there is none."""
+    return [said or mark.name for said, mark in zip(file.descriptions, file.colorinterp, strict=True)]
+
+
+def _is_called(said: str, names: frozenset[str]) -> bool:
+    """Whether ``Band 4: Near-Infrared`` is one of the names."""
+    plain = re.sub(r"^(band|b)?[\W_]*\d+", "", said.casefold().strip())
+    return re.sub(r"[\W_]", "", plain) in names
 
 
 def alpha_bands(file: Any, bands: tuple[int, ...]) -> tuple[int, ...]:

@@ -58,7 +58,8 @@ def heights(height: int = 247, width: int = 250) -> NDArray[np.float32]:
 
 def save(path: Path, values: NDArray[Any], *, mask: NDArray[np.bool_] | None = None, **profile: Any) -> Path:
     """Write ``values`` [B, h, w]; keywords as in a rasterio profile, plus what has to be set on the dataset."""
-    later = {key: profile.pop(key) for key in ("scales", "offsets", "units", "colorinterp", "gcps") if key in profile}
+    told = ("scales", "offsets", "units", "colorinterp", "gcps", "descriptions")
+    later = {key: profile.pop(key) for key in told if key in profile}
     profile = {"driver": "GTiff", "crs": LAMBERT, "transform": NORTH_UP} | profile
     count, height, width = values.shape
     with warnings.catch_warnings():
@@ -275,6 +276,56 @@ def test_bands_can_be_chosen_by_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chosen, values[[3, 0, 1]])
     with pytest.raises(RasterFormatError, match="5,1,2"):
         read_all(path, Sensor.RGIR, rgir_bands=(5, 1, 2))
+
+
+RGB_AND_NIR = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.nir]
+AS_ALPHA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+FALSE_COLOUR = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined]
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "marks", "expected"),
+    [
+        (("Red", "Green", "Blue", "NIR"), AS_ALPHA, (4, 1, 2)),
+        (("Band 1: blue", "Band 2: green", "Band 3: red", "Band 4: near-infrared"), AS_ALPHA, (4, 3, 2)),
+        (("B1 Near_Infrared", "B2 Red", "B3 Green", "B4 Red edge"), FALSE_COLOUR, (1, 2, 3)),
+        ((None, None, None, None), RGB_AND_NIR, (4, 1, 2)),
+        ((None, None, None, "nir"), AS_ALPHA, (4, 1, 2)),
+        (("green", "red", "nir"), FALSE_COLOUR[:3], (3, 2, 1)),
+        (("Red", "Green", "Blue"), FALSE_COLOUR[:3], (1, 2, 3)),  # no near infrared: as before, in order
+        ((None, None, None), FALSE_COLOUR[:3], (1, 2, 3)),
+    ],
+)
+def test_bands_are_found_by_what_they_call_themselves(
+    tmp_path: Path, descriptions: tuple[str | None, ...], marks: list[ColorInterp], expected: tuple[int, ...]
+) -> None:
+    values = colours(bands=len(marks))
+    path = save(tmp_path / "image.tif", values, colorinterp=marks, descriptions=descriptions)
+    found, valid = read_all(path, Sensor.RGIR)
+    np.testing.assert_array_equal(found, values[[band - 1 for band in expected]])
+    assert valid.all()
+    chosen, _ = read_all(path, Sensor.RGIR, rgir_bands=(len(marks), 2, 1))
+    np.testing.assert_array_equal(chosen, values[[-1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "descriptions",
+    [
+        (None, None, None, None),
+        ("NIR 1", "red", "green", "NIR 2"),
+        ("nir", None, None, None),
+        ("red", "green", "x", "y"),
+    ],
+)
+def test_bands_that_do_not_tell_which_they_are_are_refused(
+    tmp_path: Path, descriptions: tuple[str | None, ...]
+) -> None:
+    """Not even in part: with near infrared first, GDAL's red is no red."""
+    path = save(tmp_path / "image.tif", colours(bands=4), colorinterp=FALSE_COLOUR, descriptions=descriptions)
+    with pytest.raises(
+        RasterFormatError, match=r"has 4, which call themselves .*: choose them, as in `rgir_bands=4,1,2`"
+    ):
+        read_all(path, Sensor.RGIR)
 
 
 def test_an_ndsm_of_two_bands_or_complex_numbers_is_refused(tmp_path: Path) -> None:
