@@ -46,7 +46,9 @@ class ColourLimits:
     """
 
     against: float = 0.15
-    """Two bands whose detail is correlated by less than minus this contradict each other: one is inverted."""
+    """Red and green whose detail is correlated by less than minus this contradict each other: one is inverted."""
+    infrared: float = 0.8
+    """The same of infrared and one of them: trees on bare soil are bright in the one and dark in the other."""
     alone: float = 0.1
     """Red or green is dead where the correlation of its detail with every other band's is less."""
     together: float = 0.17

@@ -36,6 +36,8 @@ LOW_ROOF_M = 1.2
 """Roofs are higher, in metres."""
 ALIGNED_SIGMAS = 4.5
 """Edges that agree by more coincide."""
+FITTING_RANKS = 0.8
+"""What is raised by the image is higher than what is not with this probability: its colours are right."""
 FAR_PX = 28
 """Nearer than this a displaced sensor is better than none."""
 
@@ -132,7 +134,8 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
     """
     image, heights = doubts.get(Sensor.RGIR, ()), doubts.get(Sensor.NDSM, ())
     if image:
-        if evidence.with_and_without_image >= limits.harmless:
+        fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS
+        if fits or evidence.with_and_without_image >= limits.harmless:
             return {}
         return {Sensor.RGIR: Finding(fault=next(iter(image)), hard=True, detail=_told(evidence, Sensor.RGIR))}
     fault, words = _height_fault(evidence, heights, limits)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 DETAIL_PX = 4
 COARSE_PX = 16
 LEAST_PIXELS = 256
-BIT = 32
-"""Lower bits may be stuck without harm."""
+BITS = (5, 6)
+"""Lower ones may be stuck without harm; the highest makes jumps."""
+FEW = 1e-3
+"""Of the pixels; so many may contradict that a bit is stuck."""
 FEW_LEVELS = 4
 ROUNDING_DN = 0.5
 """Added to every standard deviation, in quadrature: what rounding to whole numbers does to a smooth band."""
@@ -37,8 +39,8 @@ class Colours:
     """Share of neighbouring pixels that differ by 100 to 156 DN, of the band that has most: a damaged highest bit jumps
     by 128."""
     crippled: str
-    """What grey levels a band lacks, in words, empty where none does: between the 5th and the 95th percentile all of a
-    block from one multiple of 32 to another, as where a bit is stuck, or all but four."""
+    """What is wrong with the grey levels of a band, in words: a bit that is the same in every pixel though the levels
+    reach beyond what it counts, or four levels in all. Empty where nothing is."""
 
     @property
     def infrared(self) -> int:
@@ -118,13 +120,15 @@ def _crippled(histogram: NDArray[np.intp]) -> str:
     below = np.cumsum(histogram)
     low, high = np.searchsorted(below, (0.05 * below[-1], 0.95 * below[-1])).tolist()
     there = np.flatnonzero(histogram[low : high + 1])
-    if len(there) > high - low + 1 - BIT:  # the usual band
+    if len(there) > high - low + 1 - (1 << BITS[0]):  # the usual band
         return ""
     there += low
-    if high - low >= 2 * BIT and len(there) <= FEW_LEVELS:
+    if high - low >= 64 and len(there) <= FEW_LEVELS:
         return f"it shows {len(there)} grey levels in all"
-    gaps = np.flatnonzero(np.diff(there) > BIT)
-    for start, stop in zip(there[gaps] + 1, there[gaps + 1], strict=True):
-        if start % BIT == 0 and stop % BIT == 0:
-            return f"no pixel has a grey level from {start} to {stop - 1}: a bit is stuck"
+    levels = np.arange(256)
+    for bit in BITS:
+        if high - low >= 2 << bit:
+            ones = int(histogram[(levels >> bit) & 1 == 1].sum())
+            if min(ones, int(below[-1]) - ones) < FEW * below[-1]:
+                return f"bit {bit} is always {int(2 * ones > below[-1])}"
     return ""

@@ -16,6 +16,8 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 IMPOSSIBLE_GROUND_M = 60.0
 """No forest and no roof covers a whole tile at this height."""
 LOW_RELIEF_M = 2.5
+SURE_DISORDER = 1.4
+"""Where the order of bands is so many times as odd as it may be no audit is asked; a dark forest is a little odd."""
 
 
 def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | None) -> Iterator[Finding]:
@@ -44,10 +46,13 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
     if colours.crippled:
         yield Finding(fault=Fault.BANDS, hard=True, detail=f"a band is damaged: {colours.crippled}")
         return
-    if min(detail) < -limits.against:
-        first, second = PAIRS[detail.index(min(detail))]
+    against = [
+        -each > limit for each, limit in zip(detail, (limits.infrared, limits.infrared, limits.against), strict=True)
+    ]
+    if any(against):
+        first, second = PAIRS[against.index(True)]
         words = (
-            f"{BANDS[first]} and {BANDS[second]} go against each other (correlation {min(detail):.2f}): one is inverted"
+            f"{BANDS[first]} and {BANDS[second]} contradict each other (correlation {min(detail):.2f}): one is inverted"
         )
         yield Finding(fault=Fault.BANDS, hard=True, detail=words)
         return
@@ -65,7 +70,8 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
     if colours.infrared and colours.disorder > limits.order:
         words = f"the {('second', 'third')[colours.infrared - 1]} of the three bands behaves as the infrared does: "
         words += "name it first in --rgir-bands, or fix the input"
-        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        hard = colours.disorder > SURE_DISORDER * limits.order
+        yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, size=colours.disorder)
 
 
 def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, edge_limit: float) -> Iterator[Finding]:
