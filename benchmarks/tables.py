@@ -44,6 +44,8 @@ class Table:
     """By heading, which may name a column of the first row in braces."""
     group: str | None = None
     """Only rows of this ``group``."""
+    only: Callable[[Row], bool] = lambda _: True
+    """Only rows for which it holds; the file has the others too."""
     rows: Callable[[Mapping[str, Any]], list[Row]] | None = None
 
     def markdown(self, found: Sequence[Mapping[str, object]]) -> str:
@@ -51,7 +53,7 @@ class Table:
         rows: list[Row] = [{name: "" if value is None else str(value) for name, value in row.items()} for row in found]
         lines: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
-            if self.group in (None, row.get("group")):
+            if self.group in (None, row.get("group")) and self.only(row):
                 lines.setdefault(tuple(row[column] for column in self.by or ()), []).append(row)
         text = [[heading.format_map(rows[0]).strip() for heading in self.cells], ["---"] * len(self.cells)]
         text += [[cell(line) for cell in self.cells.values()] for line in lines.values()]
@@ -304,7 +306,9 @@ TABLES = {
         file="real.csv",
         command="python -m benchmarks.real --data ../shared/data",
         meaning="Percent over the pixels of the five counted classes. *Trees hit*: marked crowns that are mapped as "
-        "tree; *ground as tree*: other labelled ground that is. ECE: calibration error of the confidence.",
+        "tree; *ground as tree*: other labelled ground that is. ECE: calibration error of the confidence. The CSV has "
+        "every place in every precision.",
+        only=lambda row: row["place"] == "all" or (row["precision"] == "fp32" and row["labels"] == "people"),
         by=("data", "place", "scenario", "backend", "precision"),
         cells={
             "scenes": lambda line: f"{line[0]['data']}, labels by {line[0]['labels']}",
