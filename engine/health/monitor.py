@@ -237,8 +237,9 @@ class Monitor:
                     memory.signature = mine.signature
         for sensor, same in alike.items():
             bound = self._limits[sensor].repeats
-            other = next((alike[each] for each in alike if each is not sensor), None)
-            if sensor not in found or None in (bound, same, other):
+            partner = next((each for each in alike if each is not sensor), None)
+            other = None if partner is None or self._distrusted(partner, found.get(partner)) else alike[partner]
+            if sensor not in found or None in (bound, same, other):  # a broken sensor moves on whatever it sees
                 continue
             if same > bound and other < bound / 2:  # type: ignore[operator]
                 detail = f"the last tile again but for noise (correlation {same:.2f}); the other sensor moves on"
