@@ -35,6 +35,7 @@ from engine.backends.base import Output
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle, save_manifest
 from engine.contract.errors import EngineError, OutputError, UsageError
+from engine.contract.formats import from_builtins
 from engine.contract.health import AuditLimits, HealthLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
@@ -96,7 +97,7 @@ def fit(examined: Sequence[Examined], limits: AuditLimits, rate: float) -> Audit
     for step in range(STEPS):
         part = step / (STEPS - 1)
         fitted = {name: round(sharp[name] + part * (mild[name] - sharp[name]), 3) for name in BOUNDS}
-        found: AuditLimits = msgspec.convert({**msgspec.to_builtins(limits), **fitted}, AuditLimits)
+        found: AuditLimits = from_builtins({**msgspec.to_builtins(limits), **fitted}, AuditLimits)
         if not condemned(examined, found):
             break
     return found

@@ -50,6 +50,7 @@ def flip(path: Path, place: int) -> None:
         stream.write(bytes([byte[0] ^ 0x10]))
 
 
+@pytest.mark.slow
 def test_whatever_byte_is_damaged_the_run_refuses_or_ends_as_if_never_stopped(
     stopped: RunRequest, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_an_error_of_the_frames_reaches_who_takes_the_results(toy) -> None:
         next(results)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_in_five_lines(tmp_path) -> None:
     with engine.load(precision="fp32") as opened:
         result = opened.segment(rgir=demo.SCENE[Sensor.RGIR], ndsm=demo.SCENE[Sensor.NDSM])

@@ -321,6 +321,7 @@ def test_a_graph_that_differs_from_pytorch_is_refused_with_the_numbers(exported:
         verify(exported.model, {Scenario.FULL: {"fp32": path}}, [[tile]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "scenario"), [("mmformer", Scenario.MISSING_NDSM), ("shaspec", Scenario.MISSING_RGIR)]
 )

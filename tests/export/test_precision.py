@@ -95,6 +95,7 @@ def test_a_node_that_overflows_on_the_typical_batch_stays_in_fp32(exported: Expo
     assert types["fusion.fuse.0.0"] == TensorProto.FLOAT16
 
 
+@pytest.mark.slow
 def test_means_over_a_whole_image_are_taken_in_fp32() -> None:
     graph, _ = surgery.operate(export_graph(random_model(0, standardise=True), Scenario.MISSING_NDSM, 128))
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), np.uint8)

@@ -20,6 +20,8 @@ from export.onnx_graphs import export_graph
 from export.scenarios import scenario_module
 from tests.export.conftest import Exported, random_model
 
+pytestmark = pytest.mark.slow
+
 Values = Mapping[str, NDArray[np.generic]]
 node = helper.make_node
 rng = np.random.default_rng(0)

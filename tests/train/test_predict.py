@@ -81,10 +81,16 @@ def test_normalisation_is_undone(sensor):
     torch.testing.assert_close(normalise.inverse(normalise(raw)), raw, atol=1e-3, rtol=1e-4)
 
 
-def test_scenes_that_cannot_be_scored_in_every_scenario_are_refused(tmp_path):
+def test_scenes_without_labels_are_refused(tmp_path):
     model = GEMMNet(PRESETS["nano"].model).eval()
-    with pytest.raises(DataError, match="labels and both sensors"):
-        evaluate(model, [toy_scene(tmp_path, 0, without=("ndsm",))], {"rgir": (), "ndsm": ()})
+    with pytest.raises(DataError, match="scenes with labels"):
+        evaluate(model, [toy_scene(tmp_path, 0, without=("labels",))], {"rgir": (), "ndsm": ()})
+
+
+def test_scenes_of_one_sensor_are_scored_in_its_scenario_alone(tmp_path):
+    model = GEMMNet(PRESETS["nano"].model).eval()
+    (result,) = evaluate(model, [toy_scene(tmp_path, 0, without=("ndsm",))], {"rgir": (), "ndsm": ()})
+    assert (result.scenario, result.input) == (Scenario.MISSING_NDSM, "generator")
 
 
 def test_the_table_has_the_papers_rows_on_its_own_cities_only():
