@@ -60,7 +60,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     quiet = options.quiet or (options.json and options.log_format == "text")
     log.configure(options.log_format, level=logging.ERROR if quiet else options.log_level.upper())
-    logging.getLogger("rasterio._err").setLevel(logging.WARNING)  # our errors say what GDAL's said, once a tile
+    for name in ("rasterio._env", "rasterio._err"):  # our errors say what GDAL's said, once a tile
+        logging.getLogger(name).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with gdal_environment():

@@ -108,6 +108,7 @@ def test_bad_input_ends_with_its_code_and_one_line(
     assert main(filled) == exit_code
     message = capsys.readouterr().err
     assert says in message
+    assert "GDAL signalled" not in message, "the error says it"
     told = [line for line in message.splitlines() if not line.startswith("INFO ")]
     assert [line.startswith("error: ") for line in told] == [True]
     assert main([*filled, "--json"]) == exit_code
