@@ -150,11 +150,11 @@ class HannStitcher(Stitcher):
         """Hand out what is the tile's alone, and the bands to which it was the last to add."""
         strip = self._enter(tile)
         again = tile.index < self.tiles_done  # a resumed run rebuilds the bands below rows that it already wrote
-        finished = [self._core(tile, provenance, outputs), *self._beside(tile, provenance, outputs)]
+        row, col = position = strip.position(tile.index)
+        finished = [self._core(tile, col, provenance, outputs), *self._beside(tile, strip, provenance, outputs)]
         for band in (self._above, self._below):
             if band is not None:
-                band.add(self.grid, tile, strip.position(tile.index), provenance, outputs)
-        row = strip.position(tile.index)[0]
+                band.add(self.grid, tile, position, provenance, outputs)
         ends_row = tile.index + 1 == strip.first_index + (row + 1) * strip.tiles_per_row
         if ends_row:
             finished.append(None if self._above is None else self._above.finish())
@@ -196,10 +196,12 @@ class HannStitcher(Stitcher):
         top, bottom, fade = tile.target.row, tile.target.row + tile.target.height, 2 * self.grid.halo_px
         return top + (fade if top > 0 else 0), bottom - (fade if bottom < self.grid.height else 0)
 
-    def _core(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> MapBlock | None:
+    def _core(
+        self, tile: Tile, col: int, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]
+    ) -> MapBlock | None:
         """What is the tile's alone."""
         (top, bottom), target, fade = self._rows_between(tile), tile.target, 2 * self.grid.halo_px
-        left, right = self._strip_reach(tile)
+        left, right = self.grid.cols.reach(col)
         left, right = left + (fade if left > 0 else 0), right - (fade if right < self.grid.width else 0)
         left, right = max(left, target.col), min(right, target.col + target.width)
         if bottom <= top or right <= left:
@@ -208,26 +210,21 @@ class HannStitcher(Stitcher):
         return cropped(window, window.within(tile.reads), provenance, outputs)
 
     def _beside(
-        self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]
+        self, tile: Tile, strip: Strip, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]
     ) -> Iterator[MapBlock | None]:
         """Add to the bands on both sides; the left one is then finished."""
-        assert self._strip is not None
-        position = self._strip.position(tile.index)
+        position = strip.position(tile.index)
         (top, bottom), halo_px = self._rows_between(tile), self.grid.halo_px
         if self._left is not None:
             self._left.add(self.grid, tile, position, provenance, outputs)
             yield self._left.finish()
         self._left = None
         middle = self.grid.cols.boundary(position[1] + 1)
-        left, right = max(middle - halo_px, self._strip.pixels[0]), min(middle + halo_px, self._strip.pixels[1])
+        left, right = max(middle - halo_px, strip.pixels[0]), min(middle + halo_px, strip.pixels[1])
         if bottom > top and left < right and position[1] < self.grid.cols.count - 1:
             window = Window(row=top, col=left, height=bottom - top, width=right - left)
             self._left = _Band(window, self._classes)
             self._left.add(self.grid, tile, position, provenance, outputs)
-
-    def _strip_reach(self, tile: Tile) -> tuple[int, int]:
-        assert self._strip is not None
-        return self.grid.cols.reach(self._strip.position(tile.index)[1])
 
 
 class _Band:
