@@ -2,10 +2,12 @@
 
     python -m engine.keys new mission.key                            a signing key, and mission.pub beside it
     python -m engine.keys sign bundle --key mission.key              writes bundle/manifest.json.sig
+    python -m engine.keys release bundle --keys keys                sign by a key that is made and thrown away
     python -m engine.keys trust /etc/gemmnet/keys mission.pub        this installation trusts that key
     python -m engine.keys trust keys a.pub b.pub --root root.key     the root key vouches for these keys, and no others
     python -m engine.keys verify bundle --keys /etc/gemmnet/keys     is it signed by a trusted key, and whole?
 
+A release needs no key that somebody keeps: its private half is never written, so nobody can sign another bundle.
 A key is changed by `trust --root` with the new keys: those that are left out are trusted no longer. The formats, and
 the setting that makes an installation require signatures, stand in engine/contract/trust.py.
 
@@ -55,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     sign.add_argument("--key", type=Path, required=True, help="private key")
     sign.add_argument("--beside", action="store_true", help="keep signatures by other keys, of the same manifest")
     sign.set_defaults(does=_sign)
+    release = words.add_parser("release", help="sign a bundle by a key of its own, whose private half is thrown away")
+    release.add_argument("bundle", type=Path, help="folder of the bundle")
+    release.add_argument("--keys", type=Path, required=True, help="folder of trusted keys; gets the public key")
+    release.add_argument("--replace", action="store_true", help="remove the keys that the folder trusted before")
+    release.set_defaults(does=_release)
     trusting = words.add_parser("trust", help="say which keys an installation trusts")
     trusting.add_argument("keys", type=Path, help="folder of trusted keys")
     trusting.add_argument("public", type=Path, nargs="+", help="public keys")
@@ -83,7 +90,10 @@ def sign_manifest(root: Path, key: Path, *, beside: bool = False) -> str:
         UsageError: the key cannot be used.
         OutputError: the signature cannot be written.
     """
-    private = _private(key)
+    return _sign_with(_private(key), root, beside=beside)
+
+
+def _sign_with(private: Any, root: Path, *, beside: bool = False) -> str:
     bundle = Bundle.load(root, policy=trust.Policy())
     content = read_file(root / MANIFEST_NAME)
     if hashlib.sha256(content).hexdigest() != bundle.digest:
@@ -119,6 +129,24 @@ def _new(options: argparse.Namespace) -> None:
 
 def _sign(options: argparse.Namespace) -> None:
     print(f"{options.bundle}: signed by {sign_manifest(options.bundle, options.key, beside=options.beside)}")
+
+
+def _release(options: argparse.Namespace) -> None:
+    if (options.keys / ROOT_NAME).exists():
+        raise UsageError(f"{options.keys} has a root key, which alone says what is trusted: pass another --keys")
+    private = _cryptography()[0].Ed25519PrivateKey.generate()
+    public = _raw(private.public_key())
+    with writing(options.keys):
+        options.keys.mkdir(parents=True, exist_ok=True)
+        write_whole(options.keys / f"{key_id(public)}.pub", _public_line(public), durable=True)
+    print(f"{options.bundle}: signed by {_sign_with(private, options.bundle)}, whose private half nobody has")
+    others = sorted(path for path in options.keys.glob("*.pub") if path.stem != key_id(public))
+    if options.replace:
+        with writing(options.keys):
+            for path in others:
+                path.unlink()
+    elif others:
+        print(f"{options.keys} also trusts {', '.join(path.name for path in others)}: --replace removes them")
 
 
 def _trust(options: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
-"""The golden tile: one input and what each graph must answer, so that every runtime can prove itself on its device."""
+"""The golden tiles: inputs and what each graph must answer, so that every runtime can prove itself on its device."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
 
-from engine.contract.bundle import GOLDEN_STRIDE
+from engine.contract.bundle import GOLDEN_STRIDE, golden_prefix
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
 from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario, Sensor
@@ -22,6 +22,8 @@ from train.data import synthetic
 
 GOLDEN_NAME = "golden.npz"
 SYNTHETIC_GSD_M = 0.2
+Answers = Mapping[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]
+"""Per scenario classes uint8 [T, T] and probabilities float32 [C, T, T]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +93,20 @@ def scene_tile(folder: Path, tile_px: int) -> Tile:
     return whole.window((height - tile_px) // 2, (width - tile_px) // 2, tile_px)
 
 
-def write_golden(
-    path: Path, tile: Tile, answers: Mapping[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]
-) -> None:
+def write_golden(path: Path, tiles: Sequence[tuple[Tile, Answers]]) -> None:
     """Write ``golden.npz`` as :mod:`engine.contract.bundle` describes it; the same content gives the same bytes.
 
     Args:
         path: of the file.
-        tile: the input, T x T.
-        answers: per scenario (classes uint8 [T, T], probabilities float32 [C, T, T]).
+        tiles: inputs, T x T, and what the graphs answer.
     """
-    arrays: dict[str, NDArray[np.generic]] = {"rgir": tile.rgir, "ndsm": tile.ndsm}
-    for scenario, (classes, probabilities) in answers.items():
-        arrays[f"{scenario}/classes"] = classes
-        arrays[f"{scenario}/probabilities"] = probabilities[:, ::GOLDEN_STRIDE, ::GOLDEN_STRIDE].astype(np.float16)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for number, (tile, answers) in enumerate(tiles):
+        prefix = golden_prefix(number)
+        arrays |= {f"{prefix}rgir": tile.rgir, f"{prefix}ndsm": tile.ndsm}
+        for scenario, (classes, probabilities) in answers.items():
+            strided = probabilities[:, ::GOLDEN_STRIDE, ::GOLDEN_STRIDE].astype(np.float16)
+            arrays |= {f"{prefix}{scenario}/classes": classes, f"{prefix}{scenario}/probabilities": strided}
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()

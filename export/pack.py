@@ -21,8 +21,9 @@ from engine.contract.bundle import (
     Precision,
     Score,
     Training,
+    load_manifest,
 )
-from engine.contract.errors import OutputError, UsageError
+from engine.contract.errors import ManifestError, OutputError, UsageError
 from engine.contract.files import FileRef
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
@@ -90,8 +91,10 @@ def manifest_of(
     training: Training,
     shared: Mapping[Precision, SharedWeights],
     golden: Path,
+    golden_tiles: int,
     tile_px: int,
     halo_px: int,
+    number: int,
 ) -> Manifest:
     """Describe the files that lie in ``root`` now."""
     return Manifest(
@@ -109,9 +112,29 @@ def manifest_of(
         },
         weights=tuple(FileRef.of(found.weights, root) for found in shared.values()),
         golden=FileRef.of(golden, root),
+        golden_tiles=golden_tiles,
+        number=number,
         training=training,
         tools=_tools(info.tools, (*TOOLS, *([FP16_TOOL] if "fp16" in shared else []))),
     )
+
+
+def number_of(target: Path, asked: int | None) -> int:
+    """The number of a new bundle in ``target``: the one asked for, else one more than that of the bundle there, else 0.
+
+    Raises:
+        UsageError: it is not above that of the bundle that is replaced, or that cannot be read and none is asked for.
+    """
+    there = -1
+    if (target / MANIFEST_NAME).is_file():
+        try:
+            there = load_manifest(target).number
+        except ManifestError as error:
+            if asked is None:
+                raise UsageError(f"the bundle there has no number that can be read, pass --number: {error}") from error
+    if asked is not None and asked <= there:
+        raise UsageError(f"--number must grow with every bundle, received {asked} after {there} in {target}")
+    return there + 1 if asked is None else asked
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ Example:
     python -m train.evaluate runs/mine/best.safetensors
     python -m export.run runs/mine/best.safetensors --bundle bundles/mine
     python -m export.run runs/mine/best.safetensors --bundle bundles/fp32 --precision fp32 --explain
+    python -m export.run runs/mine/best.safetensors --bundle bundles/mine --overwrite --golden-only
 
 Nothing appears under --bundle unless every graph gives PyTorch's answer in ONNX Runtime and in OpenVINO, and OpenVINO
 gives it with every instruction set that this processor can be told to have (ONEDNN_MAX_CPU_ISA).
@@ -14,14 +15,17 @@ Exit codes: 0 done, 2 options, 3 golden scene, 4 output folder, 5 a graph differ
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.contract.bundle import Bundle, Precision, save_manifest
+from engine.contract.bundle import GOLDEN_LIMIT, Bundle, Precision, save_manifest
 from engine.contract.errors import EngineError, UsageError
+from engine.contract.files import FileRef
 from engine.contract.proof import prove
 from engine.contract.sensors import Scenario
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TILE_PX = 512
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+GOLDEN_TILES = 3
 DEFAULT_SEED = 3_000_000
 """Of procedural scenes; training, validation and evaluation draw below."""
 
@@ -56,12 +61,24 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--name", help="name of the bundle (the checkpoint's folder)")
     options.add_argument("--metrics", type=Path, metavar="FILE", help="scores (metrics.json beside the checkpoint)")
-    golden = options.add_mutually_exclusive_group()
+    golden = options.add_argument_group("golden tiles")
     golden.add_argument(
-        "--golden-scene", type=Path, metavar="DIR", help="take the golden tile from DIR/rgir.tif and DIR/ndsm.tif"
+        "--golden-tiles", type=int, default=GOLDEN_TILES, metavar="N", help=f"how many there are ({GOLDEN_TILES})"
     )
     golden.add_argument(
-        "--golden-seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"procedural golden tile ({DEFAULT_SEED})"
+        "--golden-scene", type=Path, metavar="DIR", help="take the first one from DIR/rgir.tif and DIR/ndsm.tif"
+    )
+    golden.add_argument(
+        "--golden-seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of procedural ones ({DEFAULT_SEED})"
+    )
+    golden.add_argument(
+        "--golden-only", action="store_true", help="renew those of the bundle that is there, and nothing else in it"
+    )
+    options.add_argument(
+        "--number",
+        type=int,
+        metavar="N",
+        help="of the bundle: installations can refuse lower ones (one more than the bundle that is replaced)",
     )
     options.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
     return options
@@ -89,10 +106,9 @@ def export_bundle(options: argparse.Namespace) -> None:
         raise UsageError(f"a checkpoint of `python -m train.run` is needed: {error}") from error
     training = pack.training_of(options.checkpoint, info, options.metrics)
     _check_sizes(options.tile, options.halo, stride_px=model.config.stride_px)
-    if options.golden_scene:
-        tile = golden.scene_tile(options.golden_scene, options.tile)
-    else:
-        tile = golden.synthetic_tile(seed=options.golden_seed, size_px=options.tile)
+    number = pack.number_of(options.bundle, options.number)
+    tiles = _golden_tiles(options, options.tile)
+    tile = tiles[0]
 
     halo_px = options.halo
     if halo_px is None:
@@ -114,7 +130,7 @@ def export_bundle(options: argparse.Namespace) -> None:
         written = {scenario: {kind: found.graphs[scenario] for kind, found in shared.items()} for scenario in Scenario}
         _say(verify.parity_table(verify.verify(model, written, verify.batches_for(tile))))
         golden_path = folder / golden.GOLDEN_NAME
-        golden.write_golden(golden_path, tile, verify.answers(model, tile))
+        golden.write_golden(golden_path, [(each, verify.answers(model, each)) for each in tiles])
         manifest = pack.manifest_of(
             folder,
             name=options.name or options.checkpoint.resolve().parent.name,
@@ -122,18 +138,67 @@ def export_bundle(options: argparse.Namespace) -> None:
             training=training,
             shared=shared,
             golden=golden_path,
+            golden_tiles=len(tiles),
             tile_px=options.tile,
             halo_px=halo_px,
+            number=number,
         )
         save_manifest(manifest, folder)
-        _say("running the golden tile with every instruction set of this processor")
-        _say(f"right with {', '.join(prove(folder, ('auto', *precisions))) or 'the only one there is'}")
+        _prove(folder, precisions)
 
     bundle = Bundle.load(options.bundle)
     size = sum(ref.size_bytes for ref in bundle.manifest.files())
     _say(f"{options.bundle}: {size / 1e6:.2f} MB, tile {options.tile} px, halo {halo_px} px, {bundle.digest[:12]}")
     if not training.scores:
         _say("the manifest has no scores: run `python -m train.evaluate` on the checkpoint and export again")
+
+
+def renew_golden(options: argparse.Namespace) -> None:
+    """Give a bundle other golden tiles; graphs, weights and limits stay as they are.
+
+    Raises:
+        EngineError: a graph of the bundle does not answer as the checkpoint, or it cannot be done; nothing changed.
+    """
+    from export import golden, pack, verify
+    from train import checkpoint
+
+    if not options.overwrite:
+        raise UsageError("--golden-only changes the bundle that is there: add --overwrite")
+    bundle = Bundle.load(options.bundle)
+    try:
+        model, _ = checkpoint.load(options.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"a checkpoint of `python -m train.run` is needed: {error}") from error
+    tiles = _golden_tiles(options, bundle.manifest.tile_px)
+    with pack.publishing(options.bundle, overwrite=True) as folder:
+        shutil.copytree(bundle.root, folder, dirs_exist_ok=True)
+        path = folder / bundle.manifest.golden.path
+        golden.write_golden(path, [(each, verify.answers(model, each)) for each in tiles])
+        renewed = replace(
+            bundle.manifest,
+            golden=FileRef.of(path, folder),
+            golden_tiles=len(tiles),
+            number=pack.number_of(options.bundle, options.number),
+        )
+        save_manifest(renewed, folder)
+        _prove(folder, tuple(dict.fromkeys(kind for found in renewed.graphs.values() for kind in found)))
+    _say(f"{options.bundle}: {len(tiles)} golden tiles, {renewed.golden.size_bytes / 1e6:.2f} MB: sign it again")
+
+
+def _golden_tiles(options: argparse.Namespace, tile_px: int) -> list[Tile]:
+    """The scene's centre where one is given, then procedural scenes."""
+    from export import golden
+
+    if not 1 <= options.golden_tiles <= GOLDEN_LIMIT:
+        raise UsageError(f"--golden-tiles must lie in 1..{GOLDEN_LIMIT}, received {options.golden_tiles}")
+    tiles = [golden.scene_tile(options.golden_scene, tile_px)] if options.golden_scene else []
+    seeds = range(options.golden_seed, options.golden_seed + options.golden_tiles - len(tiles))
+    return [*tiles, *(golden.synthetic_tile(seed=seed, size_px=tile_px) for seed in seeds)]
+
+
+def _prove(folder: Path, precisions: Sequence[Precision]) -> None:
+    _say("running the golden tiles with every instruction set of this processor")
+    _say(f"right with {', '.join(prove(folder, ('auto', *precisions))) or 'the only one there is'}")
 
 
 def _graphs(
@@ -169,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        export_bundle(options)
+        renew_golden(options) if options.golden_only else export_bundle(options)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -143,7 +143,7 @@ def _exported(
         graphs[scenario], _ = surgery.operate(export_graph(model, scenario, tile_px))
     folder.mkdir()
     tile = golden.synthetic_tile(seed=DEFAULT_SEED, size_px=tile_px)
-    golden.write_golden(folder / golden.GOLDEN_NAME, tile, verify.answers(model, tile))
+    golden.write_golden(folder / golden.GOLDEN_NAME, [(tile, verify.answers(model, tile))])
     manifest = pack.manifest_of(
         folder,
         name=name,
@@ -153,8 +153,10 @@ def _exported(
         ),
         shared={"fp32": write_graphs(graphs, folder)},
         golden=folder / golden.GOLDEN_NAME,
+        golden_tiles=1,
         tile_px=tile_px,
         halo_px=min(HALO_PX, tile_px // 8),
+        number=0,
     )
     save_manifest(manifest, folder)
     return _subject(name, weights, model, Bundle.load(folder))

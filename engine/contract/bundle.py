@@ -8,14 +8,15 @@
     ├── missing_ndsm.onnx      RGIR in, nDSM generator embedded
     ├── missing_rgir.onnx      nDSM in, RGIR generator embedded
     ├── weights.bin            ONNX external data, shared by the three graphs
-    └── golden.npz             one input tile and what each graph must answer
+    └── golden.npz             input tiles and what each graph must answer
 
 Graph inputs are raw sensor units, ``rgir`` uint8 [N, 3, T, T] and ``ndsm`` float32 [N, 1, T, T] in metres, both
 finite. Outputs are ``classes`` uint8 [N, T, T], ``confidence`` uint8 [N, T, T] (largest probability x 255, rounded)
 and ``probabilities`` float32 [N, C, T, T]. T is :attr:`Manifest.tile_px`; N is free.
 
 ``golden.npz`` holds ``rgir`` [3, T, T] and ``ndsm`` [1, T, T], and for each scenario ``{scenario}/classes`` uint8
-[T, T] and ``{scenario}/probabilities`` float16 [C, T/s, T/s], every s-th pixel with s = :data:`GOLDEN_STRIDE`.
+[T, T] and ``{scenario}/probabilities`` float16 [C, T/s, T/s], every s-th pixel with s = :data:`GOLDEN_STRIDE`. The
+names of a second tile begin with ``1/``, those of a third with ``2/``: :attr:`Manifest.golden_tiles` says how many.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from engine.contract.formats import MalformedError, from_json, from_npz, read_fi
 from engine.contract.health import AuditLimits, HealthLimits, default_limits
 from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Scenario, Sensor
-from engine.contract.trust import Policy, check_number, check_signature, installed_policy
+from engine.contract.trust import SIGNATURE_SUFFIX, Policy, check_number, check_signature, installed_policy
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -50,6 +51,7 @@ NODATA_CLASS = 255
 MANIFEST_LIMIT_BYTES = 4 << 20
 TILE_LIMIT_PX = 8192
 NAME_LIMIT = 200
+GOLDEN_LIMIT = 16
 
 _SENSORS = ((Sensor.RGIR, "uint8", 3), (Sensor.NDSM, "float32", 1))
 _SENSORS_TOLD = " and ".join(f"{sensor} {dtype} with {bands} band(s)" for sensor, dtype, bands in _SENSORS)
@@ -122,6 +124,8 @@ class Manifest:
     weights: tuple[FileRef, ...]
     golden: FileRef
     training: Training
+    golden_tiles: int = 1
+    """How many tiles the golden file holds."""
     tools: Mapping[str, str] = field(default_factory=dict)
     number: int = 0
     """Grows with every bundle of this name that is published: an installation can refuse older ones."""
@@ -158,6 +162,8 @@ class Manifest:
             )
         if not 0 <= 2 * self.halo_px < self.tile_px:
             raise ValueError(f"halo_px must lie in [0, tile_px / 2), received {self.halo_px} for tile {self.tile_px}")
+        if not 1 <= self.golden_tiles <= GOLDEN_LIMIT:
+            raise ValueError(f"golden_tiles must lie in 1..{GOLDEN_LIMIT}, received {self.golden_tiles}")
         if not 0 <= self.number < 1 << 53:
             raise ValueError(f"number must lie in 0..2**53, received {self.number}")
         if not 0 < self.gsd_m[0] <= self.gsd_m[1] < math.inf:
@@ -209,17 +215,8 @@ class Bundle:
             IntegrityError: a file is missing or differs from the manifest.
         """
         path, policy = root / MANIFEST_NAME, installed_policy() if policy is None else policy
-        try:
-            text = read_file(path, MANIFEST_LIMIT_BYTES)
-            signed_by = check_signature(text, path, policy)  # before anything of it is parsed
-            manifest = from_json(text, Manifest)
-        except OSError as error:
-            raise ManifestError(
-                f"a bundle is a folder with {MANIFEST_NAME} in it; {path} cannot be read ({error.strerror}): "
-                "pass the folder that `python -m export.run` wrote"
-            ) from error
-        except MalformedError as error:
-            raise ManifestError(f"{path} is not a valid manifest: {error}") from error
+        text, signed_by = _read_manifest(path, policy)
+        manifest = _parse_manifest(text, path)
         for ref in manifest.files():
             ref.verify(root)
         check_number(manifest.name, manifest.number, path, policy)
@@ -279,11 +276,14 @@ class Bundle:
 
     @property
     def golden_path(self) -> Path:
-        """The golden tile's file; :meth:`golden` reads it verified."""
+        """The golden tiles' file; :meth:`golden` reads it verified."""
         return self.root / self.manifest.golden.path
 
-    def golden(self) -> dict[str, NDArray[Any]]:
-        """The arrays of the golden tile, by the names in the head of this module.
+    def golden(self, tile: int = 0) -> dict[str, NDArray[Any]]:
+        """The arrays of a golden tile, by the names in the head of this module, without the tile's number.
+
+        Args:
+            tile: below :attr:`Manifest.golden_tiles`.
 
         Raises:
             IntegrityError: the file differs from the manifest, or is not what the manifest promises.
@@ -298,18 +298,56 @@ class Bundle:
             arrays[f"{scenario}/classes"] = np.uint8, (side, side)
             arrays[f"{scenario}/probabilities"] = np.float16, (classes, strided, strided)
         try:
-            found = from_npz(io.BytesIO(ref.read(self.root)), arrays)
+            numbered = {f"{golden_prefix(tile)}{name}": expected for name, expected in arrays.items()}
+            found = from_npz(io.BytesIO(ref.read(self.root)), numbered)
         except MalformedError as error:
             raise IntegrityError(f"{self.root / ref.path}: {error}: export the bundle again") from error
         for name, values in found.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise IntegrityError(f"{self.root / ref.path}: {name} must be finite: export the bundle again")
-        return found
+        return {name.removeprefix(golden_prefix(tile)): values for name, values in found.items()}
+
+
+def load_manifest(root: Path) -> Manifest:
+    """The manifest in a folder; neither a signature nor the files that it names are looked at.
+
+    Raises:
+        ManifestError: there is none, or it is malformed or of another schema version.
+    """
+    path = root / MANIFEST_NAME
+    return _parse_manifest(_read_manifest(path, Policy())[0], path)
+
+
+def _read_manifest(path: Path, policy: Policy) -> tuple[bytes, str | None]:
+    """Its bytes, of which nothing has been parsed, and who signed them."""
+    try:
+        text = read_file(path, MANIFEST_LIMIT_BYTES)
+        return text, check_signature(text, path, policy)
+    except OSError as error:
+        raise ManifestError(
+            f"a bundle is a folder with {MANIFEST_NAME} in it; {path} cannot be read ({error.strerror}): "
+            "pass the folder that `python -m export.run` wrote"
+        ) from error
+    except MalformedError as error:
+        raise ManifestError(f"{path} is not a valid manifest: {error}") from error
+
+
+def _parse_manifest(text: bytes, path: Path) -> Manifest:
+    try:
+        return from_json(text, Manifest)
+    except MalformedError as error:
+        raise ManifestError(f"{path} is not a valid manifest: {error}") from error
+
+
+def golden_prefix(tile: int) -> str:
+    """What the names of a golden tile's arrays begin with."""
+    return f"{tile}/" if tile else ""
 
 
 def save_manifest(manifest: Manifest, root: Path) -> Path:
-    """Write ``manifest.json`` whole or not at all."""
+    """Write ``manifest.json`` whole or not at all; a signature of what was there before is taken away."""
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    (root / f"{MANIFEST_NAME}{SIGNATURE_SUFFIX}").unlink(missing_ok=True)
     write_whole(root / MANIFEST_NAME, encoded)
     return root / MANIFEST_NAME
 

@@ -44,6 +44,8 @@ from engine.contract.formats import MalformedError, from_json, from_toml, read_f
 
 POLICY_NAME = "trust.toml"
 POLICY_FOLDERS = (Path("/etc/gemmnet"), Path(sys.prefix, "etc", "gemmnet"))
+SHIPPED_KEYS = Path(__file__).parents[1] / "demo" / "keys"
+"""The demo bundle's key: trusted where an installation has neither a policy nor keys of its own."""
 REQUIRE_VARIABLE = "GEMMNET_REQUIRE_SIGNATURE"
 """Set to anything but ``0`` it requires signatures, as ``--require-signature`` does; it cannot switch them off."""
 SIGNATURE_SUFFIX = ".sig"
@@ -106,7 +108,8 @@ def installed_policy(require_signature: bool = False) -> Policy:
                 state=None if told.state is None else folder / told.state,
             )
         )
-    first = found[0] if found else Policy(keys=POLICY_FOLDERS[0] / "keys")
+    own = POLICY_FOLDERS[0] / "keys"
+    first = found[0] if found else Policy(keys=own if own.is_dir() else SHIPPED_KEYS)
     return Policy(
         require_signature=require or any(each.require_signature for each in found),
         keys=first.keys,

@@ -11,6 +11,9 @@ from engine.contract.sensors import Sensor
 BUNDLE = Path(__file__).parent / "bundle"
 """Preset ``edge``, trained on procedural scenes only."""
 
+KEYS = Path(__file__).parent / "keys"
+"""The public key of the bundle's signature; the private one was thrown away (``python -m engine.keys release``)."""
+
 SCENE: Mapping[Sensor, Path] = MappingProxyType(
     {sensor: Path(__file__).parent / "scene" / f"{sensor}.tif" for sensor in Sensor}
 )

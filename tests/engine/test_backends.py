@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,23 @@ def test_a_backend_that_answers_differently_is_refused(name, toy_bundle, tmp_pat
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_every_golden_tile_must_be_reproduced(name, toy_bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "two"))
+    first = toy_bundle.golden()
+    second = {f"1/{each}": values for each, values in first.items()}
+    for wrong in (False, True):
+        if wrong:
+            second["1/full/classes"] = (first["full/classes"] + 1) % 4
+        np.savez_compressed(root / "golden.npz", **first, **second)
+        save_manifest(replace(toy_bundle.manifest, golden=FileRef.of(root / "golden.npz", root), golden_tiles=2), root)
+        with (
+            pytest.raises(GoldenMismatchError, match="the golden tile number 1 of") if wrong else nullcontext(),
+            open_backend(name, Bundle.load(root), scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32"),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_failure_of_the_library_reaches_the_caller(name, toy_bundle) -> None:
     with open_backend(name, toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         wrong = {Sensor.RGIR: np.zeros((3, 32, 32), np.uint8), Sensor.NDSM: np.zeros((1, 64, 64), np.float32)}
@@ -192,13 +211,16 @@ def answering(change: Callable[[np.ndarray], np.ndarray], monkeypatch: pytest.Mo
     """Make OpenVINO's answers, except the classes, go through ``change``."""
     from engine.backends.openvino import OpenVinoBackend
 
-    honest = OpenVinoBackend.infer
+    honest = OpenVinoBackend.submit
 
     def changed(self, scenario, inputs):
-        answer = honest(self, scenario, inputs)
-        return {name: values if name is Output.CLASSES else change(values) for name, values in answer.items()}
+        answer, answered = honest(self, scenario, inputs).result(), Future()
+        answered.set_result(
+            {name: values if name is Output.CLASSES else change(values) for name, values in answer.items()}
+        )
+        return answered
 
-    monkeypatch.setattr(OpenVinoBackend, "infer", changed)
+    monkeypatch.setattr(OpenVinoBackend, "submit", changed)
 
 
 @pytest.mark.parametrize("output", [Output.CONFIDENCE, Output.PROBABILITIES])

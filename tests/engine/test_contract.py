@@ -274,6 +274,33 @@ def test_a_golden_file_that_is_none_is_one_line(
         bundle.golden()
 
 
+def test_a_golden_tile_that_the_manifest_promises_is_there(toy_bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(toy_bundle.root, tmp_path / "two"))
+    save_manifest(dataclasses.replace(toy_bundle.manifest, golden_tiles=2), root)
+    with pytest.raises(IntegrityError, match="lacks the array 1/rgir"):
+        Bundle.load(root).golden(1)
+    for number in (0, 17):
+        with pytest.raises(ValueError, match=f"golden_tiles must lie in 1..16, received {number}"):
+            dataclasses.replace(toy_bundle.manifest, golden_tiles=number)
+
+
+@pytest.mark.parametrize("precision", ["", ".fp16", ".int8"])
+def test_weights_of_which_one_in_a_thousand_is_altered_are_never_used(precision: str, tmp_path: Path) -> None:
+    """By the least that a number can differ: the last bit."""
+    name = f"weights{precision}.bin"
+    ref = next(ref for ref in Bundle.load(demo.BUNDLE).manifest.weights if ref.path == name)
+    content = (demo.BUNDLE / name).read_bytes()
+    ref.verify(demo.BUNDLE)
+    for seed in range(5):
+        altered = np.frombuffer(content, np.uint8).copy()
+        width = {"": 4, ".fp16": 2, ".int8": 1}[precision]
+        places = np.random.default_rng(seed).choice(altered.size // width, altered.size // width // 1000, replace=False)
+        altered[places * width] ^= 1
+        (tmp_path / name).write_bytes(altered.tobytes())
+        with pytest.raises(IntegrityError, match=f"{name}: the manifest says sha256"):
+            ref.verify(tmp_path)
+
+
 # Private copies of graphs
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import keys
+from engine import demo, keys
 from engine.contract import trust
 from engine.contract.bundle import MANIFEST_NAME, Bundle, FileRef, save_manifest
 from engine.contract.errors import BundleError, IntegrityError, ManifestError, SignatureError
@@ -321,6 +321,40 @@ def test_plans_built_on_board_are_not_run_where_signatures_are_required(aircraft
     record = build(bundle, "fp32")[Scenario.FULL].record
     assert refusal(record, bundle, host) is None
     assert "runs what is signed alone" in str(refusal(record, aircraft.load(), host))
+
+
+def test_a_release_is_signed_by_a_key_that_nobody_has(
+    aircraft: Aircraft, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = tmp_path / "shipped"
+    assert keys.main(["release", str(aircraft.root), "--keys", str(shipped)]) == 0
+    signed_by = Bundle.load(aircraft.root, Policy(require_signature=True, keys=shipped)).signed_by
+    assert [path.name for path in shipped.iterdir()] == [f"{signed_by}.pub"]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and b"PRIVATE" in path.read_bytes() and path.parent.name != "ground"
+    ]
+    assert keys.main(["release", str(aircraft.root), "--keys", str(shipped)]) == 0
+    assert f"also trusts {signed_by}.pub" in capsys.readouterr().out
+    assert keys.main(["release", str(aircraft.root), "--keys", str(shipped), "--replace"]) == 0
+    signed_by = Bundle.load(aircraft.root, Policy(require_signature=True, keys=shipped)).signed_by
+    assert [path.name for path in shipped.iterdir()] == [f"{signed_by}.pub"]
+
+
+def test_another_manifest_has_no_signature(aircraft: Aircraft) -> None:
+    assert aircraft.signature.exists()
+    save_manifest(replace(aircraft.load().manifest, number=8), aircraft.root)
+    assert not aircraft.signature.exists()
+
+
+def test_the_demo_bundle_is_signed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trust, "POLICY_FOLDERS", (tmp_path,))
+    bundle = Bundle.load(demo.BUNDLE, installed_policy(require_signature=True))
+    assert [path.name for path in demo.KEYS.glob("*.pub")] == [f"{bundle.signed_by}.pub"]
+    (tmp_path / "keys").mkdir()  # an installation that has keys of its own trusts those alone
+    with pytest.raises(SignatureError, match="must be signed by a trusted key"):
+        Bundle.load(demo.BUNDLE, installed_policy(require_signature=True))
 
 
 def test_keys_are_made_and_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

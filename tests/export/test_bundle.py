@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,11 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from engine.contract.bundle import GOLDEN_STRIDE, Bundle
-from engine.contract.errors import GridError, OutputError, RasterFormatError, RasterOpenError, UsageError
+from engine.contract.bundle import GOLDEN_STRIDE, Bundle, golden_prefix, load_manifest
+from engine.contract.errors import BundleError, GridError, OutputError, RasterFormatError, RasterOpenError, UsageError
 from engine.contract.sensors import Scenario, Sensor
 from export.golden import Tile, scene_tile, synthetic_tile, write_golden
-from export.pack import publishing, training_of
+from export.pack import number_of, publishing, training_of
 from export.run import main
 from tests.export.conftest import HELD_OUT, STEP, TILE_PX, Exported, random_model, save_checkpoint, save_metrics
 from train import checkpoint
@@ -111,8 +113,16 @@ def test_metrics_of_other_weights_are_refused(exported: Exported, tmp_path: Path
 # --- the golden tile
 
 
-def test_the_golden_tile_is_what_a_runtime_answers(exported: Exported) -> None:
-    golden = np.load(exported.bundle.golden_path)
+def _tile_of(name: str) -> int:
+    head = name.partition("/")[0]
+    return int(head) if head.isdigit() else 0
+
+
+@pytest.mark.parametrize("tile", range(3))
+def test_the_golden_tiles_are_what_a_runtime_answers(exported: Exported, tile: int) -> None:
+    assert exported.bundle.manifest.golden_tiles == 3
+    with np.load(exported.bundle.golden_path) as found:
+        golden = {name.removeprefix(golden_prefix(tile)): found[name] for name in found if tile == _tile_of(name)}
     assert golden["rgir"].shape == (3, TILE_PX, TILE_PX)
     assert golden["rgir"].dtype == np.uint8
     assert golden["ndsm"].shape == (1, TILE_PX, TILE_PX)
@@ -136,7 +146,7 @@ def test_the_golden_tile_is_what_a_runtime_answers(exported: Exported) -> None:
 def test_the_golden_file_does_not_depend_on_the_hour(tmp_path: Path) -> None:
     tile = synthetic_tile(seed=1, size_px=64)
     path = tmp_path / "golden.npz"
-    write_golden(path, tile, {Scenario.FULL: (np.zeros((64, 64), np.uint8), np.zeros((6, 64, 64), np.float32))})
+    write_golden(path, [(tile, {Scenario.FULL: (np.zeros((64, 64), np.uint8), np.zeros((6, 64, 64), np.float32))})])
     with zipfile.ZipFile(path) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     loaded = np.load(path)
@@ -184,6 +194,42 @@ def test_scenes_that_cannot_be_used_say_why(tmp_path: Path) -> None:
 def test_a_tile_with_a_hole_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="finite"):
         Tile(rgir=np.zeros((3, 8, 8), np.uint8), ndsm=np.full((1, 8, 8), np.nan, np.float32))
+
+
+def test_golden_tiles_are_renewed_and_nothing_else(exported: Exported, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exported.bundle.root, tmp_path / "bundle"))
+    (root / "manifest.json.sig").write_text("of the old manifest")
+    renew = [str(exported.checkpoint), "--bundle", str(root), "--golden-only", "--golden-tiles", "2"]
+    assert main(renew) == UsageError.exit_code
+    assert main([*renew, "--overwrite", "--golden-seed", "5"]) == 0
+    before, after = exported.bundle.manifest, Bundle.load(root).manifest
+    assert (after.golden_tiles, after.number) == (2, before.number + 1)
+    assert replace(after, golden=before.golden, golden_tiles=3, number=before.number) == before
+    changed = {name for name, content in tree(root).items() if tree(exported.bundle.root).get(name) != content}
+    assert changed == {"golden.npz", "manifest.json"}
+
+
+def test_another_models_answers_are_not_published(exported: Exported, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exported.bundle.root, tmp_path / "bundle"))
+    save_checkpoint(tmp_path / "other.safetensors", random_model(seed=1))
+    renew = [str(tmp_path / "other.safetensors"), "--bundle", str(root), "--golden-only", "--overwrite"]
+    assert main(renew) == BundleError.exit_code
+    assert tree(root) == tree(exported.bundle.root)
+
+
+def test_the_number_grows_with_every_bundle(exported: Exported, tmp_path: Path) -> None:
+    root = exported.bundle.root
+    assert number_of(tmp_path, None) == 0
+    assert number_of(tmp_path, 7) == 7
+    assert load_manifest(root).number == 0
+    assert number_of(root, None) == 1
+    assert number_of(root, 5) == 5
+    with pytest.raises(UsageError, match="--number must grow with every bundle, received 0 after 0"):
+        number_of(root, 0)
+    (tmp_path / "manifest.json").write_text("{")
+    assert number_of(tmp_path, 3) == 3
+    with pytest.raises(UsageError, match="pass --number"):
+        number_of(tmp_path, None)
 
 
 # --- putting it in place
