@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, Command] = {
     "keys": Command(module="engine.keys", help="keys, signatures and trust for bundles", extra="signed"),
     "polygons": Command(module="engine.polygons.__main__", help="turn a map into polygons"),
     "acceptance": Command(module="engine.acceptance.__main__", help="every fault on every sensor, and what the map is"),
+    "calibrate-health": Command(module="engine.health.calibrate", help="fit the audits of sensors to a model"),
     "export": Command(module="export.run", help="a checkpoint to a bundle of graphs", extra="export"),
     "calibrate": Command(module="calib.run", help="8-bit graphs within an accuracy budget", extra="calib"),
     "build": Command(module="export.build", help="TensorRT plans of a bundle's graphs", extra="export,rtx"),

@@ -110,7 +110,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WHAT",
-        help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80",
+        help="limits other than the bundle's, repeatable: a TOML or JSON file, or as in ndsm.max_height_m=80 or "
+        "audit.every_tiles=50",
     )
     flight.add_argument(
         "--audit-every",

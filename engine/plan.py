@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
 from engine.contract.bundle import Bundle, Manifest
 from engine.contract.errors import OutputError, writing
-from engine.contract.health import HealthLimits, parse_limits
+from engine.contract.health import AuditLimits, HealthLimits, parse_audit, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from engine.contract.trust import installed_policy
 from engine.frame_log import NAME as FRAME_LOG_NAME
@@ -91,6 +91,8 @@ class Plan:
     scenarios: tuple[Scenario, ...]
     limits: Mapping[Sensor, HealthLimits] | None
     """None where the sensors are trusted."""
+    audit: AuditLimits
+    """How sensors are audited where they are watched."""
 
     @property
     def sensors(self) -> tuple[Sensor, ...]:
@@ -127,7 +129,11 @@ class Plan:
                 blend=self.tiling.blend,
             ),
             scenarios=self.scenarios,
-            health=HealthUsed(watched=self.limits is not None, limits=self.limits or {}),
+            health=HealthUsed(
+                watched=self.limits is not None,
+                limits=self.limits or {},
+                audit=None if self.limits is None else self.audit,
+            ),
         )
 
     def open_source(
@@ -170,7 +176,7 @@ class Plan:
         """Who examines the sensors by the graphs of ``backend``; None where there is one sensor, or none is watched."""
         if self.limits is None or len(self.sensors) < len(Sensor):
             return None
-        return auditor_of(backend, self.bundle.manifest, self.request.audit_every)
+        return auditor_of(backend, self.bundle.manifest, self.audit)
 
     def advice(self, backend: Backend) -> tuple[Advice, ...]:
         """What a few tiles of the raster tell before it is mapped; nothing where sensors are trusted, or of frames."""
@@ -290,6 +296,9 @@ def plan_for(
     if request.watch:
         adjusted = parse_limits(list(request.health), manifest.health)
         limits = {sensor: adjusted[sensor] for sensor in sensors}
+    audit = parse_audit(list(request.health), manifest.audit)
+    if request.audit_every is not None:
+        audit = replace(audit, every_tiles=request.audit_every)
     tiling = Tiling.of(manifest, halo_px=request.halo_px, blend=request.blend)
     opener = RasterOpener(
         specs={sensor: manifest.sensor(sensor) for sensor in sensors},
@@ -306,6 +315,7 @@ def plan_for(
         tiling=tiling,
         scenarios=scenarios_within(sensors),
         limits=limits,
+        audit=audit,
     )
 
 

@@ -23,12 +23,13 @@ from engine.backends.resilient import BackendEvent
 from engine.contract.atomic import write_whole
 from engine.contract.bundle import ClassSpec
 from engine.contract.formats import from_builtins, from_json, read_file
-from engine.contract.health import HealthLimits
+from engine.contract.health import AuditLimits, HealthLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameRecord
 from engine.health.faults import Detection
 from engine.health.history import Change, SensorHistory
 from engine.health.monitor import Fault, State
+from engine.health.preflight import Advice
 from engine.journal import Statistics, Switch
 from engine.live.folder import Arrivals
 from engine.rasters.georeference import Grid
@@ -110,6 +111,8 @@ class HealthUsed(msgspec.Struct, frozen=True, kw_only=True):
 
     watched: bool
     limits: Mapping[Sensor, HealthLimits]
+    audit: AuditLimits | None
+    """None where the sensors are trusted."""
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +133,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
 class HealthRecord(HealthUsed, frozen=True, kw_only=True):
     """What the sensors were worth."""
 
+    advice: tuple[Advice, ...]
+    """What a few tiles told before the rasters were mapped."""
     states: Mapping[Sensor, Mapping[State, int]]
     """Tiles."""
     faults: Mapping[Sensor, Mapping[Fault, int]]
@@ -143,6 +148,8 @@ class HealthRecord(HealthUsed, frozen=True, kw_only=True):
         return cls(
             watched=used.watched,
             limits=used.limits,
+            audit=used.audit,
+            advice=tuple(history.advice),
             states=history.states,
             faults=history.faults,
             change_count=history.change_count,

@@ -79,7 +79,8 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
         start = _start(plan, journal, opened)
         sink = _open_sink(plan, journal, start, stack, watcher)
         if not start.resumed:
-            for advice in plan.advice(backend):
+            sink.statistics.sensors.advice.extend(plan.advice(backend))
+            for advice in sink.statistics.sensors.advice:
                 log.warning("%s", advice, extra={"event": "preflight", "sensor": str(advice.sensor)})
         source = plan.open_source(
             backend,
@@ -177,7 +178,7 @@ def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
         "rgir_bands": request.rgir_bands,
         "ndsm_scale_m": request.ndsm_scale_m,
         "health": msgspec.to_builtins(plan.limits),
-        "audit_every": request.audit_every,
+        "audit": msgspec.to_builtins(plan.audit),
         "inject": msgspec.to_builtins(request.inject),
         "halo_px": plan.tiling.halo_px,
         "blend": plan.tiling.blend,

@@ -39,7 +39,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -56,7 +56,7 @@ from engine.backends.base import ExecutionPrecision
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, OutputError, UsageError
-from engine.contract.health import parse_limits
+from engine.contract.health import parse_audit, parse_limits
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.audit import auditor_of
 from engine.health.faults import Injection, Kind, kinds_of
@@ -231,7 +231,7 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> tuple[Rehearsal, 
         raise UsageError(f"--tiles must be at least {LEAST_TILES}, received {tiles}")
     paths = dict(demo.SCENE) if given[Sensor.RGIR] is None else given
     bundle = Bundle.load(options.bundle)
-    manifest = bundle.manifest
+    manifest = replace(bundle.manifest, audit=parse_audit(options.health, bundle.manifest.audit))
     limits = parse_limits(options.health, manifest.health)
     rasters = stack.enter_context(
         SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=manifest.tile_px)
@@ -256,7 +256,7 @@ def _survey(options: argparse.Namespace) -> int:
     # tiles come one at a time here
     chosen = BackendOptions(name=options.backend, precision=options.precision, threads=options.threads, hint="latency")
     with gdal_environment(), chosen.open(bundle, scenarios=Scenario, wanted=CropStitcher.wanted) as backend:
-        auditor = auditor_of(backend, manifest)
+        auditor = auditor_of(backend, manifest, parse_audit(options.health, manifest.audit))
         if auditor is None:
             raise UsageError(
                 "the bundle's audit is switched off, or its classes name no building and tree: pass another"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,9 @@ from engine.contract.sensors import Sensor
 
 LIMITS_BYTES = 1 << 20
 """Of a file of limits, at most."""
+AUDIT = "audit"
+"""The table of a file of limits beside those of the sensors."""
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,9 @@ class AuditLimits:
     def __post_init__(self) -> None:
         if self.every_tiles < 0:
             raise ValueError(f"every_tiles must be at least 0, received {self.every_tiles}")
+        for each in fields(self):
+            if not math.isfinite(getattr(self, each.name)):
+                raise ValueError(f"{each.name} must be finite, received {getattr(self, each.name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,21 +223,39 @@ def default_limits() -> dict[Sensor, HealthLimits]:
 
 
 def parse_limits(texts: Sequence[str], base: Mapping[Sensor, HealthLimits]) -> dict[Sensor, HealthLimits]:
-    """``--health`` options applied to a bundle's limits, in order.
+    """``--health`` options applied to a bundle's limits of sensors, in order; those of audits are left to others.
 
     Args:
-        texts: each one ``ndsm.max_height_m=80``, ``rgir.noise.soft=12`` or ``rgir.noise=off``, or the path of a TOML
-            or JSON file with tables ``rgir`` and ``ndsm`` of the same names.
+        texts: each one ``ndsm.max_height_m=80``, ``rgir.noise.soft=12``, ``rgir.noise=off`` or ``audit.agreement=0.6``,
+            or the path of a TOML or JSON file with tables ``rgir``, ``ndsm`` and ``audit`` of the same names.
         base: limits of both sensors.
 
     Raises:
         UsageError: a text is none of these, names no limit of that sensor, or a value makes no sense.
     """
-    limits: dict[str, Any] = msgspec.to_builtins(base)
+    limits = _applied(texts, base, AuditLimits())
+    return _checked({sensor: limits[sensor] for sensor in Sensor}, dict[Sensor, HealthLimits], texts)
+
+
+def parse_audit(texts: Sequence[str], base: AuditLimits) -> AuditLimits:
+    """The same options applied to a bundle's limits of audits.
+
+    Raises:
+        UsageError: see :func:`parse_limits`.
+    """
+    return _checked(_applied(texts, default_limits(), base)[AUDIT], AuditLimits, texts)
+
+
+def _applied(texts: Sequence[str], sensors: Mapping[Sensor, HealthLimits], audit: AuditLimits) -> dict[str, Any]:
+    limits: dict[str, Any] = {**msgspec.to_builtins(sensors), AUDIT: msgspec.to_builtins(audit)}
     for text in texts:
         _merge(limits, _changes(text), text)
+    return limits
+
+
+def _checked(limits: object, kind: type[Settings], texts: Sequence[str]) -> Settings:
     try:
-        return from_builtins(limits, dict[Sensor, HealthLimits])
+        return from_builtins(limits, kind)
     except MalformedError as error:
         raise UsageError(f"--health {' '.join(texts)}: {error}: correct it") from error
 
@@ -243,8 +267,8 @@ def _changes(text: str) -> dict[str, Any]:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UsageError(
-            "--health takes SENSOR.LIMIT=VALUE, as in ndsm.max_height_m=80, rgir.noise.soft=12 or rgir.noise=off, or "
-            f"a .toml or .json file; received {text!r}"
+            "--health takes SENSOR.LIMIT=VALUE, as in ndsm.max_height_m=80, rgir.noise.soft=12, rgir.noise=off or "
+            f"audit.agreement=0.6, or a .toml or .json file; received {text!r}"
         )
     nested: Any = _number(value, text)
     for key in reversed(name.split(".")):
@@ -260,7 +284,7 @@ def _file(path: Path) -> dict[str, Any]:
         raise UsageError(f"--health {path} cannot be read ({error.strerror}): check the path") from error
     except MalformedError as error:
         raise UsageError(
-            f"--health {path} cannot be read as tables rgir and ndsm: {error}: correct its content"
+            f"--health {path} cannot be read as tables rgir, ndsm and audit: {error}: correct its content"
         ) from error
 
 
@@ -274,17 +298,18 @@ def _number(value: str, text: str) -> float | int | str:
 
 
 def _merge(limits: dict[str, Any], changes: Mapping[str, Any], text: str) -> None:
-    defaults = default_limits()
+    defaults: dict[str, Any] = {AUDIT: AuditLimits()}
+    defaults.update({str(sensor): each for sensor, each in default_limits().items()})
     for sensor, table in changes.items():
         if sensor not in limits or not isinstance(table, dict):
             raise UsageError(f"--health {text}: begin with one of {', '.join(limits)}, received {sensor!r}")
-        known = [name for name in limits[sensor] if getattr(defaults[Sensor(sensor)], name) is not None]
+        known = [name for name in limits[sensor] if getattr(defaults[sensor], name) is not None]
         for name, value in table.items():
             if name not in known:
                 raise UsageError(f"--health {text}: {sensor} has the limits {', '.join(known)}; received {name!r}")
             old = limits[sensor][name]
             if isinstance(value, dict):
-                parts = msgspec.to_builtins(getattr(defaults[Sensor(sensor)], name))
+                parts = msgspec.to_builtins(getattr(defaults[sensor], name))
                 if not isinstance(parts, dict) or (unknown := sorted(set(value) - set(parts))):
                     has = f"has {' and '.join(parts)}" if isinstance(parts, dict) else "is a number"
                     raise UsageError(f"--health {text}: {name} {has}, received {', '.join(unknown or value)}")

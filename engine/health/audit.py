@@ -9,7 +9,7 @@ suspect, the suspect does no harm, whatever it shows. An audit costs three infer
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,15 +216,15 @@ def _ranks(height: NDArray[np.float32], raised: NDArray[np.bool_]) -> float:
     return float((rank[raised].mean() - (count - 1) / 2) / (height.size - count))
 
 
-def auditor_of(backend: Backend, manifest: Manifest, every_tiles: int | None = None) -> Auditor | None:
+def auditor_of(backend: Backend, manifest: Manifest, limits: AuditLimits | None = None) -> Auditor | None:
     """An auditor that asks the graphs of a backend; None where the model lacks the classes, or audits are off.
 
     Args:
         backend: with the graphs of all scenarios; it may be shared, and stays the caller's.
         manifest: of its bundle.
-        every_tiles: instead of the bundle's; 0 never audits.
+        limits: instead of the bundle's.
     """
-    limits = manifest.audit if every_tiles is None else replace(manifest.audit, every_tiles=every_tiles)
+    limits = limits or manifest.audit
     classes = [each.name for each in manifest.classes]
     if not limits.every_tiles or not set(RAISED) <= set(classes):
         return None

@@ -141,7 +141,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     manifest = bundle.manifest
     chosen = BackendOptions(name=options.backend, threads=options.threads, hint="latency")
     with gdal_environment(), chosen.open(bundle, scenarios=Scenario, wanted=(Output.CLASSES,)) as backend:
-        auditor = auditor_of(backend, manifest, every_tiles=1)
+        auditor = auditor_of(backend, manifest, replace(manifest.audit, every_tiles=1))
         if auditor is None:
             raise UsageError("the bundle's classes name no building and tree, which audits go by: pass another")
         examined = list(_examine(options.scene, bundle, auditor))

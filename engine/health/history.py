@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import msgspec
 
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Fault, State, Verdict
+from engine.health.preflight import Advice
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +34,8 @@ class SensorHistory:
     A tile in which a sensor has no data is counted and no change: rasters end somewhere, and the sensor is well.
     """
 
+    advice: list[Advice] = field(default_factory=list)
+    """What was told before the flight."""
     states: dict[Sensor, dict[State, int]] = field(default_factory=dict)
     faults: dict[Sensor, dict[Fault, int]] = field(default_factory=dict)
     """Tiles by the fault they were blamed with."""
@@ -43,11 +43,6 @@ class SensorHistory:
     changes: list[Change] = field(default_factory=list)
     """The first :data:`MAX_CHANGES` of them."""
     last: dict[Sensor, tuple[State, Fault | None]] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """For ``run.json``; JSON-serialisable."""
-        told: dict[str, Any] = msgspec.to_builtins(self)
-        return {name: told[name] for name in ("states", "faults", "change_count", "changes")}
 
     def add(self, tile: int, verdicts: Mapping[Sensor, Verdict], *, frame: str = "") -> None:
         """Count one tile, and log what changed."""

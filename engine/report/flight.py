@@ -96,9 +96,10 @@ def health(run: Finished) -> Section:
         blamed = faults_in_words(f"{name} {tiles}" for name, tiles in faults.items()) or "none"
         rows.append([SENSOR_NAMES[sensor], *(states.get(state, 0) for state in State), blamed])
     counts = table(["sensor", "alive", "degraded", "dead", "tiles by fault"], rows, numbers=(1, 2, 3))
+    told_before = [note(f"Before the flight: {advice}.") for advice in told.advice]
     changes = told.changes
     if not changes:
-        return section("health", "Sensor health", counts, tag("p", "No sensor changed its state."))
+        return section("health", "Sensor health", counts, *told_before, tag("p", "No sensor changed its state."))
     events: list[list[Content]] = [
         [
             run.tile_of(change.frame, change.tile),
@@ -115,6 +116,7 @@ def health(run: Finished) -> Section:
         "health",
         "Sensor health",
         counts,
+        *told_before,
         tag("h3", "Changes"),
         table(["tile", *(["frame"] if run.frames else []), "sensor", "is now", "fault", "why"], events),
         note(f"{more} more changes are counted; run.json lists the first 1000.") if more else None,

@@ -25,7 +25,7 @@ from engine.contract.bands import Band, ndsm_spec, normalise, rgir_spec
 from engine.contract.bundle import MANIFEST_NAME, Bundle, ClassSpec, FileRef, save_manifest
 from engine.contract.errors import EngineError, IntegrityError, ManifestError, UsageError
 from engine.contract.formats import MalformedError
-from engine.contract.health import HealthLimits, Limit, default_limits, parse_limits
+from engine.contract.health import AuditLimits, HealthLimits, Limit, default_limits, parse_audit, parse_limits
 from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors, scenario_for, scenarios_within
 
@@ -470,11 +470,23 @@ def test_limits_come_from_files_and_later_texts_win(tmp_path: Path) -> None:
     }
 
 
+def test_limits_of_audits_are_changed_alike_and_apart_from_those_of_sensors(tmp_path: Path) -> None:
+    toml = tmp_path / "limits.toml"
+    toml.write_text("[audit]\nagreement = 0.5\n[ndsm]\nmax_height_m = 80\n")
+    texts = [str(toml), "audit.every_tiles=9"]
+    assert parse_audit(texts, AuditLimits()) == AuditLimits(agreement=0.5, every_tiles=9)
+    assert parse_limits(texts, default_limits()) == changed(Sensor.NDSM, max_height_m=80)
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
+        ("audit.zeal=3", "audit has the limits every_tiles, .*; received 'zeal'"),
+        ("audit.agreement=off", "Expected `float`"),
+        ("audit.every_tiles=-1", "at least 0, received -1"),
+        ("audit.ranks=nan", "ranks must be finite"),
         ("ndsm", r"SENSOR\.LIMIT=VALUE"),
-        ("lidar.noise=off", "begin with one of rgir, ndsm, received 'lidar'"),
+        ("lidar.noise=off", "begin with one of rgir, ndsm, audit, received 'lidar'"),
         ("ndsm=3", "begin with one of"),
         ("ndsm.dark=off", "ndsm has the limits .*max_height_m.*; received 'dark'"),
         ("rgir.max_height_m=3", "rgir has the limits"),
@@ -494,7 +506,7 @@ def test_limits_come_from_files_and_later_texts_win(tmp_path: Path) -> None:
 )
 def test_limits_that_make_no_sense_are_refused(text: str, rule: str) -> None:
     with pytest.raises(UsageError, match=rule):
-        parse_limits([text], default_limits())
+        parse_audit([text], AuditLimits()) if text.startswith("audit") else parse_limits([text], default_limits())
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from PIL import Image
 
 from engine.contract.sensors import Sensor
 from engine.run import build_parser, main
-from tests.conftest import make_scene
+from tests.conftest import make_scene, write_toy_bundle
 from tests.engine.flight_scene import flight_scene
+from tests.engine.runs import request_for, run_told
 
 ROOT = Path(__file__).parent.parent.parent
 MAPS = {"classes.tif", "confidence.tif", "provenance.tif", "classes.qml", "provenance.qml"}
@@ -203,3 +204,15 @@ def test_a_map_without_any_data_is_no_silent_success(toy_bundle, write_scene, tm
     assert main([*options, "--output", "out", "--sensors", "ndsm"]) == 8
     assert "holds no pixel with data" in capsys.readouterr().err
     assert (tmp_path / "out" / "classes.tif").exists()
+
+
+def test_what_is_told_before_the_flight_stays_in_its_record(write_scene, tmp_path) -> None:
+    rasters, valid = flight_scene(200, 210)
+    coarse = rasters[Sensor.RGIR][:1, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)
+    rasters[Sensor.RGIR][:] = coarse[:, :200, :210]  # one band three times
+    paths = write_scene((rasters, valid))
+    bundle = write_toy_bundle(tmp_path / "bundle", tile_px=128)
+    told = run_told(request_for(bundle, paths, tmp_path / "map", watch=True, health=("audit.every_tiles=7",)))
+    found = {(each["sensor"], each["fault"]): each["detail"] for each in told["health"]["advice"]}
+    assert "--rgir-bands" in found["rgir", "bands"]
+    assert told["health"]["audit"]["every_tiles"] == 7
