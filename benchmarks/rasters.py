@@ -21,6 +21,7 @@ COMPLETE_PX = (680, 780)
 """Rows and columns of the demo scene, from its upper left corner, in which no sensor has a gap."""
 GSD_M = 0.2
 BLOCK_PX = 512
+COARSER = 1.25
 GDAL_CACHE_MB = 64
 _GDAL_NAME = {"uint8": "Byte", "float32": "Float32"}
 _PLACE = {"driver": "GTiff", "crs": "EPSG:32632", "compress": "deflate"}
@@ -68,26 +69,52 @@ def write_flight(
     }
 
 
-def write_raster(folder: Path, mpx: float) -> Raster:
-    """Square GeoTIFFs of about that size, tiled and deflated, copied block by block.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a large raster lies on the disk, and what is odd about it."""
 
-    Every tile is valid in both sensors, so that each setting runs exactly one graph per tile.
+    codec: str = "deflate"
+    """Of GDAL, or ``none``. JPEG is RGIR's alone: nDSM is then deflated."""
+    block_px: int | None = BLOCK_PX
+    """Side of its blocks; None stores rows, several to a strip."""
+    warped: bool = False
+    """The nDSM has pixels of 1.25 times the size, half a pixel off."""
+    edges: bool = False
+    """Parts at the left have no data: a jagged border runs through many tiles."""
+
+    def options(self, sensor: Sensor) -> dict[str, object]:
+        """Creation options of GDAL's GTiff driver (https://gdal.org/drivers/raster/gtiff.html)."""
+        codec = "deflate" if self.codec == "jpeg" and sensor is Sensor.NDSM else self.codec
+        options: dict[str, object] = {"tiled": self.block_px is not None}
+        if self.block_px is not None:
+            options.update(blockxsize=self.block_px, blockysize=self.block_px)
+        if codec != "none":
+            error = 0.01 if sensor is Sensor.NDSM else 0
+            levels: dict[str, dict[str, object]] = {
+                "deflate": {"zlevel": 1},
+                "zstd": {"zstd_level": 1},
+                "lerc": {"max_z_error": error},
+            }
+            options.update(compress=codec, **levels.get(codec, {}))
+        return options
+
+
+def write_raster(folder: Path, mpx: float, layout: Layout | None = None) -> Raster:
+    """Square GeoTIFFs of about that size, copied block by block.
+
+    Every tile is valid in both sensors, so that each setting runs exactly one graph per tile, unless the layout says
+    otherwise.
     """
+    layout = layout or Layout()
     side = round((mpx * 1e6) ** 0.5)
     paths = {sensor: folder / f"{sensor}_{mpx:g}.tif" for sensor in demo.SCENE}
     for sensor, path in paths.items():
-        virtual = _write_virtual(folder, sensor, (side, side))
+        coarse = layout.warped and sensor is Sensor.NDSM
+        size = round(side / COARSER) if coarse else side
+        virtual = _write_virtual(folder, sensor, (size, size), coarse=coarse, edges=layout.edges)
         with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB):
             rasterio.shutil.copy(
-                virtual,
-                path,
-                **{name: value for name, value in _PLACE.items() if name != "crs"},
-                tiled=True,
-                blockxsize=BLOCK_PX,
-                blockysize=BLOCK_PX,
-                zlevel=1,
-                num_threads="ALL_CPUS",
-                bigtiff="if_safer",
+                virtual, path, driver="GTiff", **layout.options(sensor), num_threads="ALL_CPUS", bigtiff="if_safer"
             )
         virtual.unlink()
     return side * side / 1e6, paths
@@ -119,6 +146,9 @@ def _write_virtual(
     size: tuple[int, int],
     failures: Sequence[Failure] = (),
     manifest: Manifest | None = None,
+    *,
+    coarse: bool = False,
+    edges: bool = False,
 ) -> Path:
     """GDAL's virtual format (https://gdal.org/drivers/raster/vrt.html): the scene side by side, noise on top."""
     height, width = size
@@ -128,6 +158,7 @@ def _write_virtual(
         (demo.SCENE[sensor], min(COMPLETE_PX[0], height - row), min(COMPLETE_PX[1], width - col), row, col)
         for row in range(0, height, COMPLETE_PX[0])
         for col in range(0, width, COMPLETE_PX[1])
+        if not edges or col >= COMPLETE_PX[1] * (row // COMPLETE_PX[0] % 3)
     ]
     for number, failure in enumerate(failures):
         assert manifest is not None, "a failure is counted in its tiles"
@@ -154,8 +185,10 @@ def _write_virtual(
         for band in range(1, bands + 1)
     )
     path = folder / f"{sensor}.vrt"
+    gsd, shift = (GSD_M * COARSER, GSD_M / 2) if coarse else (GSD_M, 0.0)
     path.write_text(
         f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><SRS>EPSG:32632</SRS>'
-        f"<GeoTransform>500000, {GSD_M}, 0, 5400000, 0, -{GSD_M}</GeoTransform>{described}</VRTDataset>\n"
+        f"<GeoTransform>{500000 + shift}, {gsd}, 0, {5400000 - shift}, 0, -{gsd}</GeoTransform>"
+        f"{described}</VRTDataset>\n"
     )
     return path

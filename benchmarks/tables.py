@@ -258,6 +258,27 @@ TABLES = {
     "latency-amx": replace(_LATENCY, file="latency_amx.csv"),
     "throughput": _THROUGHPUT,
     "throughput-amx": replace(_THROUGHPUT, file="throughput_amx.csv"),
+    "host": Table(
+        file="host.csv",
+        command="python -m benchmarks.host",
+        meaning="A backend that answers at once. *Floor*: what GDAL alone takes to decode every block once and "
+        f"to write the same maps, from the first tile to published maps. Parts in ms of processor a tile. {MEDIANS}",
+        by=("case",),
+        cells={
+            "case": one("case"),
+            "tiles/s": one("tiles_per_s", "{:.0f}"),
+            "processor, ms a tile": one("cpu_ms_per_tile", "{:.1f}"),
+            "its floor": one("floor_cpu_ms_per_tile", "{:.1f}"),
+            "processor / floor": one("cpu_over_floor", "{:.2f}"),
+            "time / floor": one("wall_over_floor", "{:.2f}"),
+            "read / health / compose / write": lambda line: " / ".join(
+                f"{sum(float(line[0][f'{stage}_ms']) for stage in stages):.1f}"
+                for stages in (("read",), ("health",), ("decide", "compose", "count", "preview"), ("write", "publish"))
+            ),
+            "publishing": one("publish_s", "{:.2f} s"),
+            "peak memory": one("peak_rss_mib", "{:.0f} MiB"),
+        },
+    ),
     "peers": _PEERS,
     "peers-raster": replace(
         _PEERS,

@@ -16,7 +16,18 @@ COMMANDS = ["engine.run", "engine.polygons", "engine.doctor", "engine.report", "
 COMMANDS += ["export.run", "export.build", "export.audit", "calib.run"]
 COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check"]
 COMMANDS += ["train.data.synthetic", "train.data.demo_scene"]
-MEASURING = ("throughput", "latency", "agreement", "soak", "kill_resume", "peers", "accuracy", "roofline", "sweep")
+MEASURING = (
+    "throughput",
+    "host",
+    "latency",
+    "agreement",
+    "soak",
+    "kill_resume",
+    "peers",
+    "accuracy",
+    "roofline",
+    "sweep",
+)
 COMMANDS += [f"benchmarks.{name}" for name in (*MEASURING, "readme")]
 
 
