@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +66,12 @@ class Axis:
                 f"halo_px must be at least 0 and below half the tile of {self.tile_px} px, received {self.halo_px}"
             )
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Pixels from one tile to the next."""
         return self.tile_px - 2 * self.halo_px
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of tiles."""
         return max(1, math.ceil((self.length - 2 * self.halo_px) / self.stride))
@@ -97,14 +97,20 @@ class Axis:
     def weights(self, index: int) -> NDArray[np.float32]:
         """Hann (sin²) cross-fade of tile ``index`` over its :meth:`reach`; all tiles' weights sum to 1 everywhere."""
         first, last = self.reach(index)
-        weights = np.ones(last - first, np.float32)
-        fade = 2 * self.halo_px
-        ramp = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1)) ** 2
-        if index > 0:
-            weights[:fade] = ramp
-        if index < self.count - 1:
-            weights[len(weights) - fade :] = ramp[::-1]
-        return weights
+        return _cross_fade(last - first, 2 * self.halo_px, index > 0, index < self.count - 1)
+
+
+@lru_cache(maxsize=64)
+def _cross_fade(length: int, fade: int, rises: bool, falls: bool) -> NDArray[np.float32]:
+    """Weights of 1, but for the ``fade`` pixels at an end where they rise from 0 or fall to it; not to be changed."""
+    weights = np.ones(length, np.float32)
+    ramp = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1)) ** 2
+    if rises:
+        weights[:fade] = ramp
+    if falls:
+        weights[len(weights) - fade :] = ramp[::-1]
+    weights.flags.writeable = False
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,12 @@ from engine.grid import Strip, Tile, TileGrid, Window
 
 Blend = Literal["none", "hann"]
 _T = TypeVar("_T", np.uint8, np.float32)
+_Weights: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Of a tile's rows, [h, 1], and of its columns, [w]."""
 
 ACCUMULATOR_BYTES = 64 * 2**20
 """Memory that cross-fading may hold; it sets the width of a strip."""
+PIECE_PX = 1 << 14
 WEIGHT_TOLERANCE = 1e-3
 """Blend weights sum to 1 but for rounding; a sum further below tells of a tile without data."""
 
@@ -228,14 +231,21 @@ class HannStitcher(Stitcher):
 
 
 class _Band:
-    """Pixels that several tiles share: their probabilities, weighted and summed."""
+    """Pixels that several tiles share: their probabilities, weighted and summed.
+
+    Each tile covers the band's whole height, and the tiles of one row come from left to right.
+    """
 
     def __init__(self, window: Window, classes: int) -> None:
         self.window = window
         shape = (window.height, window.width)
-        self._sum = np.zeros((classes, *shape), np.float32)
-        self._weight = np.zeros(shape, np.float32)
+        self._sum = np.empty((classes, *shape), np.float32)
+        self._filled = 0
+        """So many columns of the sum hold something."""
         self._provenance = np.zeros(shape, np.uint8)
+        self._given: list[tuple[slice, _Weights, NDArray[np.bool_] | None]] = []
+        """By tile its columns, its weights, and where it saw anything; None is everywhere."""
+        self._holes = False
 
     @staticmethod
     def bytes_per_px(classes: int) -> int:
@@ -252,47 +262,85 @@ class _Band:
     ) -> None:
         """Add what a tile knows of these pixels."""
         (row, col), window, target = position, self.window, tile.target
-        top, left = max(window.row, target.row), max(window.col, target.col)
-        bottom = min(window.row + window.height, target.row + target.height)
+        top, bottom = window.row, window.row + window.height
+        left = max(window.col, target.col)
         right = min(window.col + window.width, target.col + target.width)
-        if bottom <= top or right <= left:
+        if min(bottom, target.row + target.height) <= max(top, target.row) or right <= left:
             return
-        shared = Window(row=top, col=left, height=bottom - top, width=right - left)
-        here, inside = shared.within(window), shared.within(tile.reads)
+        assert target.row <= top
+        assert bottom <= target.row + target.height
+        shared = Window(row=top, col=left, height=window.height, width=right - left)
+        cols, inside = shared.within(window)[1], shared.within(tile.reads)
         source = provenance[inside]
-        seen = source != Provenance.NONE
+        seen = None if source.min() != Provenance.NONE else source != Provenance.NONE
+        self._holes |= seen is not None
         if outputs:
+            weights = (
+                grid.rows.weights(row)[top - grid.rows.reach(row)[0] :][: shared.height, None],
+                grid.cols.weights(col)[left - grid.cols.reach(col)[0] :][: shared.width],
+            )
             probabilities = _compose(source, {s: o[Output.PROBABILITIES][:, *inside] for s, o in outputs.items()}, 0)
-            down = grid.rows.weights(row)[top - grid.rows.reach(row)[0] :][: shared.height, None]
-            across = grid.cols.weights(col)[left - grid.cols.reach(col)[0] :][: shared.width]
-            weights = down * across
-            share = np.empty_like(weights)
-            for total, values in zip(self._sum[:, *here], probabilities, strict=True):  # each stays in the cache
-                np.multiply(values, weights, out=share)
-                total += share
-            self._weight[here] += np.where(seen, weights, 0)
-        known = self._provenance[here]
-        owned = np.zeros(source.shape, np.bool_)
-        owned[
-            max(0, grid.rows.boundary(row) - top) : max(0, grid.rows.boundary(row + 1) - top),
-            max(0, grid.cols.boundary(col) - left) : max(0, grid.cols.boundary(col + 1) - left),
-        ] = True
-        np.copyto(known, source, where=seen & (owned | (known == Provenance.NONE)))
+            self._sum_up(cols, probabilities, weights[0] * weights[1])
+            self._given.append((cols, weights, seen))
+        else:
+            self._sum_up(cols, np.broadcast_to(np.float32(0), (len(self._sum), *source.shape)), None)
+        known = self._provenance[:, cols]
+        np.copyto(known, source, where=known == Provenance.NONE)
+        owned = (
+            slice(max(0, grid.rows.boundary(row) - top), max(0, grid.rows.boundary(row + 1) - top)),
+            slice(max(0, grid.cols.boundary(col) - left), max(0, grid.cols.boundary(col + 1) - left)),
+        )
+        np.copyto(known[owned], source[owned], where=True if seen is None else seen[owned])
+
+    def _sum_up(self, cols: slice, probabilities: NDArray[np.float32], weights: NDArray[np.float32] | None) -> None:
+        """Add ``probabilities`` [C, h, w] times ``weights`` [h, w]; in columns that hold nothing yet, write them."""
+        split = min(max(self._filled - cols.start, 0), cols.stop - cols.start)
+        added, written = slice(0, split), slice(split, None)
+        self._filled = max(self._filled, cols.stop)
+        for total, values in zip(self._sum[:, :, cols], probabilities, strict=True):  # each stays in the cache
+            if weights is None:
+                total[:, written] = 0
+                continue
+            np.multiply(values[:, written], weights[:, written], out=total[:, written])
+            if split:
+                total[:, added] += values[:, added] * weights[:, added]
 
     def finish(self) -> MapBlock:
         """The pixels' classes, once every tile has added to them."""
-        mean, unmapped = self._sum, self._provenance == Provenance.NONE
-        partial = ~unmapped & (self._weight < 1 - WEIGHT_TOLERANCE)
-        if partial.any():  # never where all tiles agree: rounding would change the maps
-            np.divide(mean, self._weight, where=partial, out=mean)
-        best, classes = mean[0].copy(), np.zeros(unmapped.shape, np.uint8)
-        for index in range(1, len(mean)):  # five times as fast as argmax over so short a first axis
-            np.copyto(classes, index, where=mean[index] > best)
-            np.maximum(best, mean[index], out=best)
-        classes[unmapped] = NODATA_CLASS
-        confidence = np.rint(best * 255).clip(0, 255).astype(np.uint8)
-        confidence[unmapped] = 0
-        return MapBlock(window=self.window, classes=classes, confidence=confidence, provenance=self._provenance)
+        provenance = self._provenance
+        if self._holes:
+            weight = np.zeros(provenance.shape, np.float32)
+            for cols, (down, across), seen in self._given:
+                weight[:, cols] += down * across if seen is None else np.where(seen, down * across, 0)
+            partial = (provenance != Provenance.NONE) & (weight < 1 - WEIGHT_TOLERANCE)
+            if partial.any():  # never where all tiles agree: rounding would change the maps
+                np.divide(self._sum, weight, where=partial, out=self._sum)
+        classes, confidence = _most_probable(self._sum)
+        if self._holes:
+            unmapped = provenance == Provenance.NONE
+            classes[unmapped] = NODATA_CLASS
+            confidence[unmapped] = 0
+        return MapBlock(window=self.window, classes=classes, confidence=confidence, provenance=provenance)
+
+
+def _most_probable(probabilities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Class and its probability x 255, uint8 [h, w] each, of probabilities [C, h, w].
+
+    Five times as fast as argmax over so short a first axis, and in pieces that stay in the processor's cache.
+    """
+    _, height, width = probabilities.shape
+    classes, confidence = np.zeros((height, width), np.uint8), np.empty((height, width), np.uint8)
+    rows = max(1, PIECE_PX // width)
+    for piece in (slice(top, top + rows) for top in range(0, height, rows)):
+        first, *others = probabilities[:, piece]
+        best, kind = first.copy(), classes[piece]
+        for index, each in enumerate(others, start=1):
+            above = (each > best).view(np.uint8)
+            np.maximum(kind, np.multiply(above, np.uint8(index), out=above), out=kind)
+            np.maximum(best, each, out=best)
+        np.rint(np.multiply(best, 255, out=best), out=best)
+        confidence[piece] = np.clip(best, 0, 255, out=best)
+    return classes, confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,11 +386,14 @@ class Tiling:
 
 def _compose(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[_T]], fill: int | float) -> NDArray[_T]:
     """Take each pixel of [..., h, w] from the scenario that ``source`` [h, w] names; ``fill`` where it names none."""
-    layers = [(source == scenario.provenance, values) for scenario, values in by_scenario.items()]
-    whole = next((values for mine, values in layers if mine.all()), None)
-    if whole is not None:
+    lowest = source.min()
+    whole = next((values for scenario, values in by_scenario.items() if scenario.provenance == lowest), None)
+    if whole is not None and source.max() == lowest:
         return whole
-    composed = np.full(layers[0][1].shape if layers else source.shape, fill, layers[0][1].dtype if layers else np.uint8)
-    for mine, values in layers:
-        np.copyto(composed, values, where=mine)
+    like = next(iter(by_scenario.values()), None)
+    if like is None:
+        return np.full(source.shape, fill, np.uint8)
+    composed = np.full(like.shape, fill, like.dtype)
+    for scenario, values in by_scenario.items():
+        np.copyto(composed, values, where=source == scenario.provenance)
     return composed
