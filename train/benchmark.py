@@ -175,7 +175,7 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
     entries = []
-    for result in score(model, ways, source.split("test"), info.labels):
+    for result in score(model, ways, source.split("test"), info.labels, gsd_m=info.gsd_m):
         made = result.synthesis
         entries.append(
             Entry(

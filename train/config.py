@@ -81,6 +81,9 @@ class ModelConfig:
     """Give whatever reads RGIR each band less its mean over the image, divided by its spread there, and the two as
     channels of their own. Sun, air and camera change just these: instance normalisation takes them out layer by layer,
     batch normalisation leaves them in. System ``gemmnet``."""
+    standardise_jitter: float = 0.0
+    """In training, how far that mean is moved, in spreads, and the spread changed, as a share; normally distributed.
+    Two tiles of one place differ in both, and should be mapped alike."""
     fusion_kernel: Literal[1, 3] = 3
     decoder: Literal["concat", "add"] = "concat"
     unimodal: Literal["decoder", "linear"] = "decoder"

@@ -37,7 +37,7 @@ from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, Source, open_source
 from train.metrics import Confusion
-from train.predict import EvaluationTile, Predict, imputer, predictor, tiles
+from train.predict import EvaluationTile, Predict, at_gsd, imputer, predictor, tiles
 from train.results import Input, Result, Synthesis
 from train.system import System
 
@@ -118,6 +118,7 @@ def score(
     scenes: Sequence[Scene],
     labels: LabelSet,
     *,
+    gsd_m: tuple[float, float] | None = None,
     synthesis: bool = True,
 ) -> list[Result]:
     """Every way over all scenes that have labels and the sensors which its scenario reads.
@@ -127,6 +128,8 @@ def score(
         ways: by scenario and what replaces the missing sensor.
         scenes: to score on.
         labels: the classes.
+        gsd_m: range of ground sampling distances that the model is for; scenes outside it are resampled, and their
+            maps come back on their own grid.
         synthesis: also measure what the generators make.
 
     Raises:
@@ -146,7 +149,7 @@ def score(
             for (scenario, how), predict in ways.items():
                 if scenario not in within:
                     continue
-                logits, made = predict(rgir, ndsm)
+                logits, made = at_gsd(predict, scene.gsd_m, gsd_m)(rgir, ndsm)
                 tally = tallies[scenario, how]
                 tally.add(tile, logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
                 if synthesis and made is not None:
@@ -161,6 +164,8 @@ def evaluate(
     scenes: Sequence[Scene],
     statistics: Mapping[str, tuple[BandStatistics, ...]],
     labels: LabelSet = ISPRS_LABELS,
+    *,
+    gsd_m: tuple[float, float] | None = None,
 ) -> list[Result]:
     """All scenarios by their own path, then both imputation baselines of the missing ones.
 
@@ -181,7 +186,7 @@ def evaluate(
     for scenario in (Scenario.MISSING_NDSM, Scenario.MISSING_RGIR) if Scenario.FULL in possible else ():
         ways[scenario, "zeros"] = imputer(model, scenario, zeros)
         ways[scenario, "mean"] = imputer(model, scenario, means)
-    return score(model, ways, scenes, labels)
+    return score(model, ways, scenes, labels, gsd_m=gsd_m)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -230,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{', '.join(source.labels.names)}: score it on data with its own classes"
             )
         scenes = source.split(options.part)
-        results = evaluate(model, scenes, info.statistics, info.labels)
+        results = evaluate(model, scenes, info.statistics, info.labels, gsd_m=info.gsd_m)
         out = options.out or options.checkpoint.parent
         summary = {
             "checkpoint": options.checkpoint.name,

@@ -43,6 +43,7 @@ class HyFEx(nn.Module):
     ) -> None:
         super().__init__()
         self.bands, self.relief, self.standardise = bands, config.relief, standardise
+        self.jitter = config.standardise_jitter
         stages, width = [], bands * (config.packing**2 + config.relief + 2 * standardise)
         for i, (c_out, count) in enumerate(zip(widths, refinements, strict=True)):
             stride = 2 if i else stem_stride // config.packing
@@ -57,7 +58,7 @@ class HyFEx(nn.Module):
         """Packed bands (:func:`train.blocks.pack`) -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
         told = []
         if self.standardise:
-            x, *told = standardised(x, self.bands)
+            x, *told = standardised(x, self.bands, jitter=self.jitter if self.training else 0.0)
         if self.relief:
             told.append(relief(x, self.bands))
         if told:
@@ -269,16 +270,21 @@ def relief(packed: Tensor, bands: int) -> Tensor:
     return blocks.amax(dim=2) - blocks.amin(dim=2)
 
 
-def standardised(packed: Tensor, bands: int) -> tuple[Tensor, Tensor, Tensor]:
+def standardised(packed: Tensor, bands: int, *, jitter: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Each band less its mean over the image and divided by its standard deviation there, then those two.
 
     Of packed bands [N, B * k, H, W] in network units; the others [N, B, H, W] hold one value over each image.
+    ``jitter`` draws both as another part of the scene might have had them (:class:`train.config.ModelConfig`).
     """
     blocks = packed.unflatten(1, (bands, -1))
     mean = blocks.mean(dim=(2, 3, 4), keepdim=True)
     off = blocks - mean
     # At least 0.01, a grey level or so: an image of one value must not become one of noise.
     spread = (off.square().mean(dim=(2, 3, 4), keepdim=True) + 1e-4).sqrt()
+    if jitter:
+        spread = spread * (jitter * torch.randn_like(spread)).exp()
+        shift = jitter * spread * torch.randn_like(spread)
+        mean, off = mean + shift, off - shift
     level, contrast = (x.squeeze(2).expand(-1, -1, *packed.shape[-2:]) for x in (mean, spread))
     return (off / spread).flatten(1, 2), level, contrast
 

@@ -8,6 +8,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.contract.sensors import Scenario, Sensor
@@ -51,6 +52,32 @@ def imputer(model: System, scenario: Scenario, constant: Mapping[Sensor, Tensor]
         return model.forward_full(fed[Sensor.RGIR], fed[Sensor.NDSM]), None
 
     return predict
+
+
+def at_gsd(predict: Predict, gsd_m: float | None, within: tuple[float, float] | None) -> Predict:
+    """The same way at the nearest ground sampling distance that the network is for, as the runtime maps a raster.
+
+    Args:
+        predict: to call with resampled bands; what it answers comes back on the grid of the bands.
+        gsd_m: of the bands, in metres; None where it is not known, which leaves them as they are.
+        within: range that the network is for, in metres; None for any.
+    """
+    if gsd_m is None or within is None or within[0] <= gsd_m <= within[1]:
+        return predict
+    magnified = gsd_m / min(max(gsd_m, within[0]), within[1])
+
+    def resampled(rgir: Tensor, ndsm: Tensor) -> tuple[Tensor, Tensor | None]:
+        size = [rgir.shape[-2], rgir.shape[-1]]
+        near = [max(round(side * magnified / STRIDE_PX), 1) * STRIDE_PX for side in size]
+        bands = (_bilinear(rgir.float(), near).round(), _bilinear(ndsm, near))
+        logits, made = predict(*bands)
+        return _bilinear(logits, size), None if made is None else _bilinear(made, size)
+
+    return resampled
+
+
+def _bilinear(x: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True, kw_only=True)

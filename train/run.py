@@ -129,7 +129,7 @@ class Run:
         model, step, found = self.trainer.average, self.trainer.done_steps, []
         for name, scenes in self.validation.items():
             ways = {(scenario, "generator"): predictor(model, scenario) for scenario in scenarios_of(scenes)}
-            results = score(model, ways, scenes, self.mix.labels, synthesis=False)
+            results = score(model, ways, scenes, self.mix.labels, gsd_m=self.mix.gsd_m, synthesis=False)
             metrics = {result.scenario: result.scores for result in results}
             branch = f"/{name}" if found else ""
             for scenario, scores in metrics.items():
@@ -261,6 +261,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="LIST",
         help="range of the random zoom, for each source or for all; above 1 magnifies: 0.7-1.4,1-3 "
         f"({ZOOM[0]}-{ZOOM[1]})",
+    )
+    parser.add_argument(
+        "--gsd",
+        metavar="LOW-HIGH",
+        help="bring all scenes to this range of ground sampling distance before the zoom, in metres, as the runtime "
+        "does with rasters outside it: 0.12-0.3 (as they are)",
     )
     parser.add_argument(
         "--labels", type=Path, metavar="DIR", help="further labels for folder: scenes without their own, <scene>.png"
@@ -419,7 +425,9 @@ def mix_of(options: argparse.Namespace) -> Mix:
     if options.synthetic < 1 or options.validation_scenes < 1:
         raise DataError("--synthetic and --validation-scenes need at least one scene")
     texts = options.data or [f"synthetic:{options.synthetic}"]
-    mix = open_mix(texts, options.cache, shares=options.share, zooms=options.zoom, labels=options.labels)
+    mix = open_mix(
+        texts, options.cache, shares=options.share, zooms=options.zoom, gsd=options.gsd, labels=options.labels
+    )
     sources: tuple[Source, ...] = tuple(
         replace(source, validation_count=options.validation_scenes) if isinstance(source, ProceduralSource) else source
         for source in mix.sources

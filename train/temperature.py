@@ -34,7 +34,7 @@ from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, open_mix
-from train.predict import predictor, tiles
+from train.predict import at_gsd, predictor, tiles
 from train.system import System
 
 EVERY = 4
@@ -66,7 +66,12 @@ class Calibration:
 
 
 @torch.no_grad()
-def samples_of(model: System, scenario: Scenario, scenes: Mapping[str, Sequence[Scene]]) -> list[Sample]:
+def samples_of(
+    model: System,
+    scenario: Scenario,
+    scenes: Mapping[str, Sequence[Scene]],
+    gsd_m: tuple[float, float] | None = None,
+) -> list[Sample]:
     """Logits and labels of every fourth row and column of the scenes that have the scenario's sensors."""
     found = []
     predict = predictor(model, scenario)
@@ -76,7 +81,7 @@ def samples_of(model: System, scenario: Scenario, scenes: Mapping[str, Sequence[
                 continue
             parts = []
             for tile in tiles(scene):
-                logits, _ = predict(tile.rgir[None].float(), tile.ndsm[None])
+                logits, _ = at_gsd(predict, scene.gsd_m, gsd_m)(tile.rgir[None].float(), tile.ndsm[None])
                 at = (*tile.core, slice(None))
                 truth = torch.from_numpy(tile.labels).long()[at[:2]][::EVERY, ::EVERY]
                 values = logits[0].movedim(0, -1)[at][::EVERY, ::EVERY]
@@ -179,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         scenes = {source.name: source.split("validation") for source in sources}
         temperatures: dict[Scenario, float] = {}
         for scenario in Scenario:
-            samples = samples_of(model, scenario, scenes)
+            samples = samples_of(model, scenario, scenes, info.gsd_m)
             temperatures[scenario] = fitted(samples)
             for found in calibrations(samples):
                 after = "-" if found.after is None else f"{100 * found.after:.1f}"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from engine.contract.sensors import Scenario, Sensor
@@ -51,6 +52,39 @@ def test_samples_come_from_each_source_by_its_share_and_zoom(tmp_path, monkeypat
     assert set(small) == {16}
     assert set(large) == {64}
     assert len(small) / len(places) == pytest.approx(0.25, abs=0.06)  # 4 standard deviations
+
+
+def test_scenes_of_any_resolution_are_brought_to_the_range_that_is_asked_for(tmp_path):
+    fine, coarse = (toy_scene(tmp_path, seed, gsd_m=gsd_m) for seed, gsd_m in enumerate((0.1, 0.6)))
+    pool = Pool(scenes=(fine, coarse), zoom=(1, 1), gsd_m=(0.15, 0.3))
+    crops = CropDataset([pool], counted=(0, 1, 2, 3, 4), length=1, crop_px=32, seed=0)
+    sides = {fine.name: set(), coarse.name: set()}
+    for i in range(200):
+        _, scene, window = crops._place(np.random.default_rng(i))
+        sides[scene.name].add(window[2])
+    # 32 px of 0.15 to 0.3 m are 4.8 to 9.6 m on the ground
+    assert (min(sides[fine.name]), max(sides[fine.name])) == pytest.approx((48, 96), abs=1)
+    assert (min(sides[coarse.name]), max(sides[coarse.name])) == pytest.approx((8, 16), abs=1)
+
+
+def test_a_range_of_resolutions_needs_scenes_that_tell_theirs(tmp_path):
+    with pytest.raises(ValueError, match="scenes that tell theirs; 1 do not, such as scene_00000001"):
+        Pool(scenes=(toy_scene(tmp_path, 0, gsd_m=0.2), toy_scene(tmp_path, 1)), gsd_m=(0.15, 0.3))
+
+
+def test_a_folder_scene_knows_its_resolution_and_the_mix_the_one_it_trains_for(tmp_path, real):
+    found = open_mix([f"folder:{real}"], tmp_path / "cache", shares=None, zooms=None, gsd="0.15-0.3")
+    assert found.gsd_m == (0.15, 0.3)
+    (pool,) = found.pools()
+    assert pool.gsd_m == (0.15, 0.3)
+    with rasterio.open(real / "a" / "rgir.tif") as raster:
+        assert {scene.gsd_m for scene in pool.scenes} == {raster.res[0]}
+
+
+@pytest.mark.parametrize("text", ["0.3", "0.3-0.1", "0-1", "a-b", "0.1-inf"])
+def test_ranges_of_resolutions_that_are_none_are_refused(tmp_path, real, text):
+    with pytest.raises(DataError, match="--gsd takes two metres as LOW-HIGH"):
+        open_mix([f"folder:{real}"], tmp_path / "cache", shares=None, zooms=None, gsd=text)
 
 
 def test_labels_of_another_folder_fill_what_lacks_them_and_replace_none(tmp_path, real):

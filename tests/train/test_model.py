@@ -277,6 +277,25 @@ def test_nano_holds_only_layers_that_deploy_well():
     assert all(width % 8 == 0 for width in hidden)
 
 
+def test_jitter_of_the_statistics_is_told_and_leaves_a_network_in_use_alone():
+    torch.manual_seed(0)
+    packed = torch.rand(64, 48, 4, 4)
+    plain, level, contrast = standardised(packed, 3)
+    found, moved, stretched = standardised(packed, 3, jitter=0.1)
+    # what is told undoes what is done, whatever was drawn
+    for off, mean, spread in ((plain, level, contrast), (found, moved, stretched)):
+        shown = off.unflatten(1, (3, 16)) * spread[:, :, None] + mean[:, :, None]
+        torch.testing.assert_close(shown.flatten(1, 2), packed)
+    assert float(((moved - level) / stretched).std()) == pytest.approx(0.1, abs=0.02)
+    assert float((stretched / contrast).log().std()) == pytest.approx(0.1, abs=0.02)
+
+    model = GEMMNet(replace(PRESETS["edge"].model, standardise_jitter=0.5)).eval()
+    image = torch.rand(1, 3, 64, 64) * 255
+    torch.testing.assert_close(
+        model.forward_missing_ndsm(image)[0], model.forward_missing_ndsm(image)[0], rtol=0, atol=0
+    )
+
+
 def test_only_gemmnet_standardises():
     with pytest.raises(ValueError, match="system gemmnet, received shaspec"):
         ModelConfig(system="shaspec", standardise=True)

@@ -14,7 +14,7 @@ from train.data.scenes import write_scene
 from train.evaluate import evaluate, score
 from train.metrics import Confusion, Scores
 from train.model import GEMMNet
-from train.predict import tiles
+from train.predict import at_gsd, tiles
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 200), (40, 64), (30, 300), (10, 12)])
@@ -41,6 +41,26 @@ def test_context_of_a_core_is_at_least_the_halo_inside_a_scene(tmp_path):
         for start, core in zip((tile.row, tile.col), tile.core, strict=True):
             assert core.start >= 8 or start + core.start == 0
             assert core.stop <= 56 or start + core.stop == 300
+
+
+@pytest.mark.parametrize(("gsd_m", "side"), [(0.05, 64), (0.2, 128), (0.6, 256), (None, 128)])
+def test_a_network_sees_the_nearest_resolution_it_is_for_and_its_map_comes_back(gsd_m, side):
+    # Left half dark, right half bright: whatever the resolution, the border stays where it was.
+    rgir = torch.zeros(1, 3, 128, 128)
+    rgir[..., 64:] = 200
+    seen = []
+
+    def predict(bands, heights):
+        seen.append((tuple(bands.shape), tuple(heights.shape)))
+        return torch.cat((100 - bands[:, :1], bands[:, :1] - 100), dim=1), heights
+
+    logits, made = at_gsd(predict, gsd_m, (0.1, 0.3))(rgir, torch.ones(1, 1, 128, 128))
+    assert seen == [((1, 3, side, side), (1, 1, side, side))]
+    assert made.shape == (1, 1, 128, 128)
+    torch.testing.assert_close(made, torch.ones_like(made))
+    classes = logits[0].argmax(dim=0)
+    assert not classes[:, :62].any()
+    assert classes[:, 66:].all()
 
 
 def test_scores_accumulate_over_all_pixels_and_are_also_averaged_over_tiles(tmp_path):

@@ -78,6 +78,9 @@ class Pool:
     """Weight beside the shares of the other pools."""
     zoom: tuple[float, float] = ZOOM
     """Range of the random zoom; above 1 magnifies. A scene smaller than the crop is magnified as far as it must."""
+    gsd_m: tuple[float, float] | None = None
+    """Range of the ground sampling distance that scenes are brought to before the zoom, in metres; None to leave them
+    as they are."""
     drawn_gsd_m: float | None = None
     """Ground sampling distance of scenes for which heights are drawn from labels where there are none
     (:mod:`train.data.drawn_heights`); None to draw none."""
@@ -87,6 +90,19 @@ class Pool:
             raise ValueError("a pool needs at least one scene, received none")
         if not self.share > 0 or not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"share and zoom must be positive, received {self.share} and {self.zoom}")
+        if self.gsd_m is not None and (unknown := [scene.name for scene in self.scenes if scene.gsd_m is None]):
+            raise ValueError(
+                f"a range of ground sampling distances needs scenes that tell theirs; {len(unknown)} do not, such as "
+                f"{unknown[0]}: georeference them, or prepare them again in another cache"
+            )
+
+    def draw_zoom(self, scene: Scene, rng: np.random.Generator) -> float:
+        """How much a crop of a scene is magnified."""
+        zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
+        if self.gsd_m is not None:
+            assert scene.gsd_m is not None
+            zoom *= scene.gsd_m / float(np.exp(rng.uniform(*np.log(self.gsd_m))))
+        return zoom
 
 
 class CropDataset(Dataset[dict[str, Tensor]]):
@@ -178,8 +194,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             scene, pixel = pool.scenes[chosen.scene], chosen.at[int(rng.integers(len(chosen.at)))]
         else:
             scene = pool.scenes[int(rng.integers(len(pool.scenes)))]
-        zoom = np.exp(rng.uniform(*np.log(pool.zoom)))
-        side = min(round(self.crop_px / zoom), *scene.size_px)
+        side = min(round(self.crop_px / pool.draw_zoom(scene, rng)), *scene.size_px)
         corner = []
         for axis, length in enumerate(scene.size_px):
             low, high = 0, length - side
@@ -190,12 +205,13 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
 
 def _resized(crop: Window, size: int) -> Window:
-    """A square window at another size: bands bilinear, labels and masks nearest, half-pixel centres."""
+    """A square window at another size: bands bilinear (averaged when shrunk), labels and masks nearest."""
     if crop.labels.shape == (size, size):
         return crop
 
     def bilinear(bands: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = F.interpolate(torch.from_numpy(bands)[None], size=(size, size), mode="bilinear", align_corners=False)
+        x = torch.from_numpy(bands)[None]
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
         return x[0].numpy()
 
     at = ((np.arange(size) + 0.5) * crop.labels.shape[0] / size).astype(np.intp)

@@ -48,7 +48,7 @@ FILES = ("rgir", "ndsm", "labels")
 TREES, TREE, CROWN_PX = "trees.csv", "tree", 2
 """Points of crowns, the class that they mean, and the radius of what is surely crown around each."""
 DESCRIPTION_LIMIT_BYTES = 1 << 20
-PREPARED_FORMAT = 2
+PREPARED_FORMAT = 3
 """Grows when a scene's arrays come out otherwise than before from the same files."""
 
 
@@ -173,8 +173,11 @@ class FolderSource:
 
     def _prepare(self, scene: str) -> Scene:
         files = self.files(scene)
+        with Raster(next(iter(files.values()))) as grid:
+            gsd_m = grid.gsd_m
         identity = {
             "format": PREPARED_FORMAT,
+            "gsd_m": gsd_m,
             "description": msgspec.to_builtins(self._described),
             **{name: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()},
         }

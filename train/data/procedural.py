@@ -99,7 +99,8 @@ def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: 
 def _generate(cache: Path, size_px: int, seed: int) -> None:
     scene = synthetic.generate(seed=seed, size_px=size_px)
     arrays = {"rgir": scene.rgir, "ndsm": scene.ndsm, "labels": scene.labels}
-    write_scene(scene_folder(cache, seed), arrays, {"seed": seed, "size_px": size_px})
+    about = {"seed": seed, "size_px": size_px, "gsd_m": scene.gsd_m}
+    write_scene(scene_folder(cache, seed), arrays, about)
 
 
 def _note_generator(cache: Path) -> None:

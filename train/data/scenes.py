@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class Window:
     ndsm_valid: NDArray[np.bool_]
     labels: NDArray[np.uint8]
     """uint8 [h, w]; 255 everywhere in a scene without labels."""
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """What of :data:`SOURCE_NAME` is read back."""
+
+    gsd_m: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,18 @@ class Scene:
     def labelled(self) -> bool:
         """Whether classes are known anywhere."""
         return (self.folder / "labels.npy").exists()
+
+    @cached_property
+    def gsd_m(self) -> float | None:
+        """Ground sampling distance in metres, None where it is not known."""
+        try:
+            return from_json(read_file(self.folder / SOURCE_NAME), _Known).gsd_m
+        except OSError:
+            return None
+        except MalformedError as error:
+            raise DataError(
+                f"{self.folder / SOURCE_NAME}: {error}: delete the folder, it will be prepared again"
+            ) from error
 
     def read(self, row: int, col: int, height: int, width: int) -> Window:
         """A window inside the scene."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ class Mix:
     sources: tuple[Source, ...]
     shares: tuple[float, ...]
     zooms: tuple[tuple[float, float], ...]
+    target_gsd_m: tuple[float, float] | None = None
+    """Range of the ground sampling distance that all scenes are brought to, in metres; None to leave them."""
     draw_heights: bool = False
     """Draw heights from labels for labelled scenes that have none."""
 
@@ -99,7 +102,12 @@ class Mix:
 
     @property
     def gsd_m(self) -> tuple[float, float]:
-        """Finest ground sampling distance that a crop is magnified to, and the coarsest of an image, in metres."""
+        """Range of the ground sampling distance that the network is for, in metres.
+
+        The target where there is one, else from the finest that a crop is magnified to up to the coarsest of an image.
+        """
+        if self.target_gsd_m is not None:
+            return self.target_gsd_m
         if len(self.sources) == 1:
             return self.sources[0].gsd_m
         finest = min(source.gsd_m[0] / zoom[1] for source, zoom in zip(self.sources, self.zooms, strict=True))
@@ -120,7 +128,17 @@ class Mix:
                     "adapt a model to images without labels with `python -m train.adapt`"
                 )
             drawn = self.draw_heights and any(Sensor.NDSM not in scene.sensors for scene in scenes)
-            pools.append(Pool(scenes=scenes, share=share, zoom=zoom, drawn_gsd_m=source.gsd_m[0] if drawn else None))
+            try:
+                pool = Pool(
+                    scenes=scenes,
+                    share=share,
+                    zoom=zoom,
+                    gsd_m=self.target_gsd_m,
+                    drawn_gsd_m=source.gsd_m[0] if drawn else None,
+                )
+            except ValueError as error:
+                raise DataError(f"{source.name}: {error}") from error
+            pools.append(pool)
         return tuple(pools)
 
     def describe(self, pools: Sequence[Pool]) -> str:
@@ -141,7 +159,13 @@ class Mix:
 
 
 def open_mix(
-    texts: Sequence[str], cache: Path, *, shares: str | None, zooms: str | None, labels: Path | None = None
+    texts: Sequence[str],
+    cache: Path,
+    *,
+    shares: str | None,
+    zooms: str | None,
+    gsd: str | None = None,
+    labels: Path | None = None,
 ) -> Mix:
     """The sources that ``texts`` name, with their shares and zooms.
 
@@ -150,6 +174,7 @@ def open_mix(
         cache: folder for prepared scenes.
         shares: one positive number for each source, comma-separated; None for equal ones.
         zooms: ``LOW-HIGH`` for each source, comma-separated, or once for all; None for :data:`train.data.dataset.ZOOM`.
+        gsd: ``LOW-HIGH`` in metres, the range that all scenes are brought to; None to leave them as they are.
         labels: folder of further labels for the ``folder:`` sources.
 
     Raises:
@@ -175,4 +200,15 @@ def open_mix(
             f"{zooms}"
         )
     sources = tuple(open_source(text, cache, labels if text in folders else None) for text in texts)
-    return Mix(sources=sources, shares=weights, zooms=bounds)
+    return Mix(sources=sources, shares=weights, zooms=bounds, target_gsd_m=None if gsd is None else _range_of(gsd))
+
+
+def _range_of(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = (0.0, 0.0)
+    if not 0 < found[0] <= found[1] < math.inf:
+        raise DataError(f"--gsd takes two metres as LOW-HIGH such as 0.12-0.3, received {text!r}")
+    return found
