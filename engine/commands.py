@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Command] = {
     "run": Command(module="engine.run", help="map rasters, or frames that land in a folder"),
     "doctor": Command(module="engine.doctor.__main__", help="what works on this machine, and why the rest does not"),
     "report": Command(module="engine.report.__main__", help="write the page of a finished run again"),
+    "view": Command(module="engine.view.__main__", help="show a finished run's map in a browser", extra="view"),
     "keys": Command(module="engine.keys", help="keys, signatures and trust for bundles", extra="signed"),
     "polygons": Command(module="engine.polygons.__main__", help="turn a map into polygons"),
     "acceptance": Command(module="engine.acceptance.__main__", help="every fault on every sensor, and what the map is"),

@@ -33,6 +33,16 @@ class Window:
         row, col = self.row - outer.row, self.col - outer.col
         return slice(row, row + self.height), slice(col, col + self.width)
 
+    def every(self, step: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Where the window's pixels lie in a picture of every ``step``-th row and column, and which of them do."""
+
+        def axis(start: int, length: int) -> tuple[slice, slice]:
+            first, last = -(-start // step), -(-(start + length) // step)
+            return slice(first, last), slice(first * step - start, length, step)
+
+        (row_place, row_pick), (col_place, col_pick) = axis(self.row, self.height), axis(self.col, self.width)
+        return (row_place, col_place), (row_pick, col_pick)
+
     @property
     def pixels(self) -> int:
         """Its area."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from engine.backends.base import BackendInfo
 from engine.backends.resilient import BackendEvent
+from engine.contract.sensors import Sensor
 from engine.frame_log import FrameRecord
 from engine.job import TileReport
+from engine.stitcher import MapBlock
 
 if TYPE_CHECKING:  # what a run is planned from and what it leaves: nobody who only watches tiles needs them
     from engine.plan import Plan
-    from engine.record import RunRecord
+    from engine.record import GridUsed, RasterUsed, RunRecord
 
 
 class Observer:
     """Watches a run. Called in the thread that called :func:`engine.runner.run`, unless a method says otherwise."""
+
+    sees_pixels = False
+    """Whether :meth:`mapped` is to be told of what a resumed run had mapped before."""
 
     def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
         """All checks passed and the backend is warm; a resumed run goes on with ``first_tile``."""
@@ -26,6 +31,12 @@ class Observer:
 
         Called from the read thread.
         """
+
+    def frame_begun(self, stamp: str, grid: GridUsed, inputs: Mapping[Sensor, RasterUsed]) -> None:
+        """The maps of a frame begin. Called from the write thread; a resumed run's hold pixels already."""
+
+    def mapped(self, block: MapBlock) -> None:
+        """More pixels of that frame's maps are finished. Called from the write thread; copy what is to be kept."""
 
     def tile_done(self, report: TileReport) -> None:
         """One more tile is in the maps."""
@@ -51,6 +62,7 @@ class Observers(Observer):
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
+        self.sees_pixels = any(each.sees_pixels for each in self._observers)
 
     def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
         """See :meth:`Observer.started`."""
@@ -61,6 +73,16 @@ class Observers(Observer):
         """See :meth:`Observer.waiting`."""
         for each in self._observers:
             each.waiting(waits)
+
+    def frame_begun(self, stamp: str, grid: GridUsed, inputs: Mapping[Sensor, RasterUsed]) -> None:
+        """See :meth:`Observer.frame_begun`."""
+        for each in self._observers:
+            each.frame_begun(stamp, grid, inputs)
+
+    def mapped(self, block: MapBlock) -> None:
+        """See :meth:`Observer.mapped`."""
+        for each in self._observers:
+            each.mapped(block)
 
     def tile_done(self, report: TileReport) -> None:
         """See :meth:`Observer.tile_done`."""

@@ -142,6 +142,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="[HOST]:PORT",
         help="serve /metrics for Prometheus and /healthz, as in :9102 (this machine alone unless a host is given)",
     )
+    flight.add_argument(
+        "--serve",
+        metavar="[HOST]:PORT",
+        help="show the map in a browser while it grows, as in :8080 (this machine alone unless a host is given)",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
     model.add_argument(

@@ -21,7 +21,6 @@ from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import ResumeError
 from engine.contract.formats import MalformedError, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
-from engine.grid import Window
 from engine.job import Job
 from engine.journal import PixelCounts
 from engine.stitcher import MapBlock
@@ -63,7 +62,7 @@ class Preview:
         """Sample a tile's inputs."""
         window = job.tile.target
         rows, cols = job.tile.target.within(job.tile.reads)
-        place, pick = self._sampled(window)
+        place, pick = window.every(self._step)
         for sensor, seen in job.observations.items():
             values = seen.values[:, rows, cols][:, *pick]
             canvas = self._rgir if sensor is Sensor.RGIR else self._ndsm[None]
@@ -72,7 +71,7 @@ class Preview:
 
     def add_block(self, block: MapBlock) -> None:
         """Sample finished map pixels."""
-        place, pick = self._sampled(block.window)
+        place, pick = block.window.every(self._step)
         for canvas, values in zip(self._maps, (block.classes, block.confidence, block.provenance), strict=True):
             canvas[place] = values[pick]
 
@@ -102,17 +101,6 @@ class Preview:
     @property
     def _canvases(self) -> tuple[NDArray[Any], ...]:
         return self._rgir, self._ndsm, self._valid, self._maps
-
-    def _sampled(self, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Which canvas pixels lie in a raster window, and which of the window's pixels they are."""
-
-        def axis(start: int, length: int) -> tuple[slice, slice]:
-            first = -(-start // self._step)
-            last = -(-(start + length) // self._step)
-            return slice(first, last), slice(first * self._step - start, length, self._step)
-
-        (row_place, row_pick), (col_place, col_pick) = axis(window.row, window.height), axis(window.col, window.width)
-        return (row_place, col_place), (row_pick, col_pick)
 
     def save(self, path: Path, *, model: str, classes: Sequence[ClassSpec], pixels: PixelCounts) -> None:
         """Draw the five panels. The caller names a temporary file and renames it.

@@ -349,7 +349,12 @@ def schema() -> dict[str, Any]:
 
 def described(inputs: Mapping[str, Any], grid: Grid) -> tuple[Mapping[Sensor, RasterUsed], GridUsed]:
     """A frame's rasters, see :meth:`engine.frames.Rasters.describe`, and the grid that they are read on."""
-    return from_builtins(inputs, dict[Sensor, RasterUsed]), GridUsed(
+    return from_builtins(inputs, dict[Sensor, RasterUsed]), grid_used(grid)
+
+
+def grid_used(grid: Grid) -> GridUsed:
+    """A grid as records describe it."""
+    return GridUsed(
         width=grid.width,
         height=grid.height,
         crs=None if grid.crs is None else grid.crs.to_string(),

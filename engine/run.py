@@ -7,6 +7,7 @@
     python -m engine.run --rgir ortho.tif --ndsm height.tif --dry-run      what would run, and on what
     python -m engine.run --live frames --output maps --resume               frames that land in a folder, as a service
     python -m engine.run --rate 10Hz --inject "ndsm:dead@2-4"              the demo scene as a flight with a failure
+    python -m engine.run --live frames --output maps --serve :8080         the map in a browser while it grows
 
 Rasters: RGIR is 8 bit with the bands near-infrared, red, green; nDSM is height above ground in metres, on file or as
 a surface model (--dsm) and a terrain model (--dtm) that are subtracted window by window. Rasters may differ in grid and
@@ -45,6 +46,7 @@ from engine.runner import run
 from engine.telemetry import log
 from engine.telemetry.observe import watched
 from engine.telemetry.streams import steady_streams
+from engine.view.observer import Page
 
 STALL_S = 60.0
 """/healthz answers 503 after this long without a tile, or after twice --watchdog if that is longer."""
@@ -109,7 +111,8 @@ def _run(options: argparse.Namespace) -> int:
         watchers = stack.enter_context(
             watched(metrics=options.metrics, deadline_ms=request.deadline_ms, stall_s=stall_s)
         )
-        record = run(request, Observers([*teller, *watchers.observers]))
+        page = [] if options.serve is None else [stack.enter_context(Page(options.serve, request.output))]
+        record = run(request, Observers([*teller, *watchers.observers, *page]))
     if options.report:
         report = write_report(request.output)
         if not (options.json or options.quiet):

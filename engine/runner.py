@@ -231,6 +231,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
             tiles_done=entry.tiles_done,
             monitor=entry.monitor,
             frame_done=frame_done,
+            watcher=watcher,
         )
         stack.callback(sink.close)
         if isinstance(frames, RasterFrames):

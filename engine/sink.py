@@ -35,6 +35,7 @@ from engine.frames import OpenFrame, name_of
 from engine.health.monitor import Verdict
 from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
+from engine.observer import Observer
 from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
@@ -115,6 +116,7 @@ class FrameSink:
         tiles_done: rows of ``tiles`` whose tiles are in the maps.
         monitor: the health monitor's state after the last of them.
         frame_done: told of each frame that is done, from the thread that writes.
+        watcher: told of each frame that begins and of finished pixels, from that thread.
     """
 
     output: Path
@@ -130,6 +132,7 @@ class FrameSink:
     tiles_done: int
     monitor: Mapping[str, Any] | None
     frame_done: Callable[[FrameRecord], None] = lambda _: None
+    watcher: Observer = field(default_factory=Observer)
     pixels_mapped: int = 0
     """By this process."""
     publish_s: float = 0.0
@@ -170,11 +173,15 @@ class FrameSink:
             self._folder, height=grid.height, width=grid.width, sensors=map(Sensor, inputs), resume=resume
         )
         self._maps = _Maps(writer=writer, preview=preview)
-        self.described = self.described or described(inputs, grid)
+        rasters, used = described(inputs, grid)
+        self.described = self.described or (rasters, used)
+        self.watcher.frame_begun("" if self._frame is None else self._frame.frame.stamp, used, rasters)
         if resume:
             self._tally.pixels = PixelCounts(
                 provenance=[*self.statistics.pixels.provenance], classes=[*self.statistics.pixels.classes]
             )
+            for block in writer.written() if self.watcher.sees_pixels else ():
+                self.watcher.mapped(block)
 
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
         """Compose a tile and write what is finished; with a live frame's last one publish its maps."""
@@ -197,6 +204,7 @@ class FrameSink:
             window = block.window
             self._maps.writer.write(window.row, window.col, block.classes, block.confidence, block.provenance)
             self._maps.preview.add_block(block)
+            self.watcher.mapped(block)
             counts = PixelCounts.of(block)
             self.statistics.pixels.add(counts)
             self._tally.pixels.add(counts)

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {"engine", "export", "calib", "train", "benchmarks"}
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "modelopt", "scipy", "safetensors")
-HEAVY += ("prometheus_client", "shapely", "geopandas", "pyogrio", "pyarrow")
+HEAVY += ("prometheus_client", "shapely", "geopandas", "pyogrio", "pyarrow", "starlette", "uvicorn")
 BEHIND_AN_EXTRA = {"onnxruntime.py", "device.py", "tensorrt.py", "tensorrt_pipeline.py", "metrics.py"}
-BEHIND_AN_EXTRA |= {"polygons.py", "vector_file.py"}
+BEHIND_AN_EXTRA |= {"polygons.py", "vector_file.py", "web.py", "events.py", "guard.py", "serve.py", "process.py"}
 """Modules of the engine that import a library of an optional extra; nobody imports them unless it is wanted."""
 
 
@@ -70,7 +70,7 @@ def test_only_one_place_imports_each_boundary_library() -> None:
         "prometheus_client": {"metrics.py"},
         "rasterio": {
             *("raster.py", "opening.py", "cog.py", "georeference.py", "height_models.py", "map_reader.py"),
-            "polygons.py",
+            *("polygons.py", "backdrop.py"),
         },
     }
     for path in sources("engine"):

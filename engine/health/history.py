@@ -44,8 +44,9 @@ class SensorHistory:
     """The first :data:`MAX_CHANGES` of them."""
     last: dict[Sensor, tuple[State, Fault | None]] = field(default_factory=dict)
 
-    def add(self, tile: int, verdicts: Mapping[Sensor, Verdict], *, frame: str = "") -> None:
-        """Count one tile, and log what changed."""
+    def add(self, tile: int, verdicts: Mapping[Sensor, Verdict], *, frame: str = "") -> list[Change]:
+        """Count one tile, and log what changed; returns the changes."""
+        found = []
         for sensor, verdict in verdicts.items():
             states = self.states.setdefault(sensor, dict.fromkeys(State, 0))
             states[verdict.state] += 1
@@ -63,6 +64,8 @@ class SensorHistory:
             if len(self.changes) < MAX_CHANGES:
                 self.changes.append(change)
             _tell(change)
+            found.append(change)
+        return found
 
 
 def _tell(change: Change) -> None:

@@ -37,10 +37,12 @@ from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
 from engine.digested_file import Mark, check_mark
+from engine.grid import Window as GridWindow
 from engine.rasters.checksums import NAME as CHECKSUMS_NAME
 from engine.rasters.checksums import Checksums, checksums, read_checksums
 from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 from engine.rasters.style import paletted_style
+from engine.stitcher import MapBlock
 
 BLOCK_PX = 512
 SPOOL_BYTES_PER_PX = 4.0
@@ -177,6 +179,24 @@ class MapWriter:
                 file.write(layer, 1, window=window)
         with _writing(self._spools[0].parent):
             self._checksums.add(row, col, layers)
+
+    def written(self) -> Iterator[MapBlock]:
+        """What the maps hold by now, in strips of blocks; pixels that are still to come look as if nothing saw them.
+
+        Raises:
+            OutputError: the system refuses.
+        """
+        for row in range(0, self._grid.height, BLOCK_PX):
+            window = Window(0, row, self._grid.width, min(BLOCK_PX, self._grid.height - row))
+            with _writing(self._spools[0].parent):
+                classes, confidence, provenance = (file.read(1, window=window) for file in self._files)
+            classes[provenance == Provenance.NONE] = NODATA_CLASS
+            yield MapBlock(
+                window=GridWindow(row=row, col=0, height=window.height, width=window.width),
+                classes=classes,
+                confidence=confidence,
+                provenance=provenance,
+            )
 
     def flush(self) -> None:
         """Wait until everything written so far is on the disk; after it neither a kill nor a power cut loses any.

@@ -76,6 +76,31 @@ class MapReader:
         """
         return self._read(name, window, (height, width))
 
+    def every(self, name: str, window: Window, step: int) -> NDArray[np.uint8]:
+        """Every ``step``-th row and column of one map, uint8 [h, w]: from an overview where the file has it.
+
+        Args:
+            name: of the map.
+            window: inside the raster; begins at multiples of ``step``.
+            step: a power of two.
+
+        Raises:
+            RasterOpenError: the file is truncated or damaged.
+        """
+        height, width = -(-window.height // step), -(-window.width // step)
+        level = step.bit_length() - 2
+        if level < 0:
+            return self._read(name, window, (height, width))
+        if level >= len(self._files[name].overviews(1)):
+            return np.ascontiguousarray(self._read(name, window, (window.height, window.width))[::step, ::step])
+        key = f"{name} 1:{step}"
+        if key not in self._files:
+            with unreferenced_is_fine():
+                path = self._folder / f"{name}.tif"
+                self._files[key] = self._open.enter_context(rasterio.open(path, overview_level=level))
+        place = Window(row=window.row // step, col=window.col // step, height=height, width=width)
+        return self._read(key, place, (height, width))
+
     def _read(self, name: str, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
         place = RasterWindow(window.col, window.row, window.width, window.height)
         try:
@@ -84,7 +109,7 @@ class MapReader:
             )
         except GDAL_ERRORS as error:
             raise RasterOpenError(
-                f"{self._folder / name}.tif cannot be read: it is truncated or damaged; run it again ({error})"
+                f"{self._files[name].name} cannot be read: it is truncated or damaged; run it again ({error})"
             ) from error
         return values
 

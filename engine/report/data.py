@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -137,6 +138,11 @@ class Finished:
     def tile_of(self, frame: str, tile: int) -> int:
         """The place in this flight's order of a tile that is numbered within its frame."""
         return self.frames.get(frame, 0) + tile
+
+    def frame_of(self, number: int) -> str:
+        """The stamp of the frame that a tile of this flight's order belongs to; empty for a raster."""
+        firsts = [*self.frames.values()]
+        return [*self.frames][bisect_right(firsts, number) - 1] if firsts else ""
 
     def _collect(self, rows: Iterable[TileRow]) -> None:
         """The columns of the tile log, in one pass."""

@@ -53,7 +53,7 @@ def timeline(run: Finished) -> Section:
             rows += [tag("span", "injected"), charts.lane(injected, INJECTED, slim=True)]
         words = {out.first: faults_in_words(out.faults) for out in run.outages(sensor)}
         rows += [tag("span", SENSOR_NAMES[sensor]), charts.lane(run.shown[sensor], STATE_LOOKS, words=words)]
-    rows += [tag("span", "mapped from"), charts.lane(_mapped_from(run), SCENARIO_LOOKS)]
+    rows += [tag("span", "mapped from"), charts.lane(mapped_from(run), SCENARIO_LOOKS)]
     latency = run.times.latency_ms
     if len(latency) and latency.max() > 0:
         top = float(latency.max())
@@ -67,7 +67,7 @@ def timeline(run: Finished) -> Section:
         ]
     rows += [tag("span", "tile"), charts.tile_axis(tiles)]
     states = {state for sensor in run.sensors for state in np.unique(run.shown[sensor]).tolist()}
-    scenarios = set(np.unique(_mapped_from(run)).tolist())
+    scenarios = set(np.unique(mapped_from(run)).tolist())
     keys = [(STATE_LOOKS[state].colour, STATE_LOOKS[state].name) for state in STATE_LOOKS if state in states]
     keys += [(look.colour, look.name) for number, look in SCENARIO_LOOKS.items() if number in scenarios]
     bunched = f" A column holds up to {-(-tiles // charts.MOST_COLUMNS)} tiles and shows the worst of them."
@@ -207,7 +207,7 @@ def latency(run: Finished) -> Section | None:
     )
 
 
-def _mapped_from(run: Finished) -> NDArray[np.int8]:
+def mapped_from(run: Finished) -> NDArray[np.int8]:
     """Keys of SCENARIO_LOOKS, int8 [tiles]."""
     scenario = run.times.scenario
     shown = np.where(scenario < len(Scenario), scenario + 1, NOTHING)

@@ -44,8 +44,12 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str, option: str = "--metrics") -> Address:
     """``:9102`` and ``9102`` listen to this machine alone, ``0.0.0.0:9102`` and ``[::]:9102`` to everybody.
+
+    Args:
+        text: the value of an option.
+        option: its name, for the error.
 
     Raises:
         UsageError: it is none of these, or the port is not in 0..65535 (0: any that is free).
@@ -53,7 +57,7 @@ def parse_address(text: str) -> Address:
     host, _, port = text.strip().rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not port.isdecimal() or int(port) > 65535 or (":" in bare and bare == host):
-        raise UsageError(f"--metrics takes [HOST]:PORT with a port up to 65535, such as :9102; received {text!r}")
+        raise UsageError(f"{option} takes [HOST]:PORT with a port up to 65535, such as :9102; received {text!r}")
     return Address(host=bare or LOOPBACK, port=int(port))
 
 

@@ -1,0 +1,127 @@
+"""The rasters that a map was made from, to be looked at: in small, and no further checked than that they can be read.
+
+:class:`engine.rasters.raster.SensorRasters` reads what is mapped; it knows one resolution, and no pixel goes unjudged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.windows import Window as RasterWindow
+
+from engine.contract.errors import GridError, RasterOpenError
+from engine.contract.sensors import Sensor
+from engine.grid import Window
+from engine.rasters.georeference import GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
+from engine.rasters.names import raster_name
+from engine.rasters.opening import open_raster
+from engine.record import GridUsed, RasterUsed
+
+SAMPLE_PX = 512
+"""Side of the small picture from which the range of heights is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    view: Any
+    bands: tuple[int, ...]
+    scale: float
+
+    def read(self, window: Window, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values [B, height, width] and where they are valid, bool [height, width]."""
+        place = RasterWindow(window.col, window.row, window.width, window.height)
+        shape = (len(self.bands), height, width)
+        near = Resampling.nearest
+        values = self.view.read(self.bands, window=place, out_shape=shape, resampling=near)
+        masks = self.view.read_masks(self.bands, window=place, out_shape=shape, resampling=near)
+        valid = masks.any(axis=0) & np.isfinite(values).all(axis=0)
+        return (values if self.scale == 1 else values * np.float32(self.scale)), valid
+
+
+class Backdrop:
+    """The sensors' rasters on the grid of their map. Use from one thread at a time.
+
+    Args:
+        inputs: as ``run.json`` describes them.
+        grid: of the map.
+        drivers: see :func:`engine.rasters.opening.open_raster`.
+    """
+
+    def __init__(
+        self, inputs: Mapping[Sensor, RasterUsed], grid: GridUsed, drivers: Sequence[str] | None = None
+    ) -> None:
+        self._inputs, self._grid, self._drivers = inputs, _grid(grid), drivers
+        self._layers: dict[Sensor, tuple[_Layer, ...]] = {}
+        self._files = ExitStack()
+        self._top_m: float | None = None
+
+    def read(self, sensor: Sensor, window: Window, step: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """About every ``step``-th row and column of what a sensor saw.
+
+        Returns:
+            values [3, h, w] DN or [1, h, w] metres, and where they are valid, bool [h, w].
+
+        Raises:
+            RasterOpenError: it cannot be read any more.
+            GridError: it does not lie on the map any more.
+        """
+        height, width = -(-window.height // step), -(-window.width // step)
+        try:
+            values, valid = (first := self._open(sensor)[0]).read(window, height, width)
+            for other in self._open(sensor)[1:]:
+                terrain, there = other.read(window, height, width)
+                values, valid = values - terrain, valid & there
+        except GDAL_ERRORS as error:
+            raise RasterOpenError(f"{sensor} raster {first.view.name} cannot be read ({error})") from error
+        return values, valid
+
+    def top_m(self) -> float:
+        """The height that is drawn white: the 99th percentile of a sample."""
+        if self._top_m is None:
+            side = max(self._grid.height, self._grid.width)
+            whole = Window(row=0, col=0, height=self._grid.height, width=self._grid.width)
+            values, valid = self.read(Sensor.NDSM, whole, max(1, math.ceil(side / SAMPLE_PX)))
+            seen = values[0][valid]
+            self._top_m = max(1.0, float(np.percentile(seen, 99))) if seen.size else 1.0
+        return self._top_m
+
+    def _open(self, sensor: Sensor) -> tuple[_Layer, ...]:
+        if sensor not in self._layers:
+            used = self._inputs[sensor]
+            both = (used,) if used.minus is None else (used, used.minus)
+            self._layers[sensor] = tuple(self._layer(sensor, each) for each in both)
+        return self._layers[sensor]
+
+    def _layer(self, sensor: Sensor, used: RasterUsed) -> _Layer:
+        name = raster_name(used.path)
+        with unreferenced_is_fine():
+            file = self._files.enter_context(open_raster(sensor, name, self._drivers))
+            if max(used.bands) > file.count:
+                raise RasterOpenError(f"{sensor} raster {name} has {file.count} bands, it had {max(used.bands)}")
+            view = onto_grid(file, self._grid, name=str(name), grid_name="the map")
+            if view is not file:
+                self._files.enter_context(view)
+        return _Layer(view=view, bands=used.bands, scale=used.metres_per_unit or 1.0)
+
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        self._files.close()
+
+
+def _grid(used: GridUsed) -> Grid:
+    """The grid that a record describes."""
+    try:
+        crs = None if used.crs is None else CRS.from_string(used.crs)
+    except GDAL_ERRORS as error:
+        raise GridError(f"the map's CRS is none that this installation knows ({error})") from error
+    transform = None if used.transform is None else Affine(*used.transform)
+    return Grid(width=used.width, height=used.height, crs=crs, transform=transform)

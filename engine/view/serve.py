@@ -1,0 +1,45 @@
+"""The web server: uvicorn on a socket that listens already, quiet, without a word about itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+GOODBYE_S = 1
+"""Connections that are open have so long when the server ends."""
+
+
+class Server(uvicorn.Server):
+    """Signals are left to whoever started it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do not."""
+        yield
+
+
+async def serve(app: ASGIApp, listening: socket.socket, ended: asyncio.Event) -> None:
+    """Serve until ``ended`` is set."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=GOODBYE_S,
+    )
+    server = Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    waiting = asyncio.create_task(ended.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    waiting.cancel()
+    await serving
