@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.contract.bands import SensorSpec
 from engine.contract.sensors import Sensor
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 Buffers = Mapping[Sensor, Observation]
 """One tile's worth of memory; the arrays of each Observation are overwritten."""

@@ -17,11 +17,14 @@ import numpy as np
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterOpenError
 from engine.contract.sensors import Sensor
+from engine.grid import Window
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import short_name
-from engine.rasters.raster import Observation, RasterInput, SensorRasters
+from engine.rasters.raster import RasterInput, SensorRasters
+from engine.rasters.sources import Observation
+from engine.resolution import Resolution
 from engine.stitcher import Stitcher
 
 
@@ -60,8 +63,10 @@ class Rasters(Protocol):
     def grid(self) -> Grid:
         """The grid."""
 
-    def read_into(self, row: int, col: int, out: Mapping[Sensor, Observation]) -> dict[Sensor, RasterOpenError]:
-        """One window of every sensor, which may reach beyond the grid; returns what could not be read."""
+    def read_into(
+        self, window: Window, out: Mapping[Sensor, Observation]
+    ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
+        """One window of every sensor, which may reach beyond the grid, and what could not be read."""
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What the raster of each sensor is, as :class:`engine.record.RasterUsed` holds it."""
@@ -101,6 +106,8 @@ class RasterOpener:
     """Of GDAL, for files from outside: nothing but a regular file of this machine is opened then, by one of them."""
     max_px: int | None = None
     """The largest frame that is mapped; None maps any."""
+    resolution: Resolution | None = None
+    """At which they are to be mapped."""
 
     def open(self, files: Mapping[Sensor, RasterInput]) -> SensorRasters:
         """The rasters on one grid.
@@ -123,6 +130,12 @@ class RasterOpener:
                 f"a frame has at most {self.max_px / 1e6:,.0f} Mpx; {', '.join(map(name_of, files.values()))} "
                 f"says {grid.width} x {grid.height} px: map it as a raster"
             )
+        if self.resolution is not None:
+            try:
+                self.resolution.scale(grid.gsd_m)
+            except GridError:
+                rasters.close()
+                raise
         return rasters
 
 

@@ -14,7 +14,7 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
 from engine.frames import OpenFrame
 from engine.grid import Tile
 from engine.health.monitor import Fault, Verdict
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 
 def _nothing() -> None:
@@ -33,7 +33,7 @@ class Job:
     verdicts: Mapping[Sensor, Verdict] = field(default_factory=dict)
     """Empty where health is not watched."""
     provenance: NDArray[np.uint8]
-    """uint8 [T, T] over ``tile.reads``, values of :class:`Provenance`."""
+    """uint8 over the raster pixels of ``tile.reads``, values of :class:`Provenance`."""
     pixels: Mapping[Provenance, int]
     """How many pixels of ``tile.target`` take each scenario, most first."""
     skipped: bool = False
@@ -92,8 +92,8 @@ def make_job(
     """
     verdicts = verdicts or {}
     usable = {sensor: each for sensor, each in seen.items() if sensor not in verdicts or verdicts[sensor].usable}
-    window = tile.reads
-    provenance = provenance_of({sensor: each.valid for sensor, each in usable.items()}, (window.height, window.width))
+    window, shape = tile.reads, (tile.reads.height, tile.reads.width)
+    provenance = provenance_of({sensor: each.valid_of(*shape) for sensor, each in usable.items()}, shape)
     counts = pixels_of(provenance[tile.target.within(window)])
     present = sorted((source for source in Provenance if counts[source]), key=lambda source: -counts[source])
     return Job(

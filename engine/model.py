@@ -29,6 +29,7 @@ from engine.plan import Plan, plan_for
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import RasterInput, SensorRasters
 from engine.request import RasterFiles, RunRequest
+from engine.resolution import Gsd
 from engine.result import Result, ResultSink
 from engine.stitcher import Blend, Tiling
 from engine.stream import stream
@@ -79,6 +80,7 @@ class Model:
         blend: Blend = "hann",
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
+        gsd: Gsd = "auto",
     ) -> Result:
         """Map one raster, or a pair.
 
@@ -94,6 +96,9 @@ class Model:
             blend: ``"hann"`` cross-fades tiles where they overlap, ``"none"`` does not.
             rgir_bands: of a file or dataset, the numbers of the bands that hold near-infrared, red, green.
             ndsm_scale_m: metres per unit of ``ndsm`` (0.1 for decimetres).
+            gsd: ground sampling distance in metres at which the raster is mapped, resampled tile by tile; the maps
+                come back on its own grid. ``"auto"`` is the nearest that the bundle maps best at, ``"off"`` the
+                raster's own.
 
         Raises:
             UsageError: neither is given, or an argument makes no sense.
@@ -114,6 +119,7 @@ class Model:
             blend=blend,
             rgir_bands=rgir_bands,
             ndsm_scale_m=ndsm_scale_m,
+            gsd=gsd,
         )
         results: list[Result] = []
         with ExitStack() as stack:
@@ -131,6 +137,7 @@ class Model:
         blend: Blend = "hann",
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
+        gsd: Gsd = "auto",
     ) -> Iterator[Result]:
         """Map frames one after the other, reading ahead; the order is kept.
 
@@ -142,7 +149,7 @@ class Model:
                 them; None for a sensor that delivered nothing. Iterated in a thread of its own, which is waited for
                 when the results are not wanted any more.
             watch: judge every sensor in every tile; False trusts whatever is delivered.
-            health, halo_px, blend, rgir_bands, ndsm_scale_m: see :meth:`segment`.
+            health, halo_px, blend, rgir_bands, ndsm_scale_m, gsd: see :meth:`segment`.
 
         Yields:
             The maps of each frame, as soon as they are complete.
@@ -163,6 +170,7 @@ class Model:
             blend=blend,
             rgir_bands=rgir_bands,
             ndsm_scale_m=ndsm_scale_m,
+            gsd=gsd,
         )
         plan = plan_for(request, self.bundle, ExitStack(), frames=lambda opener: _GivenFrames(frames, opener))
         return self._stream(plan)

@@ -19,6 +19,7 @@ from engine.rasters.height_models import HeightModels
 from engine.rasters.names import raster_name
 from engine.rasters.raster import RasterInput
 from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
+from engine.resolution import Gsd
 from engine.stitcher import Blend
 from engine.telemetry.log import LogFormat
 
@@ -41,7 +42,7 @@ OPTIONS = {
     "halo_px": "--halo",
     "audit_every": "--audit-every",
     **{name: f"--{name}" for name in ("overwrite", "resume", "threads", "blend", "inject", "health", "output")},
-    **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm")},
+    **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm", "gsd")},
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
 
@@ -176,6 +177,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--blend", choices=get_args(Blend), default="hann", help="hann cross-fades tiles (default); none does not"
     )
+    model.add_argument(
+        "--gsd",
+        type=_gsd,
+        default="auto",
+        metavar="auto|M|off",
+        help="map at M metres a pixel, resampled tile by tile; auto (default): what the bundle maps best at",
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
     results.add_argument("--overwrite", action="store_true", help="replace results that are there")
@@ -233,6 +241,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         resume=options.resume,
         rgir_bands=parse_bands(options.rgir_bands),
         ndsm_scale_m=options.ndsm_scale,
+        gsd=options.gsd,
     )
 
 
@@ -295,6 +304,17 @@ def parse_bands(text: str | None) -> tuple[int, int, int] | None:
     except ValueError as error:
         raise UsageError(f"--rgir-bands takes three band numbers such as 4,1,2; received {text!r}") from error
     return nir, red, green
+
+
+def _gsd(text: str) -> Gsd:
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        return float(text.removesuffix("m"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"auto, off or metres such as 0.1 are expected, received {text!r}") from None
 
 
 def _rate_hz(text: str) -> float:

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from engine.backends.base import Backend, BackendInfo
 from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
@@ -110,7 +108,7 @@ class Plan:
         if not isinstance(self.frames, RasterFrames):
             return None
         grid = self.frames.rasters.grid
-        return self.tiling.stitcher(grid.height, grid.width)
+        return self.tiling.stitcher(grid.height, grid.width, grid.gsd_m)
 
     def describe(self) -> PlanRecord:
         """For ``--dry-run`` and ``run.json``."""
@@ -122,12 +120,7 @@ class Plan:
             inputs=inputs,
             live=FolderUsed.of(source) if isinstance(source, LandingFolder) else None,
             grid=grid,
-            tiling=TilingUsed(
-                tiles=self.tiles,
-                tile_px=self.tiling.tile_px,
-                halo_px=self.tiling.halo_px,
-                blend=self.tiling.blend,
-            ),
+            tiling=TilingUsed.of(self.tiling, None if grid is None else grid.gsd_m, tiles=self.tiles),
             scenarios=self.scenarios,
             health=HealthUsed(
                 watched=self.limits is not None,
@@ -159,7 +152,7 @@ class Plan:
             watching.restore(monitor)
         reader: Reader = TileReader(
             self.frames,
-            stitch=self.tiling.stitcher,
+            stitch=lambda grid: self.tiling.stitcher(grid.height, grid.width, grid.gsd_m),
             pool=BufferPool(
                 map(manifest.sensor, self.sensors), tile_px=manifest.tile_px, count=jobs_alive(backend.info.slots)
             ),
@@ -182,8 +175,14 @@ class Plan:
         """What a few tiles of the raster tell before it is mapped; nothing where sensors are trusted, or of frames."""
         if self.limits is None or not isinstance(self.frames, RasterFrames):
             return ()
-        tile_px, auditor = self.tiling.tile_px, self.auditor(backend)
-        return examine(self.frames.rasters, self.limits, tile_px=tile_px, auditor=auditor)
+        rasters = self.frames.rasters
+        return examine(
+            rasters,
+            self.limits,
+            tile_px=self.tiling.tile_px,
+            window_px=self.tiling.laid(rasters.grid.gsd_m)[0],
+            auditor=self.auditor(backend),
+        )
 
     def record(
         self,
@@ -214,6 +213,7 @@ class Plan:
         """
         request, planned = self.request, self.describe()
         counts = FrameCounts.of(sink.done(), self.sensors, request.deadline_ms)
+        first_grid = None if sink.described is None else sink.described[1]
         inputs, grid = sink.described if counts.done == 1 and sink.described is not None else (None, None)
         return RunRecord(
             version=own_version(),
@@ -222,7 +222,7 @@ class Plan:
             inputs=inputs,
             live=planned.live,
             grid=grid,
-            tiling=msgspec.structs.replace(planned.tiling, tiles=len(times)),
+            tiling=TilingUsed.of(self.tiling, None if first_grid is None else first_grid.gsd_m, tiles=len(times)),
             scenarios=planned.scenarios,
             health=HealthRecord.of(planned.health, sink.statistics.sensors),
             backend=backend,
@@ -299,7 +299,7 @@ def plan_for(
     audit = parse_audit(list(request.health), manifest.audit)
     if request.audit_every is not None:
         audit = replace(audit, every_tiles=request.audit_every)
-    tiling = Tiling.of(manifest, halo_px=request.halo_px, blend=request.blend)
+    tiling = Tiling.of(manifest, halo_px=request.halo_px, blend=request.blend, gsd=request.gsd)
     opener = RasterOpener(
         specs={sensor: manifest.sensor(sensor) for sensor in sensors},
         tile_px=manifest.tile_px,
@@ -307,11 +307,15 @@ def plan_for(
         ndsm_scale_m=request.ndsm_scale_m,
         drivers=request.source.drivers if isinstance(request.source, LandingFolder) else None,
         max_px=MAX_FRAME_PX if isinstance(request.source, LandingFolder) else None,
+        resolution=tiling.resolution,
     )
+    source = _open_frames(request, opener, stack) if frames is None else frames(opener)
+    if isinstance(source, RasterFrames):
+        tiling = _at_its_resolution(tiling, source.rasters.grid.gsd_m, manifest)
     return Plan(
         request=request,
         bundle=bundle,
-        frames=_open_frames(request, opener, manifest, stack) if frames is None else frames(opener),
+        frames=source,
         tiling=tiling,
         scenarios=scenarios_within(sensors),
         limits=limits,
@@ -319,7 +323,7 @@ def plan_for(
     )
 
 
-def _open_frames(request: RunRequest, opener: RasterOpener, manifest: Manifest, stack: ExitStack) -> FrameSource:
+def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) -> FrameSource:
     source = request.source
     if isinstance(source, LandingFolder):
         folder = LiveFolder(
@@ -335,22 +339,34 @@ def _open_frames(request: RunRequest, opener: RasterOpener, manifest: Manifest, 
             drop_oldest=request.when_behind == "drop-oldest",
             idle_exit_s=source.idle_exit_s,
         )
-    rasters = stack.enter_context(opener.open(source.paths))
-    warn_of_resolution(rasters.grid.gsd_m, manifest)
-    return RasterFrames(rasters, source.paths)
+    return RasterFrames(stack.enter_context(opener.open(source.paths)), source.paths)
 
 
-def warn_of_resolution(gsd_m: float | None, manifest: Manifest) -> None:
-    """Say so where the ground sampling distance is not one that the model has learnt."""
-    finest, coarsest = manifest.gsd_m
-    if gsd_m is not None and not 0.9 * finest <= gsd_m <= 1.1 * coarsest:
-        log.warning(
-            "the raster's ground sampling distance of %.3g m lies outside the %.3g to %.3g m the bundle was trained "
-            "for: expect a worse map, or resample the raster",
+def _at_its_resolution(tiling: Tiling, gsd_m: float | None, manifest: Manifest) -> Tiling:
+    """The tiling of a raster: one that is not resampled needs no more of the graphs than one that never could be.
+
+    Says so where the raster is resampled, and where the result is not a resolution that the model has learnt.
+    """
+    if gsd_m is None:
+        return replace(tiling, resolution=None)
+    side, _ = tiling.laid(gsd_m)
+    mapped_m, (finest, coarsest) = gsd_m * side / tiling.tile_px, manifest.gsd_m
+    if side != tiling.tile_px:
+        log.info(
+            "the raster's ground sampling distance is %.3g m: it is mapped at %.3g m, and the map comes back on the "
+            "raster's grid",
             gsd_m,
+            mapped_m,
+        )
+    if not 0.9 * finest <= mapped_m <= 1.1 * coarsest:
+        log.warning(
+            "the ground sampling distance of %.3g m lies outside the %.3g to %.3g m the bundle was trained for: expect "
+            "a worse map, or choose another with `gsd`",
+            mapped_m,
             finest,
             coarsest,
         )
+    return tiling if side != tiling.tile_px else replace(tiling, resolution=None)
 
 
 def _taken(output: Path, stamp: str) -> str | None:

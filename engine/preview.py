@@ -23,6 +23,7 @@ from engine.contract.formats import MalformedError, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
 from engine.job import Job
 from engine.journal import PixelCounts
+from engine.resampling import nearest
 from engine.stitcher import MapBlock
 
 PANEL_PX = 480
@@ -63,11 +64,16 @@ class Preview:
         window = job.tile.target
         rows, cols = job.tile.target.within(job.tile.reads)
         place, pick = window.every(self._step)
+        reads = job.tile.reads
         for sensor, seen in job.observations.items():
-            values = seen.values[:, rows, cols][:, *pick]
+            height, width = seen.valid.shape  # of a tile that was resampled not that of the window
+            at: tuple[Any, ...] = np.ix_(
+                nearest(range(reads.height)[rows][pick[0]], reads.height, height),
+                nearest(range(reads.width)[cols][pick[1]], reads.width, width),
+            )
             canvas = self._rgir if sensor is Sensor.RGIR else self._ndsm[None]
-            canvas[:, *place] = values
-            self._valid[list(Sensor).index(sensor)][place] = seen.valid[rows, cols][pick]
+            canvas[:, *place] = seen.values[(slice(None), *at)]
+            self._valid[list(Sensor).index(sensor)][place] = seen.valid[at]
 
     def add_block(self, block: MapBlock) -> None:
         """Sample finished map pixels."""

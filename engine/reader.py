@@ -23,7 +23,8 @@ from engine.grid import Tile, Window
 from engine.health.faults import Injector
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
 from engine.job import Job, make_job
-from engine.rasters.raster import first_cause
+from engine.rasters.georeference import Grid
+from engine.rasters.sources import first_cause
 from engine.stitcher import Stitcher
 
 
@@ -70,7 +71,7 @@ class TileReader:
 
     Args:
         frames: what is read.
-        stitch: from height and width of a frame to the stitcher that lays its tiles.
+        stitch: from the grid of a frame to the stitcher that lays its tiles.
         pool: as many buffers as jobs can be alive; closed when the reader is stopped.
         tile_px: side of the tile that stands for a frame without a map.
         tiles_done: of the first frame, so many tiles have been mapped before.
@@ -83,7 +84,7 @@ class TileReader:
         self,
         frames: FrameSource,
         *,
-        stitch: Callable[[int, int], Stitcher],
+        stitch: Callable[[Grid], Stitcher],
         pool: BufferPool,
         tile_px: int,
         tiles_done: int = 0,
@@ -115,7 +116,7 @@ class TileReader:
             if rasters is None:
                 yield self._nothing(OpenFrame(frame=frame, absent=absent), began)
                 return
-            stitcher = self._stitch(rasters.grid.height, rasters.grid.width)
+            stitcher = self._stitch(rasters.grid)
             first, self._tiles_done = stitcher.resume_at(self._tiles_done), 0
             opened = OpenFrame(
                 frame=frame, absent=absent, grid=rasters.grid, inputs=rasters.describe(), stitcher=stitcher
@@ -134,13 +135,13 @@ class TileReader:
     ) -> ReadTile:
         """One tile; the first one's reading includes the time in which its frame was opened."""
         began = time.monotonic() - opening_s
-        errors = rasters.read_into(tile.reads.row, tile.reads.col, buffers)
+        seen, errors = rasters.read_into(tile.reads, buffers)
         failed = {s: Absent(fault=Fault.READ_ERROR, detail=str(first_cause(e))) for s, e in errors.items()}
         available_at = due if opened.frame.available_at is None else opened.frame.available_at
         return ReadTile(
             frame=opened,
             tile=tile,
-            seen={**buffers, **opened.absent, **failed},
+            seen={**seen, **opened.absent, **failed},
             errors=errors,
             available_at=began if available_at is None else available_at,
             began=began,

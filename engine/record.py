@@ -34,7 +34,7 @@ from engine.journal import Statistics, Switch
 from engine.live.folder import Arrivals
 from engine.rasters.georeference import Grid
 from engine.request import LandingFolder, WhenBehind
-from engine.stitcher import Blend
+from engine.stitcher import Blend, Tiling
 from engine.tile_log import STAGES, TileRow
 
 
@@ -102,8 +102,24 @@ class TilingUsed(msgspec.Struct, frozen=True, kw_only=True):
     tiles: int | None
     """Of all frames together; None before it is known."""
     tile_px: int
+    """Raster pixels; of several frames the first one's."""
     halo_px: int
     blend: Blend
+    mapped_gsd_m: float | None = None
+    """What tiles were resampled to, where they were; of several frames the first one's."""
+
+    @classmethod
+    def of(cls, tiling: Tiling, gsd_m: float | None, *, tiles: int | None) -> TilingUsed:
+        """Over a raster of that ground sampling distance."""
+        side, halo_px = tiling.laid(gsd_m)
+        resampled = gsd_m is not None and side != tiling.tile_px
+        return cls(
+            tiles=tiles,
+            tile_px=side,
+            halo_px=halo_px,
+            blend=tiling.blend,
+            mapped_gsd_m=gsd_m * side / tiling.tile_px if gsd_m is not None and resampled else None,
+        )
 
 
 class HealthUsed(msgspec.Struct, frozen=True, kw_only=True):

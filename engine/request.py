@@ -13,6 +13,7 @@ from engine.contract.sensors import Sensor
 from engine.health.faults import Injection
 from engine.live.frame_name import Pattern
 from engine.rasters.raster import RasterInput
+from engine.resolution import Gsd
 from engine.stitcher import Blend
 
 WhenBehind = Literal["block", "drop-oldest"]
@@ -105,6 +106,8 @@ class RunRequest:
     """Go on with an interrupted run. A landing folder begins where there is nothing to go on behind."""
     rgir_bands: tuple[int, int, int] | None = None
     ndsm_scale_m: float | None = None
+    gsd: Gsd = "auto"
+    """At which ground sampling distance rasters are mapped; see :mod:`engine.resolution`."""
 
     def __post_init__(self) -> None:
         if self.overwrite and self.resume:

@@ -177,6 +177,7 @@ def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
         "inputs": plan.frames.identity(),
         "rgir_bands": request.rgir_bands,
         "ndsm_scale_m": request.ndsm_scale_m,
+        "gsd": request.gsd,
         "health": msgspec.to_builtins(plan.limits),
         "audit": msgspec.to_builtins(plan.audit),
         "inject": msgspec.to_builtins(request.inject),

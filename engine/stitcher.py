@@ -20,15 +20,18 @@ from engine.contract.bundle import NODATA_CLASS, Manifest
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Provenance, Scenario
 from engine.grid import Strip, Tile, TileGrid, Window
+from engine.resampling import RasterAnswer, most_probable
+from engine.resolution import Gsd, Resolution
 
 Blend = Literal["none", "hann"]
 _T = TypeVar("_T", np.uint8, np.float32)
 _Weights: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of a tile's rows, [h, 1], and of its columns, [w]."""
+Answers = Mapping[Scenario, Outputs | RasterAnswer]
+"""What each graph says of a tile, [..., S, S] at the raster's resolution."""
 
 ACCUMULATOR_BYTES = 64 * 2**20
 """Memory that cross-fading may hold; it sets the width of a strip."""
-PIECE_PX = 1 << 14
 WEIGHT_TOLERANCE = 1e-3
 """Blend weights sum to 1 but for rounding; a sum further below tells of a tile without data."""
 
@@ -48,19 +51,29 @@ class Stitcher(ABC):
 
     grid: TileGrid
     wanted: tuple[Output, ...]
-    """The graph outputs it needs of each tile."""
+    """The graph outputs it needs of each tile; of one that was resampled, probabilities alone."""
     tiles_done: int = 0
     """Tiles whose every pixel has been handed out; what the journal records."""
 
-    @abstractmethod
     def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
         """Take one tile.
 
         Args:
             tile: the next tile of the grid's order.
-            provenance: uint8 [T, T] over ``tile.reads``: the scenario each pixel is to be mapped by.
-            outputs: the answer of every scenario that occurs in ``tile.target``.
+            provenance: uint8 [S, S] over ``tile.reads``: the scenario each pixel is to be mapped by.
+            outputs: the answer of every scenario that occurs in ``tile.target``, [..., T, T]; where T is not S, the
+                tile was resampled, and its answer is resampled back.
         """
+        side = self.grid.tile_px
+        answers: Answers = {
+            scenario: answer if _side_of(answer) == side else RasterAnswer(answer, side)
+            for scenario, answer in outputs.items()
+        }
+        return self._add(tile, provenance, answers)
+
+    @abstractmethod
+    def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
+        """:meth:`add` at the raster's resolution."""
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -74,12 +87,11 @@ class Stitcher(ABC):
         """Prepare to go on after ``tiles_done``; returns the index of the first tile to infer."""
 
 
-def cropped(
-    window: Window,
-    inside: tuple[slice, slice],
-    provenance: NDArray[np.uint8],
-    outputs: Mapping[Scenario, Outputs],
-) -> MapBlock:
+def _side_of(answer: Outputs) -> int:
+    return int(next(iter(answer.values())).shape[-1])
+
+
+def cropped(window: Window, inside: tuple[slice, slice], provenance: NDArray[np.uint8], outputs: Answers) -> MapBlock:
     """Pixels as one tile maps them: ``window`` of the raster, ``inside`` of the tile's arrays."""
     source = provenance[inside]
     return MapBlock(
@@ -98,7 +110,7 @@ class CropStitcher(Stitcher):
     def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int) -> None:
         self.grid = TileGrid(height=height, width=width, tile_px=tile_px, halo_px=halo_px)
 
-    def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
+    def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Compose the pixels that the tile owns."""
         yield cropped(tile.target, tile.target.within(tile.reads), provenance, outputs)
         self.tiles_done = tile.index + 1
@@ -149,7 +161,7 @@ class HannStitcher(Stitcher):
         self._below: _Band | None = None
         self._left: _Band | None = None
 
-    def add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]) -> Iterator[MapBlock]:
+    def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Hand out what is the tile's alone, and the bands to which it was the last to add."""
         strip = self._enter(tile)
         again = tile.index < self.tiles_done  # a resumed run rebuilds the bands below rows that it already wrote
@@ -199,9 +211,7 @@ class HannStitcher(Stitcher):
         top, bottom, fade = tile.target.row, tile.target.row + tile.target.height, 2 * self.grid.halo_px
         return top + (fade if top > 0 else 0), bottom - (fade if bottom < self.grid.height else 0)
 
-    def _core(
-        self, tile: Tile, col: int, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]
-    ) -> MapBlock | None:
+    def _core(self, tile: Tile, col: int, provenance: NDArray[np.uint8], outputs: Answers) -> MapBlock | None:
         """What is the tile's alone."""
         (top, bottom), target, fade = self._rows_between(tile), tile.target, 2 * self.grid.halo_px
         left, right = self.grid.cols.reach(col)
@@ -213,7 +223,7 @@ class HannStitcher(Stitcher):
         return cropped(window, window.within(tile.reads), provenance, outputs)
 
     def _beside(
-        self, tile: Tile, strip: Strip, provenance: NDArray[np.uint8], outputs: Mapping[Scenario, Outputs]
+        self, tile: Tile, strip: Strip, provenance: NDArray[np.uint8], outputs: Answers
     ) -> Iterator[MapBlock | None]:
         """Add to the bands on both sides; the left one is then finished."""
         position = strip.position(tile.index)
@@ -258,7 +268,7 @@ class _Band:
         tile: Tile,
         position: tuple[int, int],
         provenance: NDArray[np.uint8],
-        outputs: Mapping[Scenario, Outputs],
+        outputs: Answers,
     ) -> None:
         """Add what a tile knows of these pixels."""
         (row, col), window, target = position, self.window, tile.target
@@ -315,32 +325,12 @@ class _Band:
             partial = (provenance != Provenance.NONE) & (weight < 1 - WEIGHT_TOLERANCE)
             if partial.any():  # never where all tiles agree: rounding would change the maps
                 np.divide(self._sum, weight, where=partial, out=self._sum)
-        classes, confidence = _most_probable(self._sum)
+        classes, confidence = most_probable(self._sum)
         if self._holes:
             unmapped = provenance == Provenance.NONE
             classes[unmapped] = NODATA_CLASS
             confidence[unmapped] = 0
         return MapBlock(window=self.window, classes=classes, confidence=confidence, provenance=provenance)
-
-
-def _most_probable(probabilities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Class and its probability x 255, uint8 [h, w] each, of probabilities [C, h, w].
-
-    Five times as fast as argmax over so short a first axis, and in pieces that stay in the processor's cache.
-    """
-    _, height, width = probabilities.shape
-    classes, confidence = np.zeros((height, width), np.uint8), np.empty((height, width), np.uint8)
-    rows = max(1, PIECE_PX // width)
-    for piece in (slice(top, top + rows) for top in range(0, height, rows)):
-        first, *others = probabilities[:, piece]
-        best, kind = first.copy(), classes[piece]
-        for index, each in enumerate(others, start=1):
-            above = (each > best).view(np.uint8)
-            np.maximum(kind, np.multiply(above, np.uint8(index), out=above), out=kind)
-            np.maximum(best, each, out=best)
-        np.rint(np.multiply(best, 255, out=best), out=best)
-        confidence[piece] = np.clip(best, 0, 255, out=best)
-    return classes, confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,36 +342,50 @@ class Tiling:
     """
 
     tile_px: int
+    """Of the model, as ``halo_px``; :meth:`laid` has both in pixels of a raster."""
     halo_px: int
     blend: Blend = "hann"
     classes: int
     """How many the model has."""
+    resolution: Resolution | None = None
+    """At which rasters are mapped; None: each at its own."""
 
     def __post_init__(self) -> None:
         self.stitcher(self.tile_px, self.tile_px)  # its checks belong to construction
 
     @classmethod
-    def of(cls, manifest: Manifest, *, halo_px: int | None, blend: Blend) -> Tiling:
+    def of(cls, manifest: Manifest, *, halo_px: int | None, blend: Blend, gsd: Gsd = "off") -> Tiling:
         """That of a bundle; ``halo_px`` None takes the bundle's."""
         return cls(
             tile_px=manifest.tile_px,
             halo_px=manifest.halo_px if halo_px is None else halo_px,
             blend=blend,
             classes=len(manifest.classes),
+            resolution=Resolution.of(gsd, manifest),
         )
 
     @property
     def wanted(self) -> tuple[Output, ...]:
         """The graph outputs that are needed of each tile."""
-        return HannStitcher.wanted if self.blend == "hann" else CropStitcher.wanted
+        return CropStitcher.wanted if self.blend == "none" and self.resolution is None else HannStitcher.wanted
 
-    def stitcher(self, height: int, width: int) -> Stitcher:
-        """For a frame of that size."""
+    def laid(self, gsd_m: float | None) -> tuple[int, int]:
+        """Side and halo of a tile in pixels of a raster with that ground sampling distance; None is not known.
+
+        Raises:
+            GridError: the distance that was asked for cannot be met.
+        """
+        if self.resolution is None or gsd_m is None:
+            return self.tile_px, self.halo_px
+        side = max(1, round(self.tile_px * self.resolution.scale(gsd_m)))
+        return side, self.halo_px * side // self.tile_px
+
+    def stitcher(self, height: int, width: int, gsd_m: float | None = None) -> Stitcher:
+        """For a frame of that size and ground sampling distance, in metres; see :meth:`laid`."""
+        tile_px, halo_px = self.laid(gsd_m)
         if self.blend == "hann":
-            return HannStitcher(
-                height=height, width=width, tile_px=self.tile_px, halo_px=self.halo_px, classes=self.classes
-            )
-        return CropStitcher(height=height, width=width, tile_px=self.tile_px, halo_px=self.halo_px)
+            return HannStitcher(height=height, width=width, tile_px=tile_px, halo_px=halo_px, classes=self.classes)
+        return CropStitcher(height=height, width=width, tile_px=tile_px, halo_px=halo_px)
 
 
 def _compose(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[_T]], fill: int | float) -> NDArray[_T]:

@@ -95,6 +95,7 @@ def manifest_of(
     tile_px: int,
     halo_px: int,
     number: int,
+    best_gsd_m: tuple[float, float] | None = None,
 ) -> Manifest:
     """Describe the files that lie in ``root`` now."""
     return Manifest(
@@ -104,6 +105,7 @@ def manifest_of(
         classes=info.labels.classes,
         sensors=info.sensors,
         gsd_m=info.gsd_m,
+        best_gsd_m=best_gsd_m,
         tile_px=tile_px,
         halo_px=halo_px,
         graphs={

@@ -6,6 +6,7 @@ Example:
     python -m export.run runs/mine/best.safetensors --bundle bundles/mine
     python -m export.run runs/mine/best.safetensors --bundle bundles/fp32 --precision fp32 --explain
     python -m export.run runs/mine/best.safetensors --bundle bundles/mine --overwrite --golden-only
+    python -m export.run runs/mine/best.safetensors --bundle bundles/coarse --gsd-range 0.1 0.6
 
 Nothing appears under --bundle unless every graph gives PyTorch's answer in ONNX Runtime and in OpenVINO, and OpenVINO
 gives it with every instruction set that this processor can be told to have (ONEDNN_MAX_CPU_ISA).
@@ -15,6 +16,7 @@ Exit codes: 0 done, 2 options, 3 golden scene, 4 output folder, 5 a graph differ
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import time
@@ -61,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--name", help="name of the bundle (the checkpoint's folder)")
     options.add_argument("--metrics", type=Path, metavar="FILE", help="scores (metrics.json beside the checkpoint)")
+    options.add_argument(
+        "--gsd-range",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="metres a pixel that the model maps best at, as measured; rasters outside are resampled (default: never)",
+    )
     golden = options.add_argument_group("golden tiles")
     golden.add_argument(
         "--golden-tiles", type=int, default=GOLDEN_TILES, metavar="N", help=f"how many there are ({GOLDEN_TILES})"
@@ -109,6 +118,7 @@ def export_bundle(options: argparse.Namespace) -> None:
     number = pack.number_of(options.bundle, options.number)
     tiles = _golden_tiles(options, options.tile)
     tile = tiles[0]
+    best_gsd_m = _gsd_range(options.gsd_range)
 
     halo_px = options.halo
     if halo_px is None:
@@ -142,6 +152,7 @@ def export_bundle(options: argparse.Namespace) -> None:
             tile_px=options.tile,
             halo_px=halo_px,
             number=number,
+            best_gsd_m=best_gsd_m,
         )
         save_manifest(manifest, folder)
         _prove(folder, precisions)
@@ -260,6 +271,15 @@ def _check_sizes(tile_px: int, halo_px: int | None, *, stride_px: int) -> None:
         raise UsageError(f"--tile must be a positive multiple of {step} px for this model, received {tile_px}")
     if halo_px is not None and not 0 <= 2 * halo_px < tile_px:
         raise UsageError(f"--halo must lie in [0, tile / 2), received {halo_px} px for a tile of {tile_px} px")
+
+
+def _gsd_range(numbers: Sequence[float] | None) -> tuple[float, float] | None:
+    if numbers is None:
+        return None
+    finest, coarsest = numbers
+    if not 0 < finest <= coarsest < math.inf:
+        raise UsageError(f"--gsd-range must be the finest and the coarsest metres a pixel, received {numbers}")
+    return finest, coarsest
 
 
 def _say(text: str) -> None:

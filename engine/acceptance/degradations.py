@@ -27,7 +27,7 @@ from engine.health.degradations import DEGRADATIONS
 from engine.health.faults import REPEATING, Injection, Injector, Kind, degradations_of, strengths_of
 from engine.health.monitor import Monitor, State, Verdict
 from engine.health.verdict import Fault
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 Infer = Callable[[Scenario, Mapping[Sensor, Observation]], NDArray[np.uint8]]
 """The class map of a tile by one graph, uint8 [T, T]."""

@@ -219,7 +219,7 @@ class Rehearsal:
 
         reader: Reader = TileReader(
             RasterFrames(self._flight.rasters),
-            stitch=lambda _height, _width: self._stitcher(),
+            stitch=lambda _grid: self._stitcher(),
             pool=BufferPool(
                 map(self._manifest.sensor, Sensor),
                 tile_px=self._flight.tile_px,

@@ -117,6 +117,9 @@ class Manifest:
     sensors: tuple[SensorSpec, ...]
     gsd_m: tuple[float, float]
     """Ground sampling distances the model was trained for, finest and coarsest, in metres."""
+    best_gsd_m: tuple[float, float] | None = None
+    """Those that it maps best at, finest and coarsest, in metres, as measured on images; a raster outside is resampled
+    to the nearer end. None: every raster is mapped as it is."""
     tile_px: int
     halo_px: int
     """Context a tile needs on each side before its core pixels are trusted."""
@@ -168,6 +171,8 @@ class Manifest:
             raise ValueError(f"number must lie in 0..2**53, received {self.number}")
         if not 0 < self.gsd_m[0] <= self.gsd_m[1] < math.inf:
             raise ValueError(f"gsd_m must be (finest, coarsest) in metres, received {self.gsd_m}")
+        if self.best_gsd_m is not None and not 0 < self.best_gsd_m[0] <= self.best_gsd_m[1] < math.inf:
+            raise ValueError(f"best_gsd_m must be (finest, coarsest) in metres, received {self.best_gsd_m}")
         missing = [scenario for scenario in Scenario if not self.graphs.get(scenario)]
         if missing:
             raise ValueError(f"a graph is needed for each of {list(Scenario)}; missing: {missing}")

@@ -163,11 +163,15 @@ def _bundle(bundle: BundleFinding, width: int) -> Iterator[str]:
         return
     finest, coarsest = bundle.gsd_m or (0, 0)
     tiles = f"{bundle.tile_px} px with a halo of {bundle.halo_px} px, {finest:g} to {coarsest:g} m a pixel"
+    resampled = "never, each raster is mapped as it is"
+    if bundle.best_gsd_m is not None:
+        resampled = "to {:g} to {:g} m a pixel, which it maps best at".format(*bundle.best_gsd_m)
     files = f"{bundle.files} files, {bundle.size_bytes / 2**20:.1f} MiB, each with the manifest's SHA-256"
     yield from _row(
         "model", f"{bundle.name}, {bundle.classes} classes, {' and '.join(bundle.precisions)} graphs", width
     )
     yield from _row("tiles", tiles, width)
+    yield from _row("resampled", resampled, width)
     yield from _row("files", files, width)
 
 

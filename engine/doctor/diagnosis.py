@@ -68,6 +68,7 @@ class BundleFinding:
     tile_px: int = 0
     halo_px: int = 0
     gsd_m: tuple[float, float] | None = None
+    best_gsd_m: tuple[float, float] | None = None
     precisions: tuple[Precision, ...] = ()
     """Those that every scenario has a graph of."""
     files: int = 0
@@ -214,6 +215,7 @@ def _examine_bundle(path: Path) -> tuple[Bundle | None, BundleFinding]:
         tile_px=manifest.tile_px,
         halo_px=manifest.halo_px,
         gsd_m=manifest.gsd_m,
+        best_gsd_m=manifest.best_gsd_m,
         precisions=tuple(each for each in get_args(Precision) if each in everywhere),
         files=len(files),
         size_bytes=sum(files.values()),

@@ -16,6 +16,7 @@ from engine.health.audit import auditor_of
 from engine.health.preflight import SAMPLED_TILES, Advice, examine
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.names import RasterName
+from engine.stitcher import Tiling
 
 
 def look(
@@ -56,4 +57,12 @@ def look(
             else:
                 auditor = auditor_of(stack.enter_context(backend), manifest)
         limits = {sensor: manifest.health[sensor] for sensor in paths}
-        return examine(rasters, limits, tile_px=manifest.tile_px, auditor=auditor, tiles=SAMPLED_TILES)
+        tiling = Tiling.of(manifest, halo_px=None, blend="none", gsd="auto")
+        return examine(
+            rasters,
+            limits,
+            tile_px=manifest.tile_px,
+            window_px=tiling.laid(rasters.grid.gsd_m)[0],
+            auditor=auditor,
+            tiles=SAMPLED_TILES,
+        )

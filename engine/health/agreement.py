@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from engine.rasters.raster import Observation
+    from engine.rasters.sources import Observation
 
 STEP_PX = 4
 """Every fourth pixel of every fourth row is looked at."""

@@ -20,7 +20,7 @@ from engine.contract.health import AuditLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.agreement import Likeness, compare
 from engine.health.verdict import Fault, Finding
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 STEP_PX = 4
 """Every fourth pixel of every fourth row of the maps is looked at."""

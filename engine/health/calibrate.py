@@ -43,7 +43,8 @@ from engine.health.audit import Auditor, Evidence, auditor_of, judge
 from engine.health.monitor import Monitor
 from engine.health.verdict import Fault
 from engine.rasters.georeference import gdal_environment
-from engine.rasters.raster import Observation, SensorRasters
+from engine.rasters.raster import SensorRasters
+from engine.rasters.sources import Observation
 
 LEAST_TILES = 20
 BOUNDS = {

@@ -27,7 +27,7 @@ from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.health.degradations import DEGRADATIONS
 from engine.health.verdict import Absent, Fault, Sighting, State, Verdict
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 
 class Kind(StrEnum):

@@ -9,7 +9,7 @@ from engine.contract.health import HealthLimits, Limit
 from engine.contract.sensors import Sensor
 from engine.health.symptoms import Symptoms, strong_edges
 from engine.health.verdict import Fault, Finding
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 GROUND_M = 1.0
 UNITS = {Sensor.RGIR: "DN", Sensor.NDSM: "m"}

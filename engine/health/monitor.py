@@ -47,7 +47,7 @@ from engine.health.novelty import Signature, likeness
 from engine.health.plausibility import IMPLAUSIBLE, LOW_RELIEF_M, height_findings, image_findings
 from engine.health.symptoms import Symptoms, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 __all__ = ["Absent", "Fault", "Monitor", "Sighting", "State", "Verdict"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from engine.rasters.raster import Observation
+    from engine.rasters.sources import Observation
 
 SIDE = 32
 """A signature holds 32 x 32 places."""

@@ -14,12 +14,13 @@ import numpy as np
 
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
+from engine.grid import Window
 from engine.health.agreement import compare
 from engine.health.audit import Auditor
 from engine.health.monitor import Monitor
 from engine.health.plausibility import IMPLAUSIBLE
 from engine.health.verdict import Fault
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 if TYPE_CHECKING:  # frames know of sightings
     from engine.frames import Rasters
@@ -54,6 +55,7 @@ def examine(
     limits: Mapping[Sensor, HealthLimits],
     *,
     tile_px: int,
+    window_px: int | None = None,
     auditor: Auditor | None = None,
     tiles: int | None = None,
 ) -> tuple[Advice, ...]:
@@ -63,16 +65,18 @@ def examine(
         rasters: of one sensor or both.
         limits: of each.
         tile_px: side of the model's tiles.
+        window_px: raster pixels that a tile covers; None is as many.
         auditor: examines each; None: cheap signs alone.
         tiles: how many to look at; None is 9, or fewer in a small raster.
     """
     found: dict[tuple[Sensor, Fault], list[str]] = {}
     counted = dict.fromkeys(Sensor, 0)
     moves: list[tuple[int, int]] = []
+    window_px = window_px or tile_px
     if tiles is None:
-        own = -(-rasters.grid.height // tile_px) * -(-rasters.grid.width // tile_px)
+        own = -(-rasters.grid.height // window_px) * -(-rasters.grid.width // window_px)
         tiles = min(SAMPLED_TILES, max(1, own // SPARING))
-    for seen in _sample(rasters, tuple(limits), tile_px, tiles):
+    for seen in _sample(rasters, tuple(limits), tile_px, window_px, tiles):
         there = {sensor: each for sensor, each in seen.items() if each.valid.mean() > 0.25}
         monitor = Monitor({sensor: limits[sensor] for sensor in there}, auditor)
         for sensor, verdict in monitor.assess(there).items():
@@ -88,19 +92,21 @@ def examine(
         for (sensor, fault), details in found.items()
         if len(details) >= SHARE * counted[sensor]
     ]
-    displaced = tuple(_displaced(moves, counted[Sensor.NDSM]))
+    displaced = tuple(_displaced(moves, counted[Sensor.NDSM], window_px / tile_px))
     if displaced:  # that says more
         advice = [each for each in advice if each.fault is not Fault.MISPLACED]
     return (*advice, *displaced)
 
 
-def _displaced(moves: list[tuple[int, int]], tiles: int) -> Iterator[Advice]:
-    """Heights that fit the image better elsewhere, by the same distance in most tiles."""
+def _displaced(moves: list[tuple[int, int]], tiles: int, scale: float) -> Iterator[Advice]:
+    """Heights that fit the image better elsewhere, by the same distance in most tiles; a move of one pixel is one of
+    ``scale`` raster pixels."""
     if not moves or len(moves) < SHARE * tiles:
         return
     down, across = (int(each) for each in np.median(moves, axis=0))
     agreeing = sum(max(abs(each[0] - down), abs(each[1] - across)) <= NEAR_PX for each in moves)
     if max(abs(down), abs(across)) > NEAR_PX and agreeing >= SHARE * tiles:
+        down, across = round(down * scale), round(across * scale)
         where = f"{_side(-down, 'up', 'down')} and {_side(-across, 'left', 'right')}"
         words = f"heights lie {where} of where the image has them"
         mend = "correct the georeference of one of the two, with gdal_translate -a_ullr"
@@ -112,22 +118,22 @@ def _side(pixels: int, negative: str, positive: str) -> str:
 
 
 def _sample(
-    rasters: Rasters, sensors: Iterable[Sensor], tile_px: int, tiles: int
+    rasters: Rasters, sensors: Iterable[Sensor], tile_px: int, window_px: int, tiles: int
 ) -> Iterator[Mapping[Sensor, Observation]]:
     """Windows in a lattice over the raster, the middle one first; a raster smaller than a tile has one, centred."""
     height, width = rasters.grid.height, rasters.grid.width
     side = max(1, int(np.sqrt(tiles)))
 
     def starts(length: int) -> list[int]:
-        room = length - tile_px
+        room = length - window_px
         return [room // 2] if room <= 0 else sorted({room * place // max(1, side - 1) for place in range(side)})
 
     windows = [(row, col) for row in starts(height) for col in starts(width)]
-    windows.sort(key=lambda at: abs(at[0] - (height - tile_px) / 2) + abs(at[1] - (width - tile_px) / 2))
+    windows.sort(key=lambda at: abs(at[0] - (height - window_px) / 2) + abs(at[1] - (width - window_px) / 2))
     for row, col in windows:
-        seen = {sensor: _blank(sensor, tile_px) for sensor in sensors}
-        broken = rasters.read_into(row, col, seen)  # a damaged block is the flight's to report, tile by tile
-        yield {sensor: each for sensor, each in seen.items() if sensor not in broken}
+        window = Window(row=row, col=col, height=window_px, width=window_px)
+        # a damaged block is the flight's to report, tile by tile
+        yield rasters.read_into(window, {sensor: _blank(sensor, tile_px) for sensor in sensors})[0]
 
 
 def _blank(sensor: Sensor, tile_px: int) -> Observation:

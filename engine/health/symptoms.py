@@ -20,7 +20,7 @@ from engine.health.ground import Ground, measure_ground
 from engine.health.novelty import Signature, signature
 
 if TYPE_CHECKING:
-    from engine.rasters.raster import Observation
+    from engine.rasters.sources import Observation
 
 SAMPLED_ROWS = 32
 LEAST_SHARE = 1 / 32

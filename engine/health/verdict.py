@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:  # the reader of rasters may import this file
-    from engine.rasters.raster import Observation
+    from engine.rasters.sources import Observation
 
 
 class Fault(StrEnum):

@@ -6,277 +6,43 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
-from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
-from engine.contract.nodata import fill_nodata
+from engine.contract.errors import GridError, RasterOpenError, UsageError
 from engine.contract.sensors import Sensor
-from engine.grid import mirrored
-from engine.rasters.georeference import (
-    CACHE_BYTES,
-    GDAL_ERRORS,
-    Grid,
-    check_overlap,
-    onto_grid,
-    unreferenced_is_fine,
+from engine.grid import Window, mirrored
+from engine.rasters.georeference import CACHE_BYTES, Grid, unreferenced_is_fine
+from engine.rasters.height_models import HeightModels, check_difference
+from engine.rasters.names import RasterName
+from engine.rasters.sources import (
+    AnySource,
+    ArraySource,
+    Difference,
+    FileSource,
+    Observation,
+    mark_invalid,
+    open_difference,
+    open_source,
+    settle,
 )
-from engine.rasters.height_models import HeightModels, check_datums, check_difference
-from engine.rasters.names import RasterName, local_file
-from engine.rasters.opening import (
-    SAMPLE_PX,
-    alpha_bands,
-    believed,
-    nodata_range,
-    open_raster,
-    sensor_bands,
-    spread,
-    to_metres,
-)
+from engine.resampling import chunks, mean_of_valid, taps
 
 log = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 512 << 20
-IDENTITY_BYTES = 64 << 10
-"""Of a file's head and of its tail, which its identity covers beside size and time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """One sensor in one window.
-
-    Args:
-        values: RGIR uint8 [3, h, w] or nDSM float32 [1, h, w] in metres; always finite. Invalid pixels hold
-            valid ones, mirrored (:func:`engine.contract.nodata.fill_nodata`), or 0 where nothing is valid, so that a
-            network sees no cliff at the edge of the data.
-        valid: bool [h, w].
-    """
-
-    values: NDArray[Any]
-    valid: NDArray[np.bool_]
-
 
 RasterInput: TypeAlias = "RasterName | HeightModels | NDArray[Any] | rasterio.io.DatasetReader"
 """A raster as it can be given: a file or GDAL's name for one, an array, an open dataset; nDSM as DSM and DTM too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """An opened sensor raster. ``view`` is what is read: the file, or the file warped onto the grid.
-
-    Metres are raw * scale + offset. Sensors with 8-bit digital numbers use neither.
-    """
-
-    spec: SensorSpec
-    name: RasterName
-    file: Any
-    view: Any
-    bands: tuple[int, ...]
-    scale: float
-    offset: float
-    nodata: tuple[float, float] | None
-    """Raw values from the first to the second are invalid: the nodata tag as GDAL compares it."""
-    masked: bool
-    """GDAL's mask tells what is valid."""
-    alpha: tuple[int, ...]
-    """Bands that hold 0 where a pixel is invalid, whatever else says that it is valid."""
-
-    def read(self, row: int, col: int, out: Observation) -> None:
-        """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten."""
-        self.read_unfilled(row, col, out)
-        _fill(self.spec, out)
-
-    def read_unfilled(self, row: int, col: int, out: Observation) -> None:
-        """:meth:`read` that leaves any value where there is no data, and NaN or infinity marked as valid."""
-        height, width = out.valid.shape
-        window = Window(col, row, width, height)
-        direct = all(self.view.dtypes[band - 1] == out.values.dtype for band in self.bands)
-        try:
-            raw: NDArray[Any] = self.view.read(self.bands, window=window, out=out.values if direct else None)
-            masks = self.view.read_masks(self.bands, window=window) if self.masked else None
-            opaque = self.view.read(self.alpha, window=window) if self.alpha else None
-        except GDAL_ERRORS as error:
-            raise RasterOpenError(
-                f"{self.spec.sensor} raster {self.name} cannot be read at rows {row}..{row + height - 1}, columns "
-                f"{col}..{col + width - 1}: it is truncated or damaged; check it with `gdalinfo -checksum` and copy "
-                f"it again ({first_cause(error)})"
-            ) from error
-        # a pixel that is valid in any band is valid: one dead band must not blank the map
-        if masks is not None:
-            masks.any(axis=0, out=out.valid)
-        elif self.nodata is not None:
-            ((raw < self.nodata[0]) | (raw > self.nodata[1])).any(axis=0, out=out.valid)
-        else:
-            out.valid[...] = True
-        if opaque is not None:
-            np.logical_and(out.valid, (opaque > 0).all(axis=0), out=out.valid)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
-            if not direct:
-                np.copyto(out.values, raw, casting="unsafe")
-            if (self.scale, self.offset) != (1.0, 0.0):
-                np.multiply(out.values, np.float32(self.scale), out=out.values)
-                np.add(out.values, np.float32(self.offset), out=out.values)
-
-    def blank(self, height: int, width: int) -> Observation:
-        """Memory for a window of that size."""
-        return _blank(self.spec, height, width)
-
-    def nodata_rules(self) -> list[str]:
-        """How invalid pixels are told, in words."""
-        first = self.bands[0] - 1
-        flags = self.file.mask_flag_enums[first]
-        rules = ["alpha band"] if alpha_bands(self.file, self.bands) else []
-        if MaskFlags.nodata in flags:
-            rules.append(f"nodata tag {self.file.nodatavals[first]}")
-        if flags == [MaskFlags.per_dataset]:  # an alpha band is per_dataset too
-            rules.append("mask band")
-        return rules + (["NaN or infinite"] if self.file.dtypes[first].startswith("float") else [])
-
-    def identity(self) -> dict[str, Any]:
-        """See :meth:`SensorRasters.identity`."""
-        return _identity(self)
-
-    def describe(self) -> dict[str, Any]:
-        """See :meth:`SensorRasters.describe`."""
-        return _description(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Difference:
-    """Height above ground as surface minus terrain, both in metres and on the grid; valid where both are."""
-
-    spec: SensorSpec
-    surface: _Source
-    terrain: _Source
-
-    def read(self, row: int, col: int, out: Observation) -> None:
-        """See :meth:`_Source.read`."""
-        terrain = self.terrain.blank(*out.valid.shape)
-        self.surface.read_unfilled(row, col, out)
-        self.terrain.read_unfilled(row, col, terrain)
-        np.logical_and(out.valid, terrain.valid, out=out.valid)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(out.values, terrain.values, out=out.values)
-        _fill(self.spec, out)
-
-    def sample(self, grid: Grid) -> NDArray[np.float32]:
-        """Valid values from windows all over the grid, [N]."""
-        samples = []
-        for row in spread(grid.height, 5):
-            for col in spread(grid.width, 5):
-                seen = self.blank(min(SAMPLE_PX, grid.height - row), min(SAMPLE_PX, grid.width - col))
-                self.read(row, col, seen)
-                samples.append(seen.values[0][seen.valid])
-        return np.concatenate(samples)
-
-    def blank(self, height: int, width: int) -> Observation:
-        """See :meth:`_Source.blank`."""
-        return _blank(self.spec, height, width)
-
-    def identity(self) -> dict[str, Any]:
-        """See :meth:`SensorRasters.identity`."""
-        return {"dsm": self.surface.identity(), "dtm": self.terrain.identity()}
-
-    def describe(self) -> dict[str, Any]:
-        """See :meth:`SensorRasters.describe`."""
-        return {**self.surface.describe(), "minus": self.terrain.describe()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ArraySource:
-    """A sensor's pixels in memory, or mapped into it; only the windows that are read are touched."""
-
-    spec: SensorSpec
-    values: NDArray[Any]
-    """[B, H, W]."""
-    scale: float
-
-    @classmethod
-    def of(cls, spec: SensorSpec, array: NDArray[Any], scale_m: float | None) -> _ArraySource:
-        """See that an array is one of that sensor's."""
-        bands, sensor = len(spec.bands), spec.sensor
-        values = array[None] if array.ndim == 2 and bands == 1 else array
-        if values.ndim != 3 or len(values) != bands or 0 in values.shape:
-            shape = f"[{bands}, H, W]" if bands > 1 else "[H, W] or [1, H, W]"
-            raise RasterFormatError(f"{sensor} must be an array {shape} with pixels, received {list(array.shape)}")
-        if spec.dtype == "uint8" and values.dtype != np.uint8:
-            raise RasterFormatError(
-                f"{sensor} must be 8-bit (uint8, 0..255), received {values.dtype}: rescale it as the model's training "
-                "images were"
-            )
-        if spec.dtype == "float32" and values.dtype.kind != "f" and (scale_m is None or values.dtype.kind not in "iu"):
-            raise RasterFormatError(
-                f"{sensor} must be metres in floating point, or whole numbers with ndsm_scale_m, received "
-                f"{values.dtype}: pass ndsm_scale_m (0.1 for decimetres)"
-            )
-        if scale_m is not None and not (math.isfinite(scale_m) and scale_m > 0):
-            raise RasterFormatError(f"ndsm_scale_m must be a positive number of metres, received {scale_m}")
-        return cls(spec=spec, values=values, scale=1.0 if scale_m is None or spec.dtype == "uint8" else scale_m)
-
-    def read(self, row: int, col: int, out: Observation) -> None:
-        """See :meth:`_Source.read`."""
-        height, width = out.valid.shape
-        window = self.values[:, row : row + height, col : col + width]
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out.values, np.ma.getdata(window), casting="unsafe")
-            if self.scale != 1.0:
-                np.multiply(out.values, np.float32(self.scale), out=out.values)
-        out.valid[...] = ~np.ma.getmaskarray(window).all(axis=0)  # valid in any band is valid
-        _fill(self.spec, out)
-
-    def blank(self, height: int, width: int) -> Observation:
-        """See :meth:`_Source.blank`."""
-        return _blank(self.spec, height, width)
-
-    def describe(self) -> dict[str, Any]:
-        """See :meth:`SensorRasters.describe`."""
-        bands, height, width = self.values.shape
-        rules = ["mask"] if isinstance(self.values, np.ma.MaskedArray) else []
-        return {
-            "path": "",
-            "driver": "array",
-            "width": width,
-            "height": height,
-            "bands": list(range(1, bands + 1)),
-            "dtype": str(self.values.dtype),
-            "crs": None,
-            "gsd_m": None,
-            "nodata": rules + (["NaN or infinite"] if self.values.dtype.kind == "f" else []),
-            "metres_per_unit": self.scale if self.spec.dtype == "float32" else None,
-            "warped": False,
-        }
-
-
-def _fill(spec: SensorSpec, out: Observation) -> None:
-    """Replace what is invalid."""
-    if spec.dtype == "float32":
-        np.logical_and(out.valid, np.isfinite(out.values).all(axis=0), out=out.valid)
-    filled = fill_nodata(out.values, out.valid)
-    if filled is not out.values:
-        np.copyto(out.values, filled)
-
-
-def _blank(spec: SensorSpec, height: int, width: int) -> Observation:
-    values = np.empty((len(spec.bands), height, width), spec.dtype)
-    return Observation(values=values, valid=np.empty((height, width), np.bool_))
-
-
-_AnySource: TypeAlias = "_Source | _Difference | _ArraySource"
 
 
 class SensorRasters:
@@ -286,7 +52,7 @@ class SensorRasters:
         grid: that of the RGIR raster, or the nDSM's when it is alone.
     """
 
-    def __init__(self, sources: Mapping[Sensor, _AnySource], grid: Grid, files: ExitStack) -> None:
+    def __init__(self, sources: Mapping[Sensor, AnySource], grid: Grid, files: ExitStack) -> None:
         self._sources = dict(sources)
         self._files = files
         self.grid = grid
@@ -324,12 +90,12 @@ class SensorRasters:
         if not paths:
             raise ValueError("at least one sensor is needed, received none")
         with ExitStack() as stack, unreferenced_is_fine():
-            sources: dict[Sensor, _AnySource] = {}
+            sources: dict[Sensor, AnySource] = {}
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
                 given, spec = paths[sensor], specs[sensor]
                 if isinstance(given, np.ndarray):
-                    sources[sensor] = array = _ArraySource.of(spec, given, ndsm_scale_m)
+                    sources[sensor] = array = ArraySource.of(spec, given, ndsm_scale_m)
                     grid, grid_name = _array_grid(sensor, array, grid, grid_name), grid_name or f"{sensor} (array)"
                     continue
                 if isinstance(given, HeightModels):
@@ -338,11 +104,11 @@ class SensorRasters:
                             "ndsm_scale_m is of an nDSM on file; a DSM and a DTM say their scale themselves: leave it "
                             "away, and set theirs with `gdal_edit.py -scale`"
                         )
-                    sources[sensor] = difference = _open_difference(stack, given, spec, grid, grid_name, drivers)
+                    sources[sensor] = difference = open_difference(stack, given, spec, grid, grid_name, drivers)
                     grid, grid_name = grid or Grid.of(difference.surface.file), grid_name or f"dsm {given.dsm}"
                     check_difference(given, difference.sample(grid))
                     continue
-                sources[sensor] = source = _open_source(
+                sources[sensor] = source = open_source(
                     *(stack, sensor, given, spec, grid, grid_name, drivers),
                     bands=rgir_bands if sensor is Sensor.RGIR else None,
                     scale_m=ndsm_scale_m,
@@ -362,32 +128,73 @@ class SensorRasters:
             RasterOpenError: a file is truncated or damaged.
         """
         out = {sensor: source.blank(height, width) for sensor, source in self._sources.items()}
-        for error in self.read_into(row, col, out).values():
+        seen, errors = self.read_into(Window(row=row, col=col, height=height, width=width), out)
+        for error in errors.values():
             raise error
-        return out
+        return seen
 
-    def read_into(self, row: int, col: int, out: Mapping[Sensor, Observation]) -> dict[Sensor, RasterOpenError]:
-        """:meth:`read` into buffers of the window's size; returns what went wrong, sensor by sensor.
+    def read_into(
+        self, window: Window, out: Mapping[Sensor, Observation]
+    ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
+        """:meth:`read` into buffers; a window of another size than theirs is resampled (:mod:`engine.resampling`).
 
-        A sensor named in the answer has not been read: the content of its buffer means nothing.
+        Returns:
+            What each sensor saw, in the buffers; and what went wrong, by the sensors that could not be read, whose
+            buffers mean nothing.
         """
+        seen: dict[Sensor, Observation] = {}
         errors: dict[Sensor, RasterOpenError] = {}
         for sensor, source in self._sources.items():
             try:
-                self._read_one(source, row, col, out[sensor])
+                if out[sensor].valid.shape == (window.height, window.width):
+                    self._read_one(source, window.row, window.col, out[sensor], settle)
+                    seen[sensor] = out[sensor]
+                else:
+                    seen[sensor] = self._read_resampled(source, window, out[sensor])
             except RasterOpenError as error:
                 errors[sensor] = error
-        return errors
+        return seen, errors
 
-    def _read_one(self, source: _AnySource, row: int, col: int, out: Observation) -> None:
+    def _read_resampled(self, source: AnySource, window: Window, out: Observation) -> Observation:
+        """Read some rows at a time, so that a window may be far larger than its tile."""
+        height, width = out.valid.shape
+        down, across = taps(window.height, height), taps(window.width, width)
+        raster_valid = np.empty((window.height, window.width), np.bool_)
+        for first, stop in chunks(height):
+            part = down.part(first, stop)
+            top, bottom = part.span
+            seen = source.blank(bottom - top, window.width)
+            self._read_one(source, window.row + top, window.col, seen, mark_invalid)
+            raster_valid[top:bottom] = seen.valid
+            values, valid = mean_of_valid(seen.values, seen.valid, part.moved(top), across)
+            np.copyto(
+                out.values[:, first:stop],
+                np.rint(values, out=values) if out.values.dtype == np.uint8 else values,
+                casting="unsafe",
+            )
+            out.valid[first:stop] = valid
+        settle(source.spec, out)
+        return replace(out, raster_valid=raster_valid)
+
+    def _read_one(
+        self,
+        source: AnySource,
+        row: int,
+        col: int,
+        out: Observation,
+        finish: Callable[[SensorSpec, Observation], None],
+    ) -> None:
+        """A window that may reach beyond the grid; ``finish`` is called on the pixels inside."""
         height, width = out.valid.shape
         if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
             source.read(row, col, out)
+            finish(source.spec, out)
             return
         rows, cols = mirrored(row, height, self.grid.height), mirrored(col, width, self.grid.width)
         top, left = int(rows.min()), int(cols.min())
         inner = source.blank(int(rows.max()) - top + 1, int(cols.max()) - left + 1)
         source.read(top, left, inner)
+        finish(source.spec, inner)
         at = np.ix_(rows - top, cols - left)
         for band, whole in zip(out.values, inner.values, strict=True):
             band[...] = whole[at]
@@ -398,7 +205,7 @@ class SensorRasters:
         return {
             str(sensor): source.identity()
             for sensor, source in self._sources.items()
-            if not isinstance(source, _ArraySource)
+            if not isinstance(source, ArraySource)
         }
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -416,84 +223,16 @@ class SensorRasters:
         self.close()
 
 
-def _open_source(
-    stack: ExitStack,
-    what: str,
-    given: Any,
-    spec: SensorSpec,
-    grid: Grid | None,
-    grid_name: str,
-    drivers: Sequence[str] | None,
-    *,
-    bands: tuple[int, ...] | None = None,
-    scale_m: float | None = None,
-) -> _Source:
-    """A file or an open dataset, checked and brought onto the grid, if there is one yet.
-
-    Args:
-        stack: closes what is opened.
-        what: messages call it: the sensor, ``dsm`` or ``dtm``.
-        bands, scale_m: see :meth:`SensorRasters.open`.
-    """
-    with believed(what, given if isinstance(given, str | Path) else given.name):
-        if isinstance(given, str | Path):
-            name, file = given, stack.enter_context(open_raster(what, given, drivers))
-        else:  # whoever opened it closes it
-            name, file = given.name, given
-        bands = sensor_bands(spec, name, file, bands)
-        scale, offset = to_metres(what, name, file, bands[0], scale_m) if spec.dtype == "float32" else (1, 0)
-        view = file
-        if grid is None:
-            Grid.of(file, name=f"{what} {name}")  # refuses one that makes no sense
-        else:
-            view = onto_grid(file, grid, name=f"{what} {name}", grid_name=grid_name)
-            stack.enter_context(view) if view is not file else None
-        # a warped view has NaN where the file has no data
-        nodata, masked = nodata_range(file, bands) if view is file else (None, False)
-        source = _Source(
-            spec=spec,
-            name=name,
-            file=file,
-            view=view,
-            bands=bands,
-            scale=scale,
-            offset=offset,
-            nodata=nodata,
-            masked=masked,
-            alpha=alpha_bands(file, bands) if view is file else (),
-        )
-        _description(source)  # whatever is asked of the file later has an answer
-    return source
-
-
-def _open_difference(
-    stack: ExitStack,
-    models: HeightModels,
-    spec: SensorSpec,
-    grid: Grid | None,
-    grid_name: str,
-    drivers: Sequence[str] | None,
-) -> _Difference:
-    """DSM and DTM on the grid, or on that of the DSM if there is none yet."""
-    names = [f"dsm {models.dsm}", f"dtm {models.dtm}"]
-    surface = _open_source(stack, "dsm", models.dsm, spec, grid, grid_name, drivers)
-    own = Grid.of(surface.file, name=names[0])
-    terrain = _open_source(stack, "dtm", models.dtm, spec, grid or own, grid_name or names[0], drivers)
-    check_overlap(Grid.of(terrain.file, name=names[1]), own, name=names[1], grid_name=names[0])
-    check_datums(models, surface.file.crs, terrain.file.crs)
-    return _Difference(spec=spec, surface=surface, terrain=terrain)
-
-
-def _on_file(sources: Iterable[_AnySource]) -> Iterator[_Source]:
+def _on_file(sources: Iterable[AnySource]) -> Iterator[FileSource]:
     """The files that are read."""
     for source in sources:
-        if isinstance(source, _Difference):
+        if isinstance(source, Difference):
             yield from (source.surface, source.terrain)
-        elif isinstance(source, _Source):
+        elif isinstance(source, FileSource):
             yield source
 
 
-def _array_grid(sensor: Sensor, array: _ArraySource, grid: Grid | None, grid_name: str) -> Grid:
+def _array_grid(sensor: Sensor, array: ArraySource, grid: Grid | None, grid_name: str) -> Grid:
     """The grid of the run, of which an array must have the size."""
     _, height, width = array.values.shape
     if grid is not None and (grid.height, grid.width) != (height, width):
@@ -504,14 +243,7 @@ def _array_grid(sensor: Sensor, array: _ArraySource, grid: Grid | None, grid_nam
     return grid or Grid(width=width, height=height, crs=None, transform=None)
 
 
-def first_cause(error: BaseException) -> BaseException:
-    """What began it: GDAL tells the reason first, and then at every level that something failed."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
-
-
-def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
+def _size_cache(sources: Iterable[FileSource], window_px: int) -> None:
     """Let the block cache hold what a window shares with the next one, and the maps' blocks being written.
 
     A strip spans the whole width, so that a cache smaller than a row of windows would decode every strip again for
@@ -528,55 +260,3 @@ def _size_cache(sources: Iterable[_Source], window_px: int) -> None:
     if rasterio.env.hasenv() and int(rasterio.env.getenv().get("GDAL_CACHEMAX", needed)) < needed:
         log.info("GDAL's cache grows to %d MB for these block sizes; 256 px tiles need less", needed >> 20)
         rasterio.env.setenv(GDAL_CACHEMAX=needed)
-
-
-def _identity(source: _Source) -> dict[str, Any]:
-    path = local_file(source.name)
-    name, size_bytes, mtime_ns = str(source.name), None, None
-    with believed(source.spec.sensor, source.name):
-        digest = hashlib.sha256(repr(_told(source.file)).encode(errors="surrogatepass"))
-    if path is not None:
-        state = path.stat()
-        name, size_bytes, mtime_ns = str(path.resolve()), state.st_size, state.st_mtime_ns
-        if stat.S_ISREG(state.st_mode):  # some drivers read a folder
-            with path.open("rb") as stream:
-                digest.update(stream.read(IDENTITY_BYTES))
-                stream.seek(max(0, size_bytes - IDENTITY_BYTES))
-                digest.update(stream.read(IDENTITY_BYTES))
-    return {
-        "path": name,
-        "size_bytes": size_bytes,
-        "mtime_ns": mtime_ns,
-        "sha256": digest.hexdigest(),
-        "width": source.file.width,
-        "height": source.file.height,
-        "bands": list(source.bands),
-        "scale": source.scale,
-        "offset": source.offset,
-    }
-
-
-def _told(file: Any) -> tuple[Any, ...]:
-    """What a file says of itself, sidecars included."""
-    return (
-        *(file.driver, file.width, file.height, file.dtypes, file.nodatavals, file.scales, file.offsets, file.units),
-        *(file.colorinterp, None if file.crs is None else file.crs.to_wkt(), tuple(file.transform)),
-        sorted(file.tags().items()),
-    )
-
-
-def _description(source: _Source) -> dict[str, Any]:
-    grid = Grid.of(source.file, name=str(source.name))
-    return {
-        "path": str(source.name),
-        "driver": source.file.driver,
-        "width": grid.width,
-        "height": grid.height,
-        "bands": list(source.bands),
-        "dtype": source.file.dtypes[source.bands[0] - 1],
-        "crs": grid.crs.to_string() if grid.crs else None,
-        "gsd_m": grid.gsd_m,
-        "nodata": source.nodata_rules(),
-        "metres_per_unit": source.scale if source.spec.dtype == "float32" else None,
-        "warped": source.view is not source.file,
-    }

@@ -11,7 +11,7 @@ from engine.contract.health import default_limits
 from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, Verdict
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 RGIR, NDSM = Sensor.RGIR, Sensor.NDSM
 Seen = dict[Sensor, Sighting]

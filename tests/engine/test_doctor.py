@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,10 @@ def test_long_reasons_are_wrapped_to_the_terminal(toy_bundle) -> None:
     )
     lines = text_of(a_diagnosis(toy_bundle, trials=(trial,)), width=80).splitlines()
     assert max(len(line) for line in lines if "export.build" in line) <= 80
+
+
+def test_the_resolutions_that_a_bundle_maps_best_at_are_told(toy_bundle, tmp_path) -> None:
+    assert "each raster is mapped as it is" in text_of(examine(toy_bundle.root, backends=[]))
+    shutil.copytree(toy_bundle.root, tmp_path / "best")
+    save_manifest(replace(toy_bundle.manifest, best_gsd_m=(0.1, 0.6)), tmp_path / "best")
+    assert "to 0.1 to 0.6 m a pixel, which it maps best at" in text_of(examine(tmp_path / "best", backends=[]))

@@ -20,7 +20,7 @@ from engine.health.faults import (
     strengths_of,
 )
 from engine.health.monitor import Absent, Fault, Monitor, Sighting, State, Verdict
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 
 RGIR, NDSM = Sensor.RGIR, Sensor.NDSM
 Seen = dict[Sensor, Sighting]

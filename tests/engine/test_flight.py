@@ -21,7 +21,7 @@ from engine.contract.sensors import Provenance, Sensor
 from engine.health.faults import parse_faults
 from engine.health.monitor import Fault, State
 from engine.journal import FOLDER
-from engine.rasters.raster import IDENTITY_BYTES
+from engine.rasters.sources import IDENTITY_BYTES
 from engine.run import main
 from engine.tile_log import TileRow, read_tile_log
 from tests.conftest import Scene, toy_map

@@ -15,7 +15,7 @@ from engine.health.audit import Auditor, judge, weigh
 from engine.health.docket import Docket
 from engine.health.monitor import Fault, Monitor, State
 from engine.health.verdict import Sighting
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, observation
 from tests.engine.test_health_plausibility import SIDE, village
 

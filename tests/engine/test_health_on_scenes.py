@@ -15,7 +15,8 @@ from engine.contract.sensors import Sensor
 from engine.grid import TileGrid
 from engine.health.faults import SOFT, Injection, Injector, Kind, kinds_of
 from engine.health.monitor import Fault, Monitor, State
-from engine.rasters.raster import Observation, SensorRasters
+from engine.rasters.raster import SensorRasters
+from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, Seen, observation, states
 from train.data.synthetic import STYLES, generate
 

@@ -11,10 +11,11 @@ import pytest
 from engine.contract.errors import RasterOpenError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
+from engine.grid import Window
 from engine.health.preflight import Advice, examine
 from engine.health.verdict import Fault
 from engine.rasters.georeference import Grid
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR
 from tests.engine.test_health_audit import AUDITOR
 from tests.engine.test_health_plausibility import SIDE, village
@@ -29,13 +30,16 @@ class Mapped:
         self.grid = Grid(height=height, width=width, crs=None, transform=None)
         self.reads = 0
 
-    def read_into(self, row: int, col: int, out: Mapping[Sensor, Observation]) -> dict[Sensor, RasterOpenError]:
+    def read_into(
+        self, window: Window, out: Mapping[Sensor, Observation]
+    ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
         self.reads += 1
         for sensor, buffer in out.items():
-            window = (slice(row, row + SIDE), slice(col, col + SIDE))
-            buffer.values[...] = self._seen[sensor].values[:, *window]
-            buffer.valid[...] = self._seen[sensor].valid[window]
-        return {NDSM: RasterOpenError("gone")} if self._broken else {}
+            at = (slice(window.row, window.row + SIDE), slice(window.col, window.col + SIDE))
+            buffer.values[...] = self._seen[sensor].values[:, *at]
+            buffer.valid[...] = self._seen[sensor].valid[at]
+        broken = {NDSM: RasterOpenError("gone")} if self._broken else {}
+        return {sensor: buffer for sensor, buffer in out.items() if sensor not in broken}, broken
 
     def describe(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -72,7 +72,7 @@ def raster_source(
     """Jobs of the chosen tiles of a pair of rasters."""
     reader = TileReader(
         RasterFrames(rasters),
-        stitch=lambda _height, _width: Chosen(rasters, chosen),
+        stitch=lambda _grid: Chosen(rasters, chosen),
         pool=pool,
         tile_px=64,
         rate_hz=rate_hz,

@@ -17,7 +17,7 @@ from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import TileGrid
 from engine.health.monitor import Fault, State, Verdict
 from engine.job import Job, make_job
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 from engine.stream import jobs_alive, stream
 from tests.conftest import toy_probabilities
 

@@ -12,7 +12,7 @@ from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Fault, State
 from engine.health.symptoms import measure
-from engine.rasters.raster import Observation
+from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, holes, monitor, observation, stick, town
 
 Maker = Callable[[float], Observation]

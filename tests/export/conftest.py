@@ -132,7 +132,8 @@ def exported(one_torch_thread: None, tmp_path_factory: pytest.TempPathFactory) -
 
         patch.setattr("export.run._say", lines.append)
         patch.setattr("export.onnx_graphs.export_graph", recorded)
-        assert main([str(path), "--bundle", str(root / "bundle"), "--tile", str(TILE_PX), "--explain"]) == 0
+        options = ["--tile", str(TILE_PX), "--gsd-range", "0.1", "0.4", "--explain"]
+        assert main([str(path), "--bundle", str(root / "bundle"), *options]) == 0
     # The model is read again: what export leaves in memory must not be what the graphs are compared with.
     model, _ = checkpoint.load(path)
     return Exported(checkpoint=path, model=model, bundle=Bundle.load(root / "bundle"), output="\n".join(lines), raw=raw)

@@ -61,6 +61,7 @@ def test_the_manifest_describes_the_model_and_its_scores(exported: Exported) -> 
     assert [spec.name for spec in manifest.classes][1::3] == ["building", "car"]
     assert manifest.classes[4].rgb == (255, 255, 0)
     assert manifest.gsd_m == synthetic.GSD_RANGE_M
+    assert manifest.best_gsd_m == (0.1, 0.4)
     assert manifest.tile_px == TILE_PX
     assert 0 <= manifest.halo_px <= TILE_PX // 4
     assert manifest.training.held_out == HELD_OUT
@@ -301,6 +302,7 @@ def test_a_bundle_that_is_there_stops_the_command_at_once(
     [
         (["--tile", "100"], UsageError.exit_code, "multiple of 32 px for this model, received 100"),
         (["--halo", "64", "--tile", "128"], UsageError.exit_code, r"--halo must lie in \[0, tile / 2\), received 64"),
+        (["--gsd-range", "0.5", "0.1"], UsageError.exit_code, "the finest and the coarsest metres a pixel"),
         (["--precision", "fp16"], UsageError.exit_code, "fp32 or fp32,fp16, received 'fp16'"),
         (["--golden-scene", "nowhere"], RasterOpenError.exit_code, "rgir.tif"),
         (["--metrics", "nowhere.json"], UsageError.exit_code, "nowhere.json"),
