@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "--golden-seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of procedural ones ({DEFAULT_SEED})"
     )
     golden.add_argument(
-        "--golden-only", action="store_true", help="renew those of the bundle that is there, and nothing else in it"
+        "--golden-only", action="store_true", help="renew those of the bundle that is there (and its --gsd-range)"
     )
     options.add_argument(
         "--number",
@@ -165,7 +165,7 @@ def export_bundle(options: argparse.Namespace) -> None:
 
 
 def renew_golden(options: argparse.Namespace) -> None:
-    """Give a bundle other golden tiles; graphs, weights and limits stay as they are.
+    """Give a bundle other golden tiles, and a range of resolutions if asked; graphs, weights and limits stay.
 
     Raises:
         EngineError: a graph of the bundle does not answer as the checkpoint, or it cannot be done; nothing changed.
@@ -175,6 +175,7 @@ def renew_golden(options: argparse.Namespace) -> None:
 
     if not options.overwrite:
         raise UsageError("--golden-only changes the bundle that is there: add --overwrite")
+    best_gsd_m = _gsd_range(options.gsd_range)
     bundle = Bundle.load(options.bundle)
     try:
         model, _ = checkpoint.load(options.checkpoint)
@@ -190,6 +191,7 @@ def renew_golden(options: argparse.Namespace) -> None:
             golden=FileRef.of(path, folder),
             golden_tiles=len(tiles),
             number=pack.number_of(options.bundle, options.number),
+            best_gsd_m=best_gsd_m or bundle.manifest.best_gsd_m,
         )
         save_manifest(renewed, folder)
         _prove(folder, tuple(dict.fromkeys(kind for found in renewed.graphs.values() for kind in found)))

@@ -202,10 +202,11 @@ def test_golden_tiles_are_renewed_and_nothing_else(exported: Exported, tmp_path:
     (root / "manifest.json.sig").write_text("of the old manifest")
     renew = [str(exported.checkpoint), "--bundle", str(root), "--golden-only", "--golden-tiles", "2"]
     assert main(renew) == UsageError.exit_code
-    assert main([*renew, "--overwrite", "--golden-seed", "5"]) == 0
+    assert main([*renew, "--overwrite", "--golden-seed", "5", "--gsd-range", "0.2", "0.3"]) == 0
     before, after = exported.bundle.manifest, Bundle.load(root).manifest
     assert (after.golden_tiles, after.number) == (2, before.number + 1)
-    assert replace(after, golden=before.golden, golden_tiles=3, number=before.number) == before
+    assert replace(after, golden=before.golden, golden_tiles=3, number=before.number, best_gsd_m=(0.1, 0.4)) == before
+    assert after.best_gsd_m == (0.2, 0.3)
     changed = {name for name, content in tree(root).items() if tree(exported.bundle.root).get(name) != content}
     assert changed == {"golden.npz", "manifest.json"}
 
