@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from engine.contract.atomic import write_whole
+from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
@@ -64,7 +65,12 @@ class PixelCounts:
     def of(cls, block: MapBlock) -> PixelCounts:
         """Those of a block."""
         provenance = pixels_of(block.provenance)
-        classes = np.bincount(block.classes.ravel(), minlength=256).tolist()
+        classes, left = [0] * 256, block.classes.size
+        for value in (NODATA_CLASS, *range(NODATA_CLASS)):  # until all are found: they are few
+            if not left:
+                break
+            classes[value] = int(np.count_nonzero(block.classes == value))
+            left -= classes[value]
         return cls(provenance=[provenance[source] for source in Provenance], classes=classes)
 
     def add(self, more: PixelCounts) -> None:
