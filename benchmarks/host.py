@@ -69,7 +69,7 @@ CASES: Mapping[str, Case] = {
     "none": Case(layout=Layout(codec="none")),
 }
 STAGES: Mapping[str, tuple[str, ...]] = {
-    "read": ("engine.rasters.raster:SensorRasters.read_into",),
+    "read": ("engine.rasters.raster:_Ordered.read_into", "engine.rasters.blocks:Blocks._decode"),
     "health": ("engine.health.monitor:Monitor.assess", "engine.health.monitor:Monitor.snapshot"),
     "decide": ("engine.reader:make_job",),
     "compose": ("engine.sink:FrameSink.add",),

@@ -68,6 +68,9 @@ class Rasters(Protocol):
     ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
         """One window of every sensor, which may reach beyond the grid, and what could not be read."""
 
+    def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> AbstractContextManager[Rasters]:
+        """For the block: the same, to be read by these windows and in this order."""
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """What the raster of each sensor is, as :class:`engine.record.RasterUsed` holds it."""
 
@@ -121,6 +124,7 @@ class RasterOpener:
             rgir_bands=self.rgir_bands,
             ndsm_scale_m=self.ndsm_scale_m,
             window_px=self.tile_px,
+            ordered=True,
             drivers=self.drivers,
         )
         grid = rasters.grid

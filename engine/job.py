@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,13 @@ def make_job(
     verdicts = verdicts or {}
     usable = {sensor: each for sensor, each in seen.items() if sensor not in verdicts or verdicts[sensor].usable}
     window, shape = tile.reads, (tile.reads.height, tile.reads.width)
-    provenance = provenance_of({sensor: each.valid_of(*shape) for sensor, each in usable.items()}, shape)
-    counts = pixels_of(provenance[tile.target.within(window)])
-    present = sorted((source for source in Provenance if counts[source]), key=lambda source: -counts[source])
+    scenario = scenario_for(usable)
+    if scenario is not None and all(each.whole for each in usable.values()):
+        provenance, counts = _everywhere(scenario.provenance, shape), {scenario.provenance: tile.target.pixels}
+    else:
+        provenance = provenance_of({sensor: each.valid_of(*shape) for sensor, each in usable.items()}, shape)
+        counts = pixels_of(provenance[tile.target.within(window)])
+    present = sorted((source for source, count in counts.items() if count), key=lambda source: -counts[source])
     return Job(
         tile=tile,
         frame=frame,
@@ -109,6 +114,14 @@ def make_job(
         monitor=monitor,
         release=release,
     )
+
+
+@lru_cache(maxsize=8)
+def _everywhere(source: Provenance, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """One scenario in every pixel; shared, and not to be changed."""
+    provenance = np.full(shape, source, np.uint8)
+    provenance.flags.writeable = False
+    return provenance
 
 
 def provenance_of(valid: Mapping[Sensor, NDArray[np.bool_]], shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -41,7 +41,10 @@ OPTIONS = {
     "watchdog_s": "--watchdog",
     "halo_px": "--halo",
     "audit_every": "--audit-every",
-    **{name: f"--{name}" for name in ("overwrite", "resume", "threads", "blend", "inject", "health", "output")},
+    **{
+        name: f"--{name}"
+        for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output")
+    },
     **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm", "gsd")},
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
@@ -162,6 +165,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--plans", type=Path, metavar="DIR", help="TensorRT plans (default: those under the bundle)")
     model.add_argument("--threads", type=int, metavar="N", help="CPU threads for inference (default: all cores)")
     model.add_argument(
+        "--readers", type=int, metavar="N", help="threads that decode rasters (default: by cores and backend)"
+    )
+    model.add_argument(
         "--hint",
         choices=get_args(PerformanceHint),
         help="OpenVINO takes several tiles at a time, or one on all cores (default: latency with --rate)",
@@ -241,6 +247,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         resume=options.resume,
         rgir_bands=parse_bands(options.rgir_bands),
         ndsm_scale_m=options.ndsm_scale,
+        readers=options.readers,
         gsd=options.gsd,
     )
 

@@ -62,6 +62,7 @@ from engine.version import own_version
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
+MOST_READERS = 8
 MAX_FRAME_PX = 1 << 30
 """Of a landing frame: a header that claims more is damaged, or not meant for a service."""
 OUTPUT_NAMES = (
@@ -160,6 +161,7 @@ class Plan:
             tiles_done=tiles_done,
             rate_hz=request.rate_hz,
             waits=waits,
+            readers=request.readers or (1 if self.frames.live else readers_for(backend.info)),
         )
         if request.inject:
             reader = FaultyReader(reader, Injector(request.inject))
@@ -244,6 +246,12 @@ class Plan:
             resumed_after_frames=None,
             system=SystemRecord.here(),
         )
+
+
+def readers_for(backend: BackendInfo) -> int:
+    """How many threads decode: a share of the cores, and the smaller one where the backend computes on them too."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_READERS, max(1, cores // (4 if backend.threads else 2)))
 
 
 class Counted(Protocol):

@@ -78,6 +78,7 @@ class TileReader:
         rate_hz: tiles a second; None reads as fast as jobs are taken.
         waits: told, from the read thread, when the reader begins (True) and ceases (False) to wait for a frame, or for
             a tile to be due.
+        readers: threads that decode; 1 is the read thread itself.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class TileReader:
         tiles_done: int = 0,
         rate_hz: float | None = None,
         waits: Callable[[bool], None] = lambda _: None,
+        readers: int = 1,
     ) -> None:
+        self._readers = readers
         self._frames, self._stitch, self._pool = frames, stitch, pool
         self._tile_px = tile_px
         self._tiles_done, self._rate_hz, self._waits = tiles_done, rate_hz, waits
@@ -122,13 +125,16 @@ class TileReader:
                 frame=frame, absent=absent, grid=rasters.grid, inputs=rasters.describe(), stitcher=stitcher
             )
             opening_s = time.monotonic() - began
-            for count, tile in enumerate(stitcher.tiles(first)):
-                due = None if self._rate_hz is None else began + count / self._rate_hz
-                self._wait_until(due)
-                buffers = None if self._stopped.is_set() else self._pool.take()
-                if buffers is None:
-                    return
-                yield self._read_tile(opened, rasters, tile, buffers, due=due, opening_s=0.0 if count else opening_s)
+            windows = lambda: (tile.reads for tile in stitcher.tiles(first))  # noqa: E731
+            with rasters.in_order(windows, readers=self._readers) as ordered:
+                for count, tile in enumerate(stitcher.tiles(first)):
+                    due = None if self._rate_hz is None else began + count / self._rate_hz
+                    self._wait_until(due)
+                    buffers = None if self._stopped.is_set() else self._pool.take()
+                    if buffers is None:
+                        return
+                    opening = 0.0 if count else opening_s
+                    yield self._read_tile(opened, ordered, tile, buffers, due=due, opening_s=opening)
 
     def _read_tile(
         self, opened: OpenFrame, rasters: Rasters, tile: Tile, buffers: Buffers, *, due: float | None, opening_s: float

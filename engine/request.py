@@ -108,11 +108,15 @@ class RunRequest:
     ndsm_scale_m: float | None = None
     gsd: Gsd = "auto"
     """At which ground sampling distance rasters are mapped; see :mod:`engine.resolution`."""
+    readers: int | None = None
+    """Threads that decode a raster; None is as many as the backend leaves room for."""
 
     def __post_init__(self) -> None:
         if self.overwrite and self.resume:
             raise UsageError("overwrite=True starts over and resume=True goes on: pass one of them")
         check_positive(rate_hz=self.rate_hz, deadline_ms=self.deadline_ms)
+        if self.readers is not None and self.readers < 1:
+            raise UsageError(f"`readers` must be at least 1, received {self.readers}")
         if self.audit_every is not None and self.audit_every < 0:
             raise UsageError(f"audit_every must be at least 0, received {self.audit_every}")
         if not self.watch and (self.health or self.inject):

@@ -71,7 +71,7 @@ class Symptoms:
 def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
     """All statistics of a tile: RGIR uint8 [3, T, T] or nDSM float32 [1, T, T], as :class:`Observation` has them."""
     values, valid = seen.values, seen.valid
-    share = np.count_nonzero(valid) / valid.size
+    share = 1.0 if seen.whole else np.count_nonzero(valid) / valid.size
     whole = share == 1.0
     rows = slice(None, None, max(1, values.shape[1] // SAMPLED_ROWS))
     sample, mask = np.ascontiguousarray(values[:, rows]), None if whole else valid[rows]

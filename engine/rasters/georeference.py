@@ -155,7 +155,7 @@ class Grid:
         return None
 
 
-def onto_grid(file: Any, grid: Grid, *, name: str, grid_name: str) -> Any:
+def onto_grid(file: Any, grid: Grid, *, name: str, grid_name: str, quiet: bool = False) -> Any:
     """What to read of ``file`` so that every window is on ``grid``: the file itself, or a warped view of it.
 
     The file is read as it is where both grids agree within :data:`ALIGNED_PX`, and pixel by pixel where sizes agree
@@ -165,10 +165,12 @@ def onto_grid(file: Any, grid: Grid, *, name: str, grid_name: str) -> Any:
     Args:
         name: what messages call the file.
         grid_name: what messages call the raster that the grid comes from.
+        quiet: log nothing; it has been said.
 
     Raises:
         GridError: the file does not overlap the grid, or cannot be placed on it.
     """
+    level = logging.DEBUG if quiet else logging.INFO
     own = Grid.of(file, name=name)
     same_size = (own.width, own.height) == (grid.width, grid.height)
     sizes = f"{name} has {own.width} x {own.height} px, {grid_name} has {grid.width} x {grid.height} px"
@@ -200,7 +202,8 @@ def onto_grid(file: Any, grid: Grid, *, name: str, grid_name: str) -> Any:
             f"{name} overlaps {grid_name}, but no point of it is found again on the way back from {grid.crs} to "
             f"{own.crs}: warp it with `gdalwarp -t_srs` first"
         )
-    log.info(
+    log.log(
+        level,
         "%s is warped onto the grid of %s (bilinear): its first corner lies at column %.2f, row %.2f, its pixels "
         "span %.3f; CRS %s -> %s",
         name,

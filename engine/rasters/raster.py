@@ -7,9 +7,11 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -21,6 +23,7 @@ from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterOpenError, UsageError
 from engine.contract.sensors import Sensor
 from engine.grid import Window, mirrored
+from engine.rasters.blocks import Blocks, cut, in_blocks
 from engine.rasters.georeference import CACHE_BYTES, Grid, unreferenced_is_fine
 from engine.rasters.height_models import HeightModels, check_difference
 from engine.rasters.names import RasterName
@@ -52,7 +55,7 @@ class SensorRasters:
         grid: that of the RGIR raster, or the nDSM's when it is alone.
     """
 
-    def __init__(self, sources: Mapping[Sensor, AnySource], grid: Grid, files: ExitStack) -> None:
+    def __init__(self, sources: Mapping[Sensor, AnySource | Blocks], grid: Grid, files: ExitStack) -> None:
         self._sources = dict(sources)
         self._files = files
         self.grid = grid
@@ -66,6 +69,7 @@ class SensorRasters:
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
         window_px: int = 512,
+        ordered: bool = False,
         drivers: Sequence[str] | None = None,
     ) -> SensorRasters:
         """Open every raster, check it and bring it onto the grid.
@@ -78,6 +82,7 @@ class SensorRasters:
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
             window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
+            ordered: most will be read :meth:`in_order`, so that GDAL need not remember blocks as well.
             drivers: see :func:`engine.rasters.opening.open_raster`.
 
         Raises:
@@ -115,7 +120,10 @@ class SensorRasters:
                 )
                 grid, grid_name = grid or Grid.of(source.file), grid_name or f"{sensor} {source.name}"
             assert grid is not None
-            _size_cache(_on_file(sources.values()), window_px)
+            files = _on_file(sources.values())
+            _size_cache(
+                (file for file in files if not ordered or cut(file, grid.height, grid.width) is None), window_px
+            )
             return cls(sources, grid, stack.pop_all())
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[Sensor, Observation]:
@@ -147,15 +155,15 @@ class SensorRasters:
         for sensor, source in self._sources.items():
             try:
                 if out[sensor].valid.shape == (window.height, window.width):
-                    self._read_one(source, window.row, window.col, out[sensor], settle)
-                    seen[sensor] = out[sensor]
+                    whole = self._read_one(source, window.row, window.col, out[sensor], settle)
+                    seen[sensor] = replace(out[sensor], whole=whole)
                 else:
                     seen[sensor] = self._read_resampled(source, window, out[sensor])
             except RasterOpenError as error:
                 errors[sensor] = error
         return seen, errors
 
-    def _read_resampled(self, source: AnySource, window: Window, out: Observation) -> Observation:
+    def _read_resampled(self, source: AnySource | Blocks, window: Window, out: Observation) -> Observation:
         """Read some rows at a time, so that a window may be far larger than its tile."""
         height, width = out.valid.shape
         down, across = taps(window.height, height), taps(window.width, width)
@@ -178,39 +186,58 @@ class SensorRasters:
 
     def _read_one(
         self,
-        source: AnySource,
+        source: AnySource | Blocks,
         row: int,
         col: int,
         out: Observation,
         finish: Callable[[SensorSpec, Observation], None],
-    ) -> None:
-        """A window that may reach beyond the grid; ``finish`` is called on the pixels inside."""
+    ) -> bool:
+        """A window that may reach beyond the grid; ``finish`` is called on the pixels inside.
+
+        Returns:
+            Whether every pixel is known to be valid.
+        """
         height, width = out.valid.shape
         if 0 <= row <= self.grid.height - height and 0 <= col <= self.grid.width - width:
-            source.read(row, col, out)
-            finish(source.spec, out)
-            return
+            whole = source.read(row, col, out)
+            if not whole:
+                finish(source.spec, out)
+            return whole
         rows, cols = mirrored(row, height, self.grid.height), mirrored(col, width, self.grid.width)
         top, left = int(rows.min()), int(cols.min())
         inner = source.blank(int(rows.max()) - top + 1, int(cols.max()) - left + 1)
         source.read(top, left, inner)
         finish(source.spec, inner)
         at = np.ix_(rows - top, cols - left)
-        for band, whole in zip(out.values, inner.values, strict=True):
-            band[...] = whole[at]
+        for band, pixels in zip(out.values, inner.values, strict=True):
+            band[...] = pixels[at]
         out.valid[...] = inner.valid[at]
+        return False
+
+    @contextmanager
+    def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> Iterator[SensorRasters]:
+        """For the block: the same rasters, to be read by these windows and in this order, each block decoded once.
+
+        Args:
+            windows: all of them, from the first on; called more than once.
+            readers: threads that decode ahead, where a raster can be opened more than once; 1: the caller decodes.
+        """
+        with in_blocks(self._sources, (self.grid.height, self.grid.width), windows, readers) as sources:
+            yield _Ordered(sources, self.grid, windows(), ahead=readers if readers > 1 else 0)
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
         return {
             str(sensor): source.identity()
             for sensor, source in self._sources.items()
-            if not isinstance(source, ArraySource)
+            if not isinstance(source, ArraySource | Blocks)
         }
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What each raster is and how it is read; plain values, ready for JSON."""
-        return {str(sensor): source.describe() for sensor, source in self._sources.items()}
+        return {
+            str(sensor): source.describe() for sensor, source in self._sources.items() if not isinstance(source, Blocks)
+        }
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
@@ -221,6 +248,34 @@ class SensorRasters:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+class _Ordered(SensorRasters):
+    """Rasters whose windows come in order."""
+
+    def __init__(
+        self, sources: Mapping[Sensor, AnySource | Blocks], grid: Grid, windows: Iterator[Window], *, ahead: int
+    ) -> None:
+        super().__init__(sources, grid, ExitStack())
+        self._blocks = [source for source in sources.values() if isinstance(source, Blocks)]
+        self._windows, self._ahead, self._count = windows, ahead, 0
+        self._coming: deque[Window] = deque()
+
+    def read_into(
+        self, window: Window, out: Mapping[Sensor, Observation]
+    ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
+        """The next window."""
+        for coming in islice(self._windows, self._ahead + 1 - len(self._coming)):
+            self._coming.append(coming)
+            for blocks in self._blocks:
+                blocks.begin(coming)
+        expected = self._coming.popleft()
+        assert window == expected, f"windows come in order: {window} is not {expected}"
+        answer = super().read_into(window, out)
+        for blocks in self._blocks:
+            blocks.passed(self._count, window)
+        self._count += 1
+        return answer
 
 
 def _on_file(sources: Iterable[AnySource]) -> Iterator[FileSource]:

@@ -9,9 +9,9 @@ import hashlib
 import logging
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,6 +59,8 @@ class Observation:
     values: NDArray[Any]
     valid: NDArray[np.bool_]
     raster_valid: NDArray[np.bool_] | None = None
+    whole: bool = False
+    """Every pixel is known to be valid; else nobody has looked."""
 
     def valid_of(self, height: int, width: int) -> NDArray[np.bool_]:
         """Validity of the raster's pixels, of which the window holds so many."""
@@ -90,11 +92,16 @@ class FileSource:
     """GDAL's mask tells what is valid."""
     alpha: tuple[int, ...]
     """Bands that hold 0 where a pixel is invalid, whatever else says that it is valid."""
+    again: Callable[[ExitStack], FileSource] | None = None
+    """Opens the same once more, for another thread; None where that may not be, or would not pay."""
 
-    def read(self, row: int, col: int, out: Observation) -> None:
+    def read(self, row: int, col: int, out: Observation) -> bool:
         """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten.
 
         It leaves any value where there is no data, and NaN or infinity marked as valid: :func:`settle` comes after it.
+
+        Returns:
+            Whether every pixel is known to be valid and a number, so that nothing is to be settled.
         """
         height, width = out.valid.shape
         window = Window(col, row, width, height)
@@ -110,10 +117,13 @@ class FileSource:
                 f"it again ({first_cause(error)})"
             ) from error
         # a pixel that is valid in any band is valid: one dead band must not blank the map
+        whole = opaque is None
         if masks is not None:
             masks.any(axis=0, out=out.valid)
-        elif self.nodata is not None:
+            whole = whole and bool(out.valid.all())
+        elif self.nodata is not None and not _beyond(raw, *self.nodata):
             ((raw < self.nodata[0]) | (raw > self.nodata[1])).any(axis=0, out=out.valid)
+            whole = whole and bool(out.valid.all())
         else:
             out.valid[...] = True
         if opaque is not None:
@@ -124,6 +134,7 @@ class FileSource:
             if (self.scale, self.offset) != (1.0, 0.0):
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
                 np.add(out.values, np.float32(self.offset), out=out.values)
+        return whole and _finite(out.values)
 
     def blank(self, height: int, width: int) -> Observation:
         """Memory for a window of that size."""
@@ -157,14 +168,23 @@ class Difference:
     surface: FileSource
     terrain: FileSource
 
-    def read(self, row: int, col: int, out: Observation) -> None:
+    @property
+    def again(self) -> Callable[[ExitStack], Difference] | None:
+        """See :attr:`FileSource.again`."""
+        surface, terrain = self.surface.again, self.terrain.again
+        if surface is None or terrain is None:
+            return None
+        return lambda stack: Difference(spec=self.spec, surface=surface(stack), terrain=terrain(stack))
+
+    def read(self, row: int, col: int, out: Observation) -> bool:
         """See :meth:`FileSource.read`."""
         terrain = self.terrain.blank(*out.valid.shape)
-        self.surface.read(row, col, out)
-        self.terrain.read(row, col, terrain)
+        whole = self.surface.read(row, col, out)
+        whole = self.terrain.read(row, col, terrain) and whole
         np.logical_and(out.valid, terrain.valid, out=out.valid)
         with np.errstate(over="ignore", invalid="ignore"):
             np.subtract(out.values, terrain.values, out=out.values)
+        return whole and _finite(out.values)
 
     def sample(self, grid: Grid) -> NDArray[np.float32]:
         """Valid values from windows all over the grid, [N]."""
@@ -221,7 +241,7 @@ class ArraySource:
             raise RasterFormatError(f"ndsm_scale_m must be a positive number of metres, received {scale_m}")
         return cls(spec=spec, values=values, scale=1.0 if scale_m is None or spec.dtype == "uint8" else scale_m)
 
-    def read(self, row: int, col: int, out: Observation) -> None:
+    def read(self, row: int, col: int, out: Observation) -> bool:
         """See :meth:`FileSource.read`."""
         height, width = out.valid.shape
         window = self.values[:, row : row + height, col : col + width]
@@ -229,7 +249,11 @@ class ArraySource:
             np.copyto(out.values, np.ma.getdata(window), casting="unsafe")
             if self.scale != 1.0:
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
-        out.valid[...] = ~np.ma.getmaskarray(window).all(axis=0)  # valid in any band is valid
+        if isinstance(window, np.ma.MaskedArray):
+            out.valid[...] = ~np.ma.getmaskarray(window).all(axis=0)  # valid in any band is valid
+            return False
+        out.valid[...] = True
+        return _finite(out.values)
 
     def blank(self, height: int, width: int) -> Observation:
         """See :meth:`FileSource.blank`."""
@@ -252,6 +276,16 @@ class ArraySource:
             "metres_per_unit": self.scale if self.spec.dtype == "float32" else None,
             "warped": False,
         }
+
+
+def _beyond(raw: NDArray[Any], lowest: float, highest: float) -> bool:
+    """Whether some band holds no value between the two: a look at its extremes, which NaN fails."""
+    return any(band.min() > highest or band.max() < lowest for band in raw)
+
+
+def _finite(values: NDArray[Any]) -> bool:
+    """Whether all are numbers, by the least and the largest, which NaN and infinity would be."""
+    return values.dtype.kind != "f" or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def mark_invalid(spec: SensorSpec, out: Observation) -> None:
@@ -324,7 +358,18 @@ def open_source(
             alpha=alpha_bands(file, bands) if view is file else (),
         )
         _description(source)  # whatever is asked of the file later has an answer
-    return source
+        if not isinstance(given, str | Path) or drivers is not None or file.driver != "GTiff":
+            return source
+
+    def again(stack: ExitStack) -> FileSource:
+        more = stack.enter_context(open_raster(what, given, drivers))
+        if view is file:
+            return replace(source, file=more, view=more)
+        assert grid is not None
+        warped = onto_grid(more, grid, name=f"{what} {name}", grid_name=grid_name, quiet=True)
+        return replace(source, file=more, view=stack.enter_context(warped))
+
+    return replace(source, again=again)
 
 
 def open_difference(
