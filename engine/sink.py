@@ -75,8 +75,6 @@ class Tally:
 
     def add(self, job: Job) -> None:
         """Count a tile."""
-        if self.began_at is None:
-            self.began_at = job.available_at
         self.inferences.update(job.scenarios)
         self.verdicts = worst(self.verdicts, job.verdicts)
 
@@ -190,6 +188,8 @@ class FrameSink:
         frame = job.frame
         assert frame is not None
         self._frame = frame
+        if self._tally.began_at is None:
+            self._tally.began_at = job.available_at
         if job.tile.index >= self._counted:
             self.monitor = job.monitor or self.monitor
             self.statistics.add_tile(job)

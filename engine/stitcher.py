@@ -84,7 +84,10 @@ class Stitcher(ABC):
 
     @abstractmethod
     def resume_at(self, tiles_done: int) -> int:
-        """Prepare to go on after ``tiles_done``; returns the index of the first tile to infer."""
+        """Prepare to go on after ``tiles_done``; returns the index of the first tile to infer.
+
+        Where all are done the last of them are inferred again, though nothing is written: what ends a run is a tile.
+        """
 
 
 def _side_of(answer: Outputs) -> int:
@@ -112,13 +115,14 @@ class CropStitcher(Stitcher):
 
     def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Compose the pixels that the tile owns."""
-        yield cropped(tile.target, tile.target.within(tile.reads), provenance, outputs)
-        self.tiles_done = tile.index + 1
+        if tile.index >= self.tiles_done:
+            yield cropped(tile.target, tile.target.within(tile.reads), provenance, outputs)
+            self.tiles_done = tile.index + 1
 
     def resume_at(self, tiles_done: int) -> int:
         """Tiles are independent: go on with the next."""
         self.tiles_done = tiles_done
-        return tiles_done
+        return min(tiles_done, len(self) - 1)
 
 
 class HannStitcher(Stitcher):
@@ -183,7 +187,7 @@ class HannStitcher(Stitcher):
         """Go back one tile row within the strip: its lower bands have to be summed again."""
         self.tiles_done = tiles_done
         strip = next((s for s in reversed(self.grid.strips) if s.first_index < tiles_done), None)
-        if strip is None or tiles_done == strip.stop_index:
+        if strip is None or (tiles_done == strip.stop_index and tiles_done < len(self)):
             return tiles_done
         return tiles_done - strip.tiles_per_row
 

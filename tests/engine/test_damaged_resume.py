@@ -50,6 +50,22 @@ def flip(path: Path, place: int) -> None:
         stream.write(bytes([byte[0] ^ 0x10]))
 
 
+@pytest.mark.parametrize("blend", ["hann", "none"])
+def test_a_run_that_was_stopped_behind_its_last_tile_publishes_its_maps(
+    toy_bundle: Bundle, write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path, blend: str
+) -> None:
+    request = request_for(toy_bundle, write_scene(make_scene(70, 90)), tmp_path / "whole", watch=True, blend=blend)
+    tiles = run(request).tiling.tiles
+    stopped = replace(request, output=tmp_path / "stopped")
+    with pytest.raises(InterruptedRunError, match=f"after {tiles} of {tiles} tiles"):
+        run(stopped, Watcher(stop_after=tiles))
+    record = run(replace(stopped, resume=True))
+    assert record.frames.done == 1
+    assert record.tiling.tiles == tiles
+    for name in PRODUCTS:
+        assert (stopped.output / name).read_bytes() == (request.output / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_whatever_byte_is_damaged_the_run_refuses_or_ends_as_if_never_stopped(
     stopped: RunRequest, tmp_path: Path
