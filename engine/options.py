@@ -85,6 +85,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N,N,N",
         help="band numbers of NIR, red, green, as in 4,1,2 (default: as the bands call themselves, else 1,2,3)",
     )
+    inputs.add_argument(
+        "--list",
+        type=Path,
+        metavar="PATH",
+        help="map many: a CSV with columns rgir and ndsm (or dsm and dtm; name), or a folder; repeat it to go on",
+    )
+    inputs.add_argument(
+        "--shard", metavar="I/N", help="of the list every N-th from the I-th, counted from 0, as in 0/4 to 3/4"
+    )
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
     live = parser.add_argument_group("live folder")
     live.add_argument("--live", type=Path, metavar="DIR", help="map the frames that land here, each into a folder")
@@ -285,14 +294,19 @@ def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
     return LandingFolder(
         folder=options.live,
         sensors=frozenset(Sensor) if watch else parse_sensors(options.sensors),
-        pattern=_pattern(options.pattern),
+        pattern=pattern_of(options.pattern),
         partner_wait_ms=PARTNER_WAIT_MS if options.partner_wait is None else options.partner_wait,
         idle_exit_s=options.idle_exit,
         drivers=tuple(options.live_driver or ("GTiff",)),
     ), watch
 
 
-def _pattern(text: str | None) -> Pattern | None:
+def pattern_of(text: str | None) -> Pattern | None:
+    """What ``--pattern`` says of names of files; None goes by sidecars alone.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     if text is None:
         return PATTERN
     return None if text == BY_SIDECAR else Pattern(text=text)

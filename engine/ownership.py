@@ -26,7 +26,8 @@ MARKER = ".gemmnet"
 RUN_NAME = "run.json"
 _RUN_FIELDS = {"version", "bundle", "tiling"}
 """What the run.json of every version holds."""
-_IN_USE = (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN)
+IN_USE = (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN)
+"""What a lock that somebody else holds is refused with."""
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def _locked(output: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _IN_USE:
+            if error.errno in IN_USE:
                 os.close(handle)
                 raise OutputError(
                     f"another run is writing to {output}: wait for it, or pass another `output`"

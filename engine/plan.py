@@ -267,12 +267,13 @@ class Counted(Protocol):
         """The frames that are done."""
 
 
-def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
+def make_plan(request: RunRequest, stack: ExitStack, *, bundle: Bundle | None = None) -> Plan:
     """Check the request against the bundle, what is to be read and the output folder. Writes nothing.
 
     Args:
         request: what is asked for.
         stack: closes the rasters.
+        bundle: that of the request, where it is loaded already.
 
     Raises:
         EngineError: whatever is wrong with it, by the tree in :mod:`engine.contract.errors`.
@@ -281,7 +282,8 @@ def make_plan(request: RunRequest, stack: ExitStack) -> Plan:
     if isinstance(request.source, RasterFiles):
         for sensor, given in request.source.paths.items():
             _check_input(sensor, given, request.output)
-    bundle = Bundle.load(request.bundle, installed_policy(request.require_signature))
+    if bundle is None:
+        bundle = Bundle.load(request.bundle, installed_policy(request.require_signature))
     return plan_for(request, bundle, stack)
 
 

@@ -5,6 +5,7 @@
     python -m engine.run --rgir ortho.tif --output map                     the height sensor is dead
     python -m engine.run --rgir ortho.tif --dsm dsm.tif --dtm dtm.tif      height above ground as a difference
     python -m engine.run --rgir ortho.tif --ndsm height.tif --dry-run      what would run, and on what
+    python -m engine.run --list pairs.csv --output maps                     many rasters, a folder for each
     python -m engine.run --live frames --output maps --resume               frames that land in a folder, as a service
     python -m engine.run --rate 10Hz --inject "ndsm:dead@2-4"              the demo scene as a flight with a failure
     python -m engine.run --live frames --output maps --serve :8080         the map in a browser while it grows
@@ -15,7 +16,7 @@ CRS; heights are then warped onto RGIR, or onto the DSM where there is no RGIR. 
 made from the other; so it is in every tile in which a sensor is found dead, unless --sensors names those to trust.
 
 Exit codes: 0 done; 1 internal error; 2 wrong options; 3 an input raster; 4 the output; 5 the bundle; 6 the backend;
-7 --resume does not fit; 8 done, but tiles were lost; 130 interrupted (repeat with --resume).
+7 --resume does not fit; 8 done, but tiles were lost; 9 of a list some failed; 130 interrupted (repeat with --resume).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ import msgspec
 
 from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, emit
-from engine.contract.errors import EngineError, TilesLostError
+from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor
+from engine.fleet.here import map_list
 from engine.observer import Observers
 from engine.options import add_options, in_options, request_of
 from engine.plan import make_plan
@@ -67,6 +69,11 @@ def _main(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with gdal_environment():
+            if options.list is not None:
+                map_list(options)
+                return 0
+            if options.shard is not None:
+                raise UsageError("--shard is a part of a list: pass --list PATH")
             return _dry_run(options) if options.dry_run else _run(options)
     except EngineError as error:
         message = in_options(str(error))

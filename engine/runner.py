@@ -12,7 +12,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +21,11 @@ from pathlib import Path
 import msgspec
 
 from engine.backends.base import BackendInfo
-from engine.backends.resilient import open_chain
+from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.atomic import replacing
+from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
-from engine.contract.sensors import Sensor
+from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log
 from engine.frames import FrameSource, RasterFrames
@@ -41,6 +42,7 @@ from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
 from engine.sink import FRAME_NAMES, MAKE_ROOM, FrameSink
+from engine.stitcher import Tiling
 from engine.stream import stream
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, read_tile_log
@@ -49,7 +51,32 @@ from engine.version import own_version
 log = logging.getLogger(__name__)
 
 
-def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """A backend that is open for several runs in turn. Whoever opened it closes it."""
+
+    bundle: Bundle
+    backend: ResilientBackend
+
+
+def open_engines(request: RunRequest, bundle: Bundle, scenarios: Iterable[Scenario], stack: ExitStack) -> Engines:
+    """What all runs with the bundle and the options of a request can share.
+
+    Args:
+        request: any of them.
+        bundle: that of the request.
+        scenarios: of all of them.
+        stack: closes the backend.
+
+    Raises:
+        BackendError: the backend, its library or its device cannot be used.
+    """
+    tiling = Tiling.of(bundle.manifest, halo_px=request.halo_px, blend=request.blend)
+    opened = open_chain(request.backend, bundle, scenarios=scenarios, wanted=tiling.wanted)
+    return Engines(bundle=bundle, backend=stack.enter_context(opened))
+
+
+def run(request: RunRequest, observer: Observer | None = None, engines: Engines | None = None) -> RunRecord:
     """Map the request's frames into its output folder.
 
     SIGINT and SIGTERM stop a run over rasters after the tiles under way; it can be resumed. A run over a landing folder
@@ -59,6 +86,7 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
     Args:
         request: what is asked for.
         observer: watches.
+        engines: of :func:`open_engines`, which stay open; None opens them for this run.
 
     Returns:
         What ``run.json`` holds. Maps with lost tiles are results too: see ``tiles_lost``.
@@ -70,11 +98,16 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
     watcher, started_at = observer or Observer(), datetime.now(UTC)
     with ExitStack() as stack:
         stack.enter_context(owned(request.output))
-        plan = make_plan(request, stack)
-        backend = stack.enter_context(
-            open_chain(request.backend, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
+        plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle)
+        backend = (
+            stack.enter_context(
+                open_chain(request.backend, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
+            )
+            if engines is None
+            else engines.backend
         )
-        opened, frames = backend.info, plan.frames
+        opened, frames, events_before = backend.info, plan.frames, len(backend.events)
+        backend.news()  # of the run before, which told them
         journal = Journal(request.output)
         start = _start(plan, journal, opened)
         sink = _open_sink(plan, journal, start, stack, watcher)
@@ -116,7 +149,8 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
             sink.checkpoint()
             watcher.publishing()
             if not frames.live:
-                backend.close()  # publishing needs memory of its own
+                if engines is None:
+                    backend.close()  # publishing needs memory of its own
                 sink.publish()
                 sink.complete()
         except KeyboardInterrupt as error:
@@ -132,7 +166,7 @@ def run(request: RunRequest, observer: Observer | None = None) -> RunRecord:
             times=TileTimes(read_tile_log(journal.folder / TILE_LOG_NAME)),
             first=start.entry.tiles_done,
             backend=opened,
-            backend_events=backend.events,
+            backend_events=backend.events[events_before:],
             ended=_ended(frames, received),
             injected=detection(request.inject, verdicts) if request.inject else None,
             stream_s=stream_s,

@@ -19,6 +19,7 @@
     │   └── GoldenMismatchError      it does not reproduce the golden tile
     ├── ResumeError              7   the journal belongs to another run
     ├── TilesLostError           8   the maps are complete but for tiles that were dropped or could not be read
+    ├── UnitsFailedError         9   of many rasters some could not be mapped; the others are
     └── InterruptedRunError    130   Ctrl-C or SIGTERM; the journal is on disk
 
 Foreign exceptions are translated at one place per boundary (rasterio in :mod:`engine.rasters`, each inference library
@@ -137,6 +138,12 @@ class TilesLostError(EngineError):
     """The maps are published, but some tiles hold no data: they were dropped, or no sensor could be used."""
 
     exit_code = 8
+
+
+class UnitsFailedError(EngineError):
+    """Of a list of rasters some could not be mapped; the maps of the others are published."""
+
+    exit_code = 9
 
 
 class InterruptedRunError(EngineError):

@@ -132,6 +132,20 @@ def from_csv(content: BinaryIO, columns: Sequence[str], *, others: bool = False)
     Raises:
         MalformedError: it is no text in UTF-8, lacks a column, has another head line, or a row of another length.
     """
+    for line, row in csv_rows(content, columns, others=others):
+        if isinstance(row, str):
+            raise MalformedError(f"line {line} {row}")
+        yield row
+
+
+def csv_rows(
+    content: BinaryIO, columns: Sequence[str], *, others: bool = False
+) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """As :func:`from_csv`, but a row of another length does not end it.
+
+    Yields:
+        The number of a line, and its row or what is wrong with it.
+    """
     try:
         reader = csv.reader(io.TextIOWrapper(content, encoding="utf-8", newline=""))
         head = next(reader, [])
@@ -139,9 +153,10 @@ def from_csv(content: BinaryIO, columns: Sequence[str], *, others: bool = False)
             rule = "have" if others else "begin with"
             raise MalformedError(f"it must {rule} the columns {', '.join(columns)}; found {', '.join(head)}")
         for fields in reader:
-            if len(fields) != len(head):
-                raise MalformedError(f"line {reader.line_num} has {len(fields)} fields, not {len(head)}")
-            yield dict(zip(head, fields, strict=True))
+            if len(fields) == len(head):
+                yield reader.line_num, dict(zip(head, fields, strict=True))
+            elif fields:  # a line without any is blank, and no row for csv.DictReader either
+                yield reader.line_num, f"has {len(fields)} fields, not {len(head)}"
     except UnicodeDecodeError as error:
         raise MalformedError(f"CSV is text in UTF-8, this is not ({error})") from error
     except csv.Error as error:

@@ -28,6 +28,8 @@ _RESERVED = frozenset(
         "run.json",
         "tiles.csv",
         "frames.jsonl",
+        "fleet.json",
+        "units.csv",
     ]
 )
 """Names of files that lie beside the frames' folders."""

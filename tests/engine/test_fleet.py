@@ -1,0 +1,272 @@
+"""Many rasters: each map as a lone run makes it, each once, and one that fails costs no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import run as command
+from engine.contract.bundle import Bundle
+from engine.contract.errors import UsageError
+from engine.contract.sensors import Sensor
+from engine.fleet.book import Book
+from engine.fleet.here import parse_shard
+from engine.fleet.lists import read_units
+from engine.fleet.store import FolderStore
+from engine.fleet.units import Unit
+from engine.fleet.worker import Outcome, State
+from engine.request import PATTERN
+from engine.runner import run
+from tests.conftest import make_scene
+from tests.engine.runs import request_for
+
+Write = Callable[..., dict[Sensor, Path]]
+MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
+
+
+def read(source: Path, **options: object) -> list[Unit]:
+    return read_units(source, **{"sensor": None, "pattern": PATTERN, **options})  # type: ignore[arg-type]
+
+
+def write_list(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def scenes(write_scene: Write) -> list[dict[Sensor, Path]]:
+    return [write_scene(make_scene(70, 90, seed=seed), f"scene{seed}") for seed in range(3)]
+
+
+@pytest.fixture
+def pairs(scenes: list[dict[Sensor, Path]], tmp_path: Path) -> Path:
+    lines = [f"{each[Sensor.RGIR]},{each[Sensor.NDSM]}" for each in scenes]
+    lines[1] = lines[1].partition(",")[0] + ","
+    return write_list(tmp_path / "pairs.csv", "\n".join(["rgir,ndsm", *lines, ""]))
+
+
+def gemmnet(bundle: Bundle, source: Path, output: Path, *more: str) -> int:
+    options = ["--list", source, "--output", output, "--bundle", bundle.root, "--precision", "fp32", "--quiet", *more]
+    return command.main([str(option) for option in options])
+
+
+def summary(output: Path, name: str = "fleet.json") -> dict[str, object]:
+    told: dict[str, object] = json.loads((output / name).read_text())
+    return told
+
+
+def test_every_map_of_a_list_is_the_one_of_a_lone_run_and_is_made_once(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], pairs: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "maps"
+    assert gemmnet(toy_bundle, pairs, output) == 0
+    for number, paths in enumerate(scenes):
+        paths = {Sensor.RGIR: paths[Sensor.RGIR]} if number == 1 else paths
+        alone = tmp_path / f"alone{number}"
+        run(request_for(toy_bundle, paths, alone, watch=number != 1))
+        for name in MAPS:
+            assert (output / f"scene{number}" / name).read_bytes() == (alone / name).read_bytes()
+    markers = [(output / f"scene{number}" / "unit.json").stat().st_mtime_ns for number in range(3)]
+    assert gemmnet(toy_bundle, pairs, output) == 0
+    assert [(output / f"scene{number}" / "unit.json").stat().st_mtime_ns for number in range(3)] == markers
+    assert summary(output)["states"] == {"mapped": 0, "there": 3, "failed": 0}
+    assert not list((output / ".fleet").rglob("*.*"))
+
+    whole = (output / "scene2" / "classes.tif").read_bytes()
+    (output / "scene2" / "classes.tif").write_bytes(whole[:-1])
+    assert gemmnet(toy_bundle, pairs, output) == 0
+    assert summary(output)["states"] == {"mapped": 1, "there": 2, "failed": 0}
+    assert (output / "scene2" / "classes.tif").read_bytes() == whole
+
+
+def test_maps_of_other_inputs_are_replaced_on_demand_alone_and_what_a_user_put_there_is_kept(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], tmp_path: Path
+) -> None:
+    output, source = tmp_path / "maps", write_list(tmp_path / "one.csv", f"rgir\n{scenes[0][Sensor.RGIR]}\n")
+    assert gemmnet(toy_bundle, source, output) == 0
+    before = (output / "scene0" / "classes.tif").read_bytes()
+    (output / "scene0" / "notes.txt").write_text("mine")
+    os.replace(scenes[1][Sensor.RGIR], scenes[0][Sensor.RGIR])
+    assert gemmnet(toy_bundle, source, output) == 9
+    assert "pass --overwrite" in summary(output)["failed"]["scene0"]  # type: ignore[index]
+    assert (output / "scene0" / "classes.tif").read_bytes() == before
+    assert gemmnet(toy_bundle, source, output, "--overwrite") == 0
+    assert (output / "scene0" / "classes.tif").read_bytes() != before
+    assert [path.read_text() for path in output.rglob("notes.txt")] == ["mine"]
+
+
+def test_broken_lines_and_rasters_cost_no_other_unit_and_have_a_line_each(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = scenes[0][Sensor.RGIR]
+    lines = [
+        "rgir,ndsm,name",
+        f"{good},,a",
+        "too,few",
+        "",
+        ",,",
+        "gone.tif,,b",
+        f"{good},,A",
+        f"{good},,../c",
+        f"{good},,d",
+    ]
+    source, output = write_list(tmp_path / "list.csv", "\n".join(lines)), tmp_path / "maps"
+    assert gemmnet(toy_bundle, source, output) == 9
+    told = summary(output)
+    assert told["states"] == {"mapped": 2, "there": 0, "failed": 4}
+    assert told["retries"] == 2  # of the missing raster, which may be one of a network
+    reasons: dict[str, str] = told["failed"]  # type: ignore[assignment]
+    assert "line 3" in reasons["line-3"]
+    assert "2 fields, not 3" in reasons["line-3"]
+    assert "is that of line 2" in reasons["line-7"]
+    assert "line 8" in reasons["line-8"]
+    assert "does not exist" in reasons["b"]
+    assert (output / "a" / "unit.json").exists()
+    assert (output / "d" / "unit.json").exists()
+    errors = capsys.readouterr().err.splitlines()
+    assert sum("ERROR" in line for line in errors) == 4
+    assert errors[-1].startswith("error: 4 of 6 units failed")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("", "names no raster"), ("red,green\na,b\n", "its first line names columns"), ("rgir\n", "names no raster")],
+)
+def test_a_list_without_units_is_refused(tmp_path: Path, text: str, rule: str) -> None:
+    with pytest.raises(UsageError, match=rule):
+        read(write_list(tmp_path / "list.csv", text))
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize(
+    ("raster", "name"),
+    [
+        ("rgir_0001.tif", "0001"),
+        ("0001-RGIR.tif", "0001"),
+        ("north/rgir.tif", "north"),
+        ("top_1_RGIR_20cm.tif", "top_1_20cm"),
+        ("ortho.v2.tif", "ortho.v2"),
+        ("/vsis3/bucket/a b.tif", "a_b"),
+        ("figirl.tif", "figirl"),
+    ],
+)
+def test_a_unit_is_called_as_its_raster_without_the_word_for_the_sensor(tmp_path: Path, raster: str, name: str) -> None:
+    (unit,) = read(write_list(tmp_path / "list.csv", f"rgir\n{raster}\n"))
+    assert unit.name == name
+    assert dict(unit.rasters)["rgir"] == (raster if raster.startswith("/") else str(tmp_path / raster))
+
+
+def test_a_folder_is_a_list_of_pairs_or_of_the_rasters_of_one_sensor(tmp_path: Path) -> None:
+    for name in ("rgir_10.tif", "ndsm_10.tif", "RGIR_9.tif", "notes.txt"):
+        (tmp_path / name).touch()
+    nine, ten = read(tmp_path)
+    assert (nine.name, dict(nine.rasters)) == ("9", {"rgir": str(tmp_path / "RGIR_9.tif")})
+    assert (ten.name, set(dict(ten.rasters))) == ("10", {"rgir", "ndsm"})
+    assert [unit.name for unit in read(tmp_path, sensor=Sensor.RGIR)] == ["RGIR_9", "ndsm_10", "rgir_10"]
+
+
+def test_shards_share_a_list_without_mapping_anything_twice(toy_bundle: Bundle, pairs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "maps"
+    for number in range(2):
+        assert gemmnet(toy_bundle, pairs, output, "--shard", f"{number}/2") == 0
+    told = [summary(output, f"fleet-{number}-of-2.json")["states"] for number in range(2)]
+    assert told == [{"mapped": 2, "there": 0, "failed": 0}, {"mapped": 1, "there": 0, "failed": 0}]
+    for text in ("2/2", "1", "-1/2", "0/0"):
+        with pytest.raises(UsageError, match="--shard takes I/N"):
+            parse_shard(text)
+
+
+def test_a_unit_is_claimed_by_one_and_free_once_its_process_is_gone(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    with store.claim("k") as first, store.claim("k") as second, store.claim("other") as other:
+        assert (first is None, second is None, other is None) == (False, True, False)
+    program = (
+        "import os, sys; from pathlib import Path; from engine.fleet.store import FolderStore\n"
+        "with FolderStore(Path(sys.argv[1])).claim('k') as claim: os._exit(claim.died)"
+    )
+    for died in range(3):
+        assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == died
+    with store.claim("k") as claim:
+        assert claim is not None
+        assert claim.died == 3
+    with store.claim("k") as claim:
+        assert claim is not None
+        assert claim.died == 0  # whoever mapped it last lives
+
+
+def test_the_second_to_publish_a_unit_leaves_what_the_first_has(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], tmp_path: Path
+) -> None:
+    output, source = tmp_path / "maps", write_list(tmp_path / "one.csv", f"rgir\n{scenes[0][Sensor.RGIR]}\n")
+    assert gemmnet(toy_bundle, source, output) == 0
+    store = FolderStore(output)
+    marker = store.marker("scene0")
+    assert marker is not None
+    before = (output / "scene0").stat().st_ino
+    with store.claim("late") as claim:
+        assert claim is not None
+        claim.folder.mkdir(parents=True)
+        assert store.publish(claim, marker) is False
+        assert not claim.folder.exists()
+    assert (output / "scene0").stat().st_ino == before
+
+
+def test_a_unit_that_fails_is_tried_three_times_behind_the_others(tmp_path: Path) -> None:
+    ended: list[str] = []
+    with Book(
+        [Unit(name="bad"), Unit(name="good")], tmp_path, tell=lambda _, outcome: ended.append(outcome.unit)
+    ) as book:
+        taken = []
+        while (unit := book.take()) is not None:
+            taken.append(unit.name)
+            state = State.FAILED if unit.name == "bad" else State.MAPPED
+            book.settle(unit, Outcome(unit=unit.name, state=state, reason="broken pipe", again=True))
+        record = book.close(bundle="")
+    assert taken == ["bad", "good", "bad", "bad"]
+    assert ended == ["good", "bad"]
+    assert (record.retries, record.failed) == (2, {"bad": "broken pipe"})
+    rows = (tmp_path / "units.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[1:]] == [["good", "mapped", "1"], ["bad", "failed", "3"]]
+
+
+def test_an_interrupted_list_goes_on_to_the_same_bytes(toy_bundle: Bundle, pairs: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from engine import run; from engine.fleet.console import Teller\n"
+        "seen = []\n"
+        "def tile_done(self, report):\n"
+        "    seen.append(report)\n"
+        "    if len(seen) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
+        "Teller.tile_done = tile_done\n"
+        "sys.exit(run.main(sys.argv[1:]))"
+    )
+    options = ["--list", pairs, "--bundle", toy_bundle.root, "--precision", "fp32", "--quiet"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = [sys.executable, "-c", program, *map(str, options), "--output", str(stopped)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert "repeat the command to finish" in ended.stderr
+    assert summary(stopped)["ended"] == "interrupted"
+    assert not (stopped / "scene2").exists()
+    for output in (stopped, whole):
+        assert gemmnet(toy_bundle, pairs, output) == 0
+    assert summary(stopped)["states"]["there"] >= 1  # type: ignore[index]
+    for number in range(3):
+        for name in MAPS:
+            assert (stopped / f"scene{number}" / name).read_bytes() == (whole / f"scene{number}" / name).read_bytes()
+
+
+def test_options_of_a_single_raster_are_refused_with_a_list(
+    toy_bundle: Bundle, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gemmnet(toy_bundle, pairs, tmp_path / "maps", "--rgir", "a.tif") == 2
+    assert command.main(["--shard", "0/2"]) == 2
+    assert "leave --rgir away" in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
