@@ -55,7 +55,7 @@ NEEDS = "scoring needs the data sources of training ({error}): pip install 'gemm
 
 
 @dataclass(kw_only=True)
-class Tally:
+class ScoreTally:
     """One way to compute one scenario, and what it has scored so far."""
 
     backend: str
@@ -186,13 +186,13 @@ def run(
     backends: Sequence[Backend],
     scenes: Sequence[Scene],
     source: Source,
-) -> tuple[list[Tally], int]:
+) -> tuple[list[ScoreTally], int]:
     """Map every tile with the reference and every backend; the tallies and the number of tiles."""
     from train.metrics import Confusion
     from train.predict import tiles
 
-    def tally(backend: str, precision: Precision, scenario: Scenario, library: str, arithmetic: str) -> Tally:
-        return Tally(
+    def tally(backend: str, precision: Precision, scenario: Scenario, library: str, arithmetic: str) -> ScoreTally:
+        return ScoreTally(
             backend=backend,
             precision=precision,
             scenario=scenario,
@@ -231,7 +231,7 @@ def whole_tile(window: EvaluationTile, side: int) -> Tile:
     return {sensor: np.ascontiguousarray(np.pad(x, beyond, mode="symmetric")) for sensor, x in arrays.items()}
 
 
-def rows_of(tallies: Sequence[Tally]) -> Iterator[dict[str, object]]:
+def rows_of(tallies: Sequence[ScoreTally]) -> Iterator[dict[str, object]]:
     """A line of the CSV for each."""
     scores: Mapping[Scenario, Scores] = {t.scenario: t.confusion.scores() for t in tallies if t.backend == REFERENCE}
     for tally in tallies:

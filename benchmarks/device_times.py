@@ -21,21 +21,23 @@ from engine.backends.plan_choice import choose_plans
 from engine.backends.tensorrt_engine import ScenarioEngine, TensorRt, import_library
 from engine.contract.bundle import Bundle
 from engine.contract.plan_cache import StoredPlan
-from engine.contract.plans import Device, Host
+from engine.contract.plans import Device, PlanHost
 from engine.contract.sensors import Scenario
 
 if TYPE_CHECKING:
-    from engine.backends.device import Gpu  # imports pycuda
+    from engine.backends.device import CudaDevice  # imports pycuda
 
 PARTS = ("h2d", "compute", "d2h")
 WANTED = (Output.CLASSES, Output.CONFIDENCE)
 BURN_IN = 10
 
 
-def host_of(info: BackendInfo, device: Device) -> Host:
+def host_of(info: BackendInfo, device: Device) -> PlanHost:
     """The library that a TensorRT backend ran on, and the device."""
     name, version = info.library.split()
-    return Host(library="tensorrt" if name == "tensorrt" else "tensorrt_rtx", library_version=version, device=device)
+    return PlanHost(
+        library="tensorrt" if name == "tensorrt" else "tensorrt_rtx", library_version=version, device=device
+    )
 
 
 def device_times(
@@ -58,10 +60,10 @@ def device_times(
 def _measure(
     bundle: Bundle, plan: StoredPlan, scenario: Scenario, inputs: Inputs, count: int
 ) -> Mapping[str, NDArray[np.float64]]:
-    from engine.backends.device import Gpu
+    from engine.backends.device import CudaDevice
     from engine.backends.tensorrt_pipeline import let_go
 
-    with Gpu() as gpu:
+    with CudaDevice() as gpu:
         try:
             return _events(gpu, bundle, plan, scenario, inputs, count)
         except BaseException as error:
@@ -70,13 +72,13 @@ def _measure(
 
 
 def _events(
-    gpu: Gpu, bundle: Bundle, plan: StoredPlan, scenario: Scenario, inputs: Inputs, count: int
+    gpu: CudaDevice, bundle: Bundle, plan: StoredPlan, scenario: Scenario, inputs: Inputs, count: int
 ) -> Mapping[str, NDArray[np.float64]]:
     from engine.backends import device
 
     layout = TileLayout.of(bundle.manifest, WANTED)
     engine = ScenarioEngine(TensorRt(import_library(plan.record.key.library)), scenario, plan, layout)
-    scratch, memory = device.Memory(engine.scratch_bytes), device.Memory(layout.device_bytes)
+    scratch, memory = device.DeviceMemory(engine.scratch_bytes), device.DeviceMemory(layout.device_bytes)
     graph = None
     try:
         host, stream = gpu.pinned(layout.host_bytes), gpu.stream()

@@ -72,7 +72,7 @@ Choice = tuple[BackendName, ExecutionPrecision, PerformanceHint]
 
 
 @dataclass(kw_only=True)
-class Row:
+class LatencyRow:
     """One backend, precision and scenario, and what each round measured."""
 
     backend: BackendName
@@ -177,7 +177,7 @@ def measure(options: argparse.Namespace) -> None:
     at_least_one(options, "tiles", "rounds", "burn_in", "switch_after")
     bundle = Bundle.load(options.bundle)
     tiles = tiles_of(bundle, demo.SCENE, 3)
-    rows: dict[Choice, list[Row]] = {}
+    rows: dict[Choice, list[LatencyRow]] = {}
     choices: list[Choice] = [
         (backend, precision, hint)
         for backend in listed(options.backends, BACKENDS, "--backends")
@@ -202,7 +202,7 @@ def measure(options: argparse.Namespace) -> None:
                     mine = rows.setdefault(
                         choice,
                         [
-                            Row(backend=backend, precision=precision, hint=hint, scenario=s, info=opened.info)
+                            LatencyRow(backend=backend, precision=precision, hint=hint, scenario=s, info=opened.info)
                             for s in Scenario
                         ],
                     )
@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace) -> None:
         record(bundle, options.plans, [row for row in measured if row.backend == "tensorrt"])
 
 
-def one_round(row: Row, backend: Backend, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
+def one_round(row: LatencyRow, backend: Backend, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
     """Warm up, then tiles one at a time, then tiles with every slot busy, then switches to this scenario."""
     inputs = inputs_of(row.scenario, tiles)
     single_stream(backend, row.scenario, inputs, max(options.burn_in, backend.info.slots))
@@ -242,7 +242,7 @@ def one_round(row: Row, backend: Backend, tiles: Sequence[Tile], options: argpar
     row.switches_ms.append(first_after_switch(backend, row.scenario, tiles, after=options.switch_after))
 
 
-def batches(row: Row, bundle: Bundle, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
+def batches(row: LatencyRow, bundle: Bundle, tiles: Sequence[Tile], options: argparse.Namespace) -> None:
     """The library by itself on batches of 1, 2, 4 and so on, where it can be had by itself."""
     batch = 1
     while batch <= options.max_batch:
@@ -256,7 +256,7 @@ def batches(row: Row, bundle: Bundle, tiles: Sequence[Tile], options: argparse.N
         batch *= 2
 
 
-def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
+def cold(rows: Sequence[LatencyRow], options: argparse.Namespace) -> None:
     """One cold start of a backend and precision, noted in each of its rows."""
     plans = options.plans or default_cache(Bundle.load(options.bundle))
     request = {
@@ -272,7 +272,7 @@ def cold(rows: Sequence[Row], options: argparse.Namespace) -> None:
         row.cold.append(found)
 
 
-def record(bundle: Bundle, plans: Path | None, rows: Sequence[Row]) -> None:
+def record(bundle: Bundle, plans: Path | None, rows: Sequence[LatencyRow]) -> None:
     """Keep the medians with the plans that were measured.
 
     Raises:

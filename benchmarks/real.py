@@ -92,7 +92,7 @@ class Way:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class PlaceTally:
     """What one way has scored in one place and scenario."""
 
     confusion: Confusion
@@ -115,7 +115,7 @@ class Tally:
         for row, weights in enumerate((np.ones(at.size), confidence[known], right)):
             self.bins[row] += np.bincount(at, weights, BINS)
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: PlaceTally) -> None:
         """Take in what another has counted."""
         self.confusion.matrix += other.confusion.matrix
         self.trees, self.hit = self.trees + other.trees, self.hit + other.hit
@@ -327,7 +327,7 @@ Key = tuple[str, str, Scenario, int]
 
 def run(
     bundle: Bundle, ways: Sequence[Way], scenes: Sequence[RealScene]
-) -> tuple[dict[Key, Tally], dict[str, list[NDArray[np.uint8]]]]:
+) -> tuple[dict[Key, PlaceTally], dict[str, list[NDArray[np.uint8]]]]:
     """Map every scene in every scenario that it has the sensors for.
 
     Returns:
@@ -341,7 +341,7 @@ def run(
     if bundle.manifest.classes != ISPRS_LABELS.classes:
         raise InputError("real scenes are labelled with the six ISPRS classes; the bundle tells others apart")
     side, halo = bundle.manifest.tile_px, bundle.manifest.halo_px
-    tallies: dict[Key, Tally] = {}
+    tallies: dict[Key, PlaceTally] = {}
     pictures: dict[str, list[NDArray[np.uint8]]] = {}
     palette = ISPRS_LABELS.palette()
     for found in tqdm(scenes, desc="mapping", unit="scene"):
@@ -353,7 +353,7 @@ def run(
                 continue
             for number, way in enumerate(ways):
                 key = (found.data, found.place, scenario, number)
-                tally = tallies.setdefault(key, Tally(confusion=Confusion(ISPRS_LABELS)))
+                tally = tallies.setdefault(key, PlaceTally(confusion=Confusion(ISPRS_LABELS)))
                 mapped = np.full(scene.size_px, 255, np.uint8)
                 for window in tiles(scene, tile_px=side, halo_px=halo):
                     classes, confidence = (x[window.core] for x in way.infer(scenario, whole_tile(window, side)))
@@ -367,7 +367,7 @@ def run(
                     panels.append(palette[mapped])
         pictures.setdefault(found.place, [_fitted(panel) for panel in panels])
     for (data, _, scenario, number), tally in list(tallies.items()):
-        total = tallies.setdefault((data, ALL, scenario, number), Tally(confusion=Confusion(ISPRS_LABELS)))
+        total = tallies.setdefault((data, ALL, scenario, number), PlaceTally(confusion=Confusion(ISPRS_LABELS)))
         total.merge(tally)
     return tallies, pictures
 

@@ -49,7 +49,7 @@ MOST_SLOPES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class ProcessSample:
     """The process at one moment."""
 
     at_s: float
@@ -142,9 +142,9 @@ def feeding(landing: Path, templates: Sequence[dict[Sensor, Path]], frames: int,
         feeder.join()
 
 
-def watch(flight: subprocess.Popen[bytes], minutes: float) -> list[Sample]:
+def watch(flight: subprocess.Popen[bytes], minutes: float) -> list[ProcessSample]:
     """Sample the process until it ends."""
-    samples: list[Sample] = []
+    samples: list[ProcessSample] = []
     began = time.monotonic()
     with tqdm(
         total=round(minutes * 60),
@@ -163,13 +163,13 @@ def watch(flight: subprocess.Popen[bytes], minutes: float) -> list[Sample]:
     return samples
 
 
-def look(process: int, at_s: float) -> Sample | None:
+def look(process: int, at_s: float) -> ProcessSample | None:
     """What /proc says of a process; None when it has just ended."""
     try:
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line
         )
-        return Sample(
+        return ProcessSample(
             at_s=at_s,
             rss_mib=int(status["VmRSS"].split()[0]) / 1024,
             descriptors=sum(1 for _ in Path(f"/proc/{process}/fd").iterdir()),
@@ -179,7 +179,7 @@ def look(process: int, at_s: float) -> Sample | None:
         return None
 
 
-def tabulate(samples: Sequence[Sample], tiles: Sequence[TileRow], rate_hz: float) -> list[dict[str, object]]:
+def tabulate(samples: Sequence[ProcessSample], tiles: Sequence[TileRow], rate_hz: float) -> list[dict[str, object]]:
     """One row per minute, then one over all of it with the slopes."""
     flown_s = len(tiles) / rate_hz
     minutes = max(1, round(flown_s / 60))
@@ -209,7 +209,7 @@ def slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 def _row(
     minute: int | str,
-    samples: Sequence[Sample],
+    samples: Sequence[ProcessSample],
     tiles: Sequence[TileRow],
     rate_hz: float,
     start_s: float,

@@ -38,7 +38,7 @@ from engine.contract.sensors import Scenario
 from export.arithmetic import products
 from export.built_layers import audit_engine
 from export.engine_options import DEFAULT_BATCH, batch_of, target_of
-from export.progress import Bar, Stop
+from export.progress import PhaseBar, Stop
 from export.trt_library import TrtLibrary, open_library
 
 LEVELS = 127
@@ -114,7 +114,7 @@ def built(library: TrtLibrary, bundle: Bundle, scenario: Scenario, graph: Path, 
     )
     network = library.parse(graph, probabilities=probabilities)
     asked = products(tuple(network.layers()))
-    with Bar(f"{scenario}", Stop()) as bar:
+    with PhaseBar(f"{scenario}", Stop()) as bar:
         made = library.build(network, key, progress=bar)
     return audit_engine(made.layers, asked, "int8")
 

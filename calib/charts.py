@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from calib.samples import CalibrationList
-from calib.scenes import Tile
+from calib.scenes import SceneTile
 from engine.contract.bundle import ClassSpec
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
@@ -140,7 +140,7 @@ def _svg(title: str, parts: Sequence[str], height: int) -> str:
     )
 
 
-def _thumbnail(tile: Tile, classes: Sequence[ClassSpec]) -> np.ndarray:
+def _thumbnail(tile: SceneTile, classes: Sequence[ClassSpec]) -> np.ndarray:
     """uint8 [S + 4, 3 S + 8, 3]."""
     sample = tile.read()
     step = max(1, tile.size_px // THUMBNAIL_PX)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from calib.qdq import Layer
+from calib.qdq import WeightedLayer
 from calib.ranges import Method
 from calib.samples import CalibrationList
-from calib.scenes import Tile
-from calib.sensitivity import Sensitivity, Step
+from calib.scenes import SceneTile
+from calib.sensitivity import SearchStep, Sensitivity
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario
 
@@ -23,8 +23,8 @@ class Settings:
     """
 
     calibration: CalibrationList
-    search: tuple[Tile, ...]
-    evaluation: tuple[Tile, ...]
+    search: tuple[SceneTile, ...]
+    evaluation: tuple[SceneTile, ...]
     sensitivity_tiles: int
     """How many of the search tiles a layer is judged on."""
     methods: tuple[Method, ...]
@@ -83,7 +83,7 @@ class Study:
     scenario: Scenario
     floating: Precision
     """Of the graph that was quantised: what stays floating is in this type."""
-    layers: tuple[Layer, ...]
+    layers: tuple[WeightedLayer, ...]
     """Of the INT8 graph."""
     int8_share: float
     """Of its multiply-accumulates."""
@@ -92,7 +92,7 @@ class Study:
     """The one that was chosen: least damage."""
     ranges: tuple[Range, ...]
     sensitivity: tuple[Sensitivity, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[SearchStep, ...]
     """Of the search; the last one is what was built."""
     evaluations: tuple[Evaluation, ...]
 

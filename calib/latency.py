@@ -25,7 +25,7 @@ CONFIDENCE = "confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class GraphLatency:
     """One graph in one type of arithmetic, one tile at a time on every core, classes and confidence out."""
 
     precision: Precision
@@ -52,7 +52,7 @@ class Timing:
     """One scenario's graphs, measured in turns, and what they were measured under."""
 
     scenario: Scenario
-    latencies: tuple[Latency, ...]
+    latencies: tuple[GraphLatency, ...]
     threads: int
     rounds: int
     load: float
@@ -92,7 +92,7 @@ def measure(
     for i, (precision, floating) in enumerate(asked):
         executed = convolution_kernels(graphs[precision], floating, tile)
         latencies.append(
-            Latency(
+            GraphLatency(
                 precision=precision,
                 floating=str(floating.get_type_name()),
                 computed=str(compiled[i].get_property(hints.inference_precision).get_type_name()),

@@ -25,7 +25,7 @@ fits, 2 x 255 x 65 saturates (https://docs.openvino.ai/latest/pot_saturation_iss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class WeightedLayer:
     """A node with weights or a matrix product."""
 
     name: str
@@ -36,11 +36,13 @@ class Layer:
     """Whether every factor comes from INT8."""
 
 
-def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
+def layers_of(model: onnx.ModelProto) -> tuple[WeightedLayer, ...]:
     """Every convolution and matrix product of a graph, in its order."""
     graph = with_shapes(model)
     return tuple(
-        Layer(name=node.name, op=node.op, macs=_macs(node), int8=all(_pair(tensor) for tensor in node.inputs[:2]))
+        WeightedLayer(
+            name=node.name, op=node.op, macs=_macs(node), int8=all(_pair(tensor) for tensor in node.inputs[:2])
+        )
         for node in graph.nodes
         if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     )

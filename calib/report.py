@@ -11,7 +11,7 @@ from importlib.metadata import version
 from calib.findings import Settings, Study
 from calib.latency import Timing
 from calib.runtimes import versions
-from calib.scenes import Tile
+from calib.scenes import SceneTile
 from engine.contract.bundle import Bundle, ClassSpec
 
 
@@ -93,5 +93,5 @@ def tools() -> dict[str, str]:
     return {f"calib/{name}": number for name, number in {"python": platform.python_version(), **found}.items()}
 
 
-def _records(tiles: Sequence[Tile]) -> tuple[TileRecord, ...]:
+def _records(tiles: Sequence[SceneTile]) -> tuple[TileRecord, ...]:
     return tuple(TileRecord(name=tile.name, sha256=tile.sha256) for tile in tiles)

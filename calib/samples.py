@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from calib.scenes import Sample, Tile, in_hash_order
+from calib.scenes import SceneTile, TileSample, in_hash_order
 
 MIN_CLASS_SHARE = 0.005
 """Of a tile's pixels, for the tile to count as showing a class; a car lot has about this much."""
@@ -32,7 +32,7 @@ class CalibrationList:
         ValueError: it is empty.
     """
 
-    tiles: tuple[Tile, ...]
+    tiles: tuple[SceneTile, ...]
     strata: tuple[tuple[str, ...], ...]
     """What each tile shows, see :func:`strata_of`."""
     available: dict[str, int]
@@ -54,12 +54,12 @@ class CalibrationList:
         return digest_of(self.tiles)
 
 
-def digest_of(tiles: Sequence[Tile]) -> str:
+def digest_of(tiles: Sequence[SceneTile]) -> str:
     """SHA-256 over the content of several tiles, in order."""
     return hashlib.sha256("".join(tile.sha256 for tile in tiles).encode()).hexdigest()
 
 
-def strata_of(sample: Sample, class_names: Sequence[str]) -> tuple[str, ...]:
+def strata_of(sample: TileSample, class_names: Sequence[str]) -> tuple[str, ...]:
     """What a tile shows: each class with a visible share, one height band and one brightness band.
 
     Args:
@@ -77,7 +77,7 @@ def strata_of(sample: Sample, class_names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def choose(candidates: Sequence[Tile], count: int, class_names: Sequence[str]) -> CalibrationList:
+def choose(candidates: Sequence[SceneTile], count: int, class_names: Sequence[str]) -> CalibrationList:
     """The tiles that cover the most strata, rarest first.
 
     Greedy: the next tile is the one whose strata are chosen least so far; ties go by the hash of the tile's name, so

@@ -48,7 +48,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SceneFolder:
     """A scene's folder and size.
 
     Raises:
@@ -62,7 +62,7 @@ class Scene:
     width_px: int
 
     @classmethod
-    def open(cls, folder: Path) -> Scene:
+    def open(cls, folder: Path) -> SceneFolder:
         """Look at the three files of ``folder`` without reading them."""
         shapes = {name: _shape(_file(folder, name), bands) for name, bands in _FILES.items()}
         if len(set(shapes.values())) > 1:
@@ -72,17 +72,17 @@ class Scene:
         height, width = shapes[LABELS]
         return cls(folder=folder, height_px=height, width_px=width)
 
-    def tiles(self, tile_px: int) -> list[Tile]:
+    def tiles(self, tile_px: int) -> list[SceneTile]:
         """As many tiles as fit side by side, from the top left."""
         return [
-            Tile(scene=self, top=top, left=left, size_px=tile_px)
+            SceneTile(scene=self, top=top, left=left, size_px=tile_px)
             for top in range(0, self.height_px - tile_px + 1, tile_px)
             for left in range(0, self.width_px - tile_px + 1, tile_px)
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class TileSample:
     """What a tile holds: raw sensor units without holes, and the truth."""
 
     name: str
@@ -116,10 +116,10 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class SceneTile:
     """A square of a scene. Its pixels are read when asked for, and not kept."""
 
-    scene: Scene
+    scene: SceneFolder
     top: int
     left: int
     size_px: int
@@ -129,7 +129,7 @@ class Tile:
         """Scene and place, for reports."""
         return f"{self.scene.folder.name}@{self.top},{self.left}"
 
-    def read(self) -> Sample:
+    def read(self) -> TileSample:
         """The tile's pixels.
 
         Raises:
@@ -137,7 +137,7 @@ class Tile:
         """
         raw = {name: self._read(_file(self.scene.folder, name)) for name in _FILES}
         ndsm = raw[Sensor.NDSM].astype(np.float32)
-        return Sample(
+        return TileSample(
             name=self.name,
             rgir=np.ascontiguousarray(raw[Sensor.RGIR]),
             ndsm=np.ascontiguousarray(fill_nodata(ndsm, np.isfinite(ndsm[0]))),
@@ -168,7 +168,7 @@ class Tile:
         return values
 
 
-def find_scenes(root: Path) -> list[Scene]:
+def find_scenes(root: Path) -> list[SceneFolder]:
     """Every scene directly in ``root``, by name.
 
     Raises:
@@ -178,7 +178,7 @@ def find_scenes(root: Path) -> list[Scene]:
     if not root.is_dir():
         raise RasterOpenError(f"--data must be a folder of scenes, received {root}, which is no folder")
     found = [
-        Scene.open(folder)
+        SceneFolder.open(folder)
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".") and _has_labels(folder)
     ]
@@ -190,7 +190,7 @@ def find_scenes(root: Path) -> list[Scene]:
     return found
 
 
-def assign_roles(scenes: Sequence[Scene]) -> dict[Role, list[Scene]]:
+def assign_roles(scenes: Sequence[SceneFolder]) -> dict[Role, list[SceneFolder]]:
     """Split scenes by what they are used for.
 
     Folders named ``scene_{seed}`` that cover all three ranges of :mod:`train.data` (training from 0, validation from
@@ -217,7 +217,7 @@ def assign_roles(scenes: Sequence[Scene]) -> dict[Role, list[Scene]]:
     return dealt
 
 
-def tiles_of(scenes: Sequence[Scene], tile_px: int) -> list[Tile]:
+def tiles_of(scenes: Sequence[SceneFolder], tile_px: int) -> list[SceneTile]:
     """Every tile of several scenes.
 
     Raises:
@@ -232,7 +232,7 @@ def tiles_of(scenes: Sequence[Scene], tile_px: int) -> list[Tile]:
     return tiles
 
 
-def in_hash_order(tiles: Sequence[Tile]) -> list[Tile]:
+def in_hash_order(tiles: Sequence[SceneTile]) -> list[SceneTile]:
     """Tiles in an order that has nothing to do with their content: a prefix is an unbiased sample."""
     return sorted(tiles, key=lambda tile: hashlib.sha256(tile.name.encode()).digest())
 

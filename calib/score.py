@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from calib.runtimes import Infer, onnxruntime_infer, openvino_infer, versions
 from calib.samples import digest_of
-from calib.scenes import Tile
+from calib.scenes import SceneTile
 from calib.store import Store, key_of
 from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Scenario
@@ -23,7 +23,7 @@ CLASSES, PROBABILITIES = "classes", "probabilities"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class GraphScore:
     """One graph on one list of tiles."""
 
     confusion: tuple[tuple[int, ...], ...]
@@ -65,7 +65,7 @@ class Scorer:
 
     scenario: Scenario
     reference: onnx.ModelProto
-    tiles: Sequence[Tile]
+    tiles: Sequence[SceneTile]
     classes: int
     store: Store
     _expected: list[tuple[NDArray[np.uint8], NDArray[np.uint16]]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Scorer:
         self._digest = digest_of(self.tiles)
         self._versions = versions()
 
-    def score(self, model: onnx.ModelProto, *, exact: bool = False) -> Score:
+    def score(self, model: onnx.ModelProto, *, exact: bool = False) -> GraphScore:
         """Run a graph over the tiles.
 
         Args:
@@ -89,9 +89,9 @@ class Scorer:
         library = self._versions[runtime], self._versions["cpu"]
         graphs = (graph.SerializeToString(deterministic=True) for graph in (model, self.reference))
         key = key_of("score", self._digest, runtime, *library, *graphs)
-        return self.store.value("score", key, Score, lambda: self._run(model, exact=exact))
+        return self.store.value("score", key, GraphScore, lambda: self._run(model, exact=exact))
 
-    def _run(self, model: onnx.ModelProto, *, exact: bool) -> Score:
+    def _run(self, model: onnx.ModelProto, *, exact: bool) -> GraphScore:
         wanted = (CLASSES, PROBABILITIES)
         infer = onnxruntime_infer(model, wanted) if exact else openvino_infer(model, wanted)
         self._expect()
@@ -108,7 +108,7 @@ class Scorer:
             pairs = sample.labels[known].astype(np.int64) * self.classes + mapped[known]
             confusion += np.bincount(pairs, minlength=self.classes**2).reshape(confusion.shape)
         count = len(self.tiles)
-        return Score(confusion=_rows(confusion), damage=damage / count, agreement=agreement / count)
+        return GraphScore(confusion=_rows(confusion), damage=damage / count, agreement=agreement / count)
 
     def _expect(self) -> None:
         """Keep the reference's answers: 16 bits hold a probability to 1e-5."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from calib.score import Score
+from calib.score import GraphScore
 from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
 
-Judge = Callable[[Collection[str]], Score]
+Judge = Callable[[Collection[str]], GraphScore]
 """Scores the INT8 graph with the named layers left floating."""
 BLAMED = 5
 """Layers that an error names."""
@@ -26,13 +26,13 @@ class Sensitivity:
 
     layer: str
     damage: float
-    """Left, of a probability, on average; see :attr:`calib.score.Score.damage`."""
+    """Left, of a probability, on average; see :attr:`calib.score.GraphScore.damage`."""
     spared: float
     """Damage that went away with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SearchStep:
     """One try of the search."""
 
     released: tuple[str, ...]
@@ -57,11 +57,11 @@ def leave_one_out(layers: Sequence[str], judge: Judge) -> tuple[Sensitivity, ...
 def search(
     scenario: Scenario,
     ranking: Sequence[Sensitivity],
-    attempt: Callable[[tuple[str, ...]], Step],
+    attempt: Callable[[tuple[str, ...]], SearchStep],
     *,
     budget_points: float,
     min_int8_share: float,
-) -> tuple[Step, ...]:
+) -> tuple[SearchStep, ...]:
     """Release the most sensitive layers, one more at a time, until no outlier is left and the budget is kept.
 
     Args:
@@ -78,7 +78,7 @@ def search(
         BundleError: the budget cannot be kept; the message names the layers to blame.
     """
     outliers = sum(one.spared >= OUTLIER_SHARE * (one.spared + one.damage) for one in ranking)
-    steps: list[Step] = []
+    steps: list[SearchStep] = []
     for count in range(len(ranking) + 1):
         step = attempt(tuple(one.layer for one in ranking[:count]))
         if step.int8_share < min_int8_share and count:

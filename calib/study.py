@@ -20,9 +20,9 @@ from calib.ranges import METHODS, Magnitudes, Method, collect, threshold
 from calib.rewrites import prepare
 from calib.runtimes import versions
 from calib.samples import CalibrationList
-from calib.scenes import Tile
-from calib.score import Score, Scorer, foreground_of
-from calib.sensitivity import Step, leave_one_out, search
+from calib.scenes import SceneTile
+from calib.score import GraphScore, Scorer, foreground_of
+from calib.sensitivity import SearchStep, leave_one_out, search
 from calib.store import Store, key_of
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BundleError
@@ -54,7 +54,7 @@ def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: Store) 
     classes = bundle.manifest.classes
     foreground = foreground_of(classes)
 
-    def scorer(tiles: Sequence[Tile]) -> Scorer:
+    def scorer(tiles: Sequence[SceneTile]) -> Scorer:
         return Scorer(scenario=scenario, reference=available["fp32"], tiles=tiles, classes=len(classes), store=store)
 
     candidates = _measure(prepare(available[floating]), scenario, settings.calibration, store)
@@ -67,10 +67,12 @@ def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: Store) 
     ranking = leave_one_out(tuple(layers), lambda released: on_few.score(candidates.build(method, released)))
     fp32_f1 = on_search.score(available["fp32"]).mean_f1(foreground)
 
-    def attempt(released: tuple[str, ...]) -> Step:
+    def attempt(released: tuple[str, ...]) -> SearchStep:
         graph = candidates.build(method, released)
         mean_f1 = on_search.score(graph).mean_f1(foreground)
-        return Step(released=released, mean_f1=mean_f1, loss_points=fp32_f1 - mean_f1, int8_share=int8_share(graph))
+        return SearchStep(
+            released=released, mean_f1=mean_f1, loss_points=fp32_f1 - mean_f1, int8_share=int8_share(graph)
+        )
 
     steps = search(
         scenario,
@@ -141,7 +143,7 @@ def _measure(prepared: onnx.ModelProto, scenario: Scenario, calibration: Calibra
     return _Candidates(placed=placed, thresholds=thresholds)
 
 
-def _method_score(method: Method, score: Score, foreground: Sequence[int]) -> MethodScore:
+def _method_score(method: Method, score: GraphScore, foreground: Sequence[int]) -> MethodScore:
     return MethodScore(method=method, mean_f1=score.mean_f1(foreground), damage=score.damage)
 
 

@@ -15,7 +15,7 @@ PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class FilePrefix:
     """The first ``size_bytes`` of a file, and their SHA-256."""
 
     size_bytes: int
@@ -42,9 +42,9 @@ class DigestedFile:
         self._file.seek(self._size)
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FilePrefix:
         """What has been written."""
-        return Mark(size_bytes=self._size, sha256=self._digest.hexdigest())
+        return FilePrefix(size_bytes=self._size, sha256=self._digest.hexdigest())
 
     def write(self, content: bytes) -> None:
         """Append; it is on the disk after the next :meth:`sync`."""
@@ -63,7 +63,7 @@ class DigestedFile:
         self._file.close()
 
 
-def check_mark(path: Path, mark: Mark) -> None:
+def check_mark(path: Path, mark: FilePrefix) -> None:
     """See that a file begins with what a mark vouches for.
 
     Raises:

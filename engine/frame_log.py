@@ -16,7 +16,7 @@ import msgspec
 from engine.contract.errors import ResumeError, writing
 from engine.contract.formats import MalformedError, from_json, open_regular
 from engine.contract.sensors import Scenario, Sensor
-from engine.digested_file import DigestedFile, Mark, check_mark
+from engine.digested_file import DigestedFile, FilePrefix, check_mark
 from engine.health.monitor import Absent, State, Verdict
 from engine.live.frame_name import check_stamp
 
@@ -74,7 +74,7 @@ class FrameLog:
         ResumeError: a line to be kept is missing or damaged.
     """
 
-    def __init__(self, path: Path, *, keep_tiles: int | None = None, mark: Mark | None = None) -> None:
+    def __init__(self, path: Path, *, keep_tiles: int | None = None, mark: FilePrefix | None = None) -> None:
         self.path = path
         self.done: dict[str, frozenset[Sensor]] = {}
         """Stamps of the lines that were kept, and the sensors that delivered."""
@@ -87,7 +87,7 @@ class FrameLog:
             self._file = DigestedFile(path, kept_bytes)
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FilePrefix:
         """What has been written, for the journal."""
         return self._file.mark
 

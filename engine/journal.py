@@ -29,7 +29,7 @@ from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sensor
-from engine.digested_file import Mark
+from engine.digested_file import FilePrefix
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
 from engine.ownership import is_marked, mark
@@ -137,11 +137,11 @@ class Entry:
     statistics: Statistics
     monitor: Mapping[str, Any] | None = None
     """The health monitor's state after those tiles."""
-    tiles: Mark | None = None
+    tiles: FilePrefix | None = None
     """What the tile log held then; None before there was one."""
-    frames: Mark | None = None
+    frames: FilePrefix | None = None
     """The same of the frame log of a live run."""
-    windows: Mark | None = None
+    windows: FilePrefix | None = None
     """The same of the maps' checksums (:mod:`engine.rasters.checksums`); None where no frame was under way."""
 
     def encode(self) -> bytes:

@@ -27,7 +27,7 @@ from engine.preview import Preview
 from engine.rasters.cog import BLOCK_PX, MapWriter
 from engine.rasters.georeference import Grid
 from engine.record import GridUsed, RasterUsed, RunRecord, TileTimes, described
-from engine.sink import QUICKLOOK_NAME, Tally
+from engine.sink import QUICKLOOK_NAME, FrameTally
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, row_of
 
@@ -177,7 +177,7 @@ class ResultSink:
         self._frame, grid = frame, frame.grid
         self.described = described(frame.inputs, grid)
         self.pixels_mapped = 0
-        self._tally, self._reports = Tally(), list[TileReport]()
+        self._tally, self._reports = FrameTally(), list[TileReport]()
         self._started_at, self._clock = datetime.now(UTC), time.perf_counter()
         self._maps = _reserve((3, grid.height, grid.width))
         self._preview = Preview(None, height=grid.height, width=grid.width, sensors=map(Sensor, frame.inputs))

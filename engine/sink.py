@@ -29,7 +29,7 @@ from engine.contract.atomic import sync
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError, writing
 from engine.contract.sensors import Scenario, Sensor
-from engine.digested_file import Mark
+from engine.digested_file import FilePrefix
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log, worst
 from engine.frames import OpenFrame, name_of
 from engine.health.monitor import Verdict
@@ -64,7 +64,7 @@ class _Maps:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class FrameTally:
     """What is known of a frame under way."""
 
     began_at: float | None = None
@@ -141,7 +141,7 @@ class FrameSink:
     """The frame under way."""
     _counted: int = field(init=False)
     _maps: _Maps | None = None
-    _tally: Tally = field(default_factory=Tally)
+    _tally: FrameTally = field(default_factory=FrameTally)
     _last: TileReport | None = None
     _done: list[FrameRecord] = field(default_factory=list)
     _entry: bytes = b""
@@ -152,7 +152,7 @@ class FrameSink:
         self._remember()
 
     def begin(
-        self, grid: Grid, inputs: Mapping[str, Any], *, resume: bool = False, windows: Mark | None = None
+        self, grid: Grid, inputs: Mapping[str, Any], *, resume: bool = False, windows: FilePrefix | None = None
     ) -> None:
         """Create the unfinished maps of a frame, or open those of an interrupted run.
 
@@ -264,7 +264,7 @@ class FrameSink:
         assert self._last is not None
         assert self._frame is not None
         record = self._tally.record(self._frame, self._last)
-        self._tally, self._last = Tally(), None
+        self._tally, self._last = FrameTally(), None
         if self.records is None:
             self._done.append(record)
         else:

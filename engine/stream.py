@@ -27,7 +27,7 @@ from engine.job import Job, TileReport
 from engine.job_queue import JobQueue
 
 
-class Source(Protocol):
+class JobStream(Protocol):
     """Where jobs come from; iterated once, in the read thread."""
 
     def __iter__(self) -> Iterator[Job]:
@@ -57,7 +57,7 @@ def _depth(slots: int) -> int:
 
 
 def stream(
-    source: Source,
+    source: JobStream,
     *,
     backend: Backend,
     sink: Sink,

@@ -18,7 +18,7 @@ from types import TracebackType
 from engine.contract.errors import ResumeError, writing
 from engine.contract.formats import MalformedError, from_csv, open_regular
 from engine.contract.sensors import Scenario, Sensor
-from engine.digested_file import DigestedFile, Mark, check_mark
+from engine.digested_file import DigestedFile, FilePrefix, check_mark
 from engine.grid import Window
 from engine.health.monitor import Fault, State, Verdict
 from engine.job import TileReport, is_lost
@@ -71,7 +71,7 @@ class TileLog:
         ResumeError: there are fewer than ``keep`` rows, or they are not those that the journal vouches for.
     """
 
-    def __init__(self, path: Path, *, keep: int | None = None, mark: Mark | None = None) -> None:
+    def __init__(self, path: Path, *, keep: int | None = None, mark: FilePrefix | None = None) -> None:
         self._path = path
         with writing(path):
             self._file = DigestedFile(path, None if keep is None else _kept_bytes(path, keep, mark))
@@ -80,7 +80,7 @@ class TileLog:
                 self._file.sync()
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FilePrefix:
         """What has been written, for the journal."""
         return self._file.mark
 
@@ -193,7 +193,7 @@ def _line(fields: Iterable[object]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _kept_bytes(path: Path, keep: int, mark: Mark | None) -> int:
+def _kept_bytes(path: Path, keep: int, mark: FilePrefix | None) -> int:
     """Size of the head line and the first ``keep`` rows."""
     if mark is not None:
         check_mark(path, mark)

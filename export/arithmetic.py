@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from engine.contract.bundle import Precision
 from engine.contract.errors import BundleError
 from engine.contract.plans import PlanAudit, PlanKey
-from export.trt_network import Layer
+from export.trt_network import NetworkLayer
 
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}
 """Of the types that numbers of a network have; all others belong to shapes, indices and the graph's own outputs."""
@@ -33,20 +33,20 @@ which most is not int8 should not bear the name.
 class Product:
     """A layer that multiplies and accumulates."""
 
-    layer: Layer
+    layer: NetworkLayer
     type: str
     """What it is computed in, a key of :data:`BITS`."""
     remark: str
     """Why it is not an integer layer, where one operand alone is quantised; else empty."""
 
 
-def products(layers: Sequence[Layer]) -> tuple[Product, ...]:
+def products(layers: Sequence[NetworkLayer]) -> tuple[Product, ...]:
     """Every convolution and matrix product, in execution order."""
     producers = {tensor.name: layer for layer in layers for tensor in layer.outputs}
     return tuple(_product(layer, producers) for layer in layers if layer.macs)
 
 
-def audit(layers: Sequence[Layer], precision: Precision) -> PlanAudit:
+def audit(layers: Sequence[NetworkLayer], precision: Precision) -> PlanAudit:
     """Count a network that is to be an engine of this precision."""
     producers = {tensor.name: layer for layer in layers for tensor in layer.outputs}
     found = products(layers)
@@ -64,7 +64,7 @@ def audit(layers: Sequence[Layer], precision: Precision) -> PlanAudit:
     )
 
 
-def computes(layer: Layer) -> bool:
+def computes(layer: NetworkLayer) -> bool:
     """Whether a layer yields numbers of the network, not a shape, an index or a constant."""
     return layer.kind != "constant" and layer.outputs[0].dtype in BITS
 
@@ -92,7 +92,7 @@ def require_share(audited: PlanAudit, key: PlanKey, minimum: float) -> None:
     )
 
 
-def _product(layer: Layer, producers: Mapping[str, Layer]) -> Product:
+def _product(layer: NetworkLayer, producers: Mapping[str, NetworkLayer]) -> Product:
     operands = [_integer_type(tensor.name, producers) for tensor in layer.inputs[:2]]
     activation, weights = operands[0], operands[1] if len(operands) > 1 else None
     if activation is not None and weights is not None:
@@ -101,7 +101,7 @@ def _product(layer: Layer, producers: Mapping[str, Layer]) -> Product:
     return Product(layer=layer, type=layer.inputs[0].dtype, remark=remark)
 
 
-def _integer_type(tensor: str, producers: Mapping[str, Layer]) -> str | None:
+def _integer_type(tensor: str, producers: Mapping[str, NetworkLayer]) -> str | None:
     """The narrow type that a tensor was dequantised from; None if it was not."""
     producer = producers.get(tensor)
     while producer is not None and producer.kind in MOVES_DATA:
@@ -109,7 +109,7 @@ def _integer_type(tensor: str, producers: Mapping[str, Layer]) -> str | None:
     return producer.inputs[0].dtype if producer is not None and producer.kind == "dequantize" else None
 
 
-def _is_cast(layer: Layer, producers: Mapping[str, Layer]) -> bool:
+def _is_cast(layer: NetworkLayer, producers: Mapping[str, NetworkLayer]) -> bool:
     if layer.kind not in ("cast", "quantize"):
         return False
     before, after = layer.inputs[0].dtype, layer.outputs[0].dtype
@@ -118,7 +118,7 @@ def _is_cast(layer: Layer, producers: Mapping[str, Layer]) -> bool:
     return at_run_time and before != after and before in FLOATS and after in BITS
 
 
-def _weights_bytes(layers: Iterable[Layer]) -> int:
+def _weights_bytes(layers: Iterable[NetworkLayer]) -> int:
     layers = list(layers)
     quantised = {layer.inputs[0].name: layer.outputs[0].dtype for layer in layers if layer.kind == "quantize"}
     bits = 0

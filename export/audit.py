@@ -32,14 +32,14 @@ import msgspec
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BundleError, EngineError
 from engine.contract.plan_cache import default_cache, find_plan, stored_plans, usable_plans
-from engine.contract.plans import EngineAudit, Host, PlanAudit, measured_on, refusal
+from engine.contract.plans import EngineAudit, PlanAudit, PlanHost, measured_on, refusal
 from engine.contract.sensors import Scenario
 from export.arithmetic import Product, audit, computes, products, share_within
 from export.built_layers import audit_engine
 from export.cuda_device import current_device
 from export.engine_options import PRECISIONS, add_shared, min_shares, wanted_precisions
 from export.trt_library import open_library
-from export.trt_network import Layer
+from export.trt_network import NetworkLayer
 
 TYPES = ("fp32", "fp16", "bf16", "int8")
 """Columns of the table; another type appears in the JSON alone."""
@@ -98,7 +98,7 @@ def audit_bundle(options: argparse.Namespace) -> list[GraphAudit]:
     library = open_library(options.library)
     shares = min_shares(options)
     device = current_device() if options.engines else None
-    host = Host(library=library.name, library_version=library.version, device=device)
+    host = PlanHost(library=library.name, library_version=library.version, device=device)
     plans = usable_plans(bundle, host, cache=options.cache)
     found = []
     for scenario in Scenario:
@@ -126,7 +126,7 @@ def audit_bundle(options: argparse.Namespace) -> list[GraphAudit]:
     return found
 
 
-def layer_lines(layers: Sequence[Layer]) -> tuple[LayerLine, ...]:
+def layer_lines(layers: Sequence[NetworkLayer]) -> tuple[LayerLine, ...]:
     """Every layer that yields numbers of the network."""
     found: dict[str, Product] = {product.layer.name: product for product in products(layers)}
     return tuple(
@@ -211,7 +211,7 @@ def traffic(options: argparse.Namespace) -> str:
         found, key=lambda r: (list(Scenario).index(r.key.scenario), PRECISIONS.index(r.key.precision), r.created_utc)
     ):
         key, engine = record.key, record.audit.engine
-        here = Host(library=key.library, library_version=key.library_version, device=None)
+        here = PlanHost(library=key.library, library_version=key.library_version, device=None)
         if engine is None or key.precision not in asked[key.scenario] or refusal(record, bundle, here):
             continue
         megabytes = [engine.written.get(type_, 0) / 1e6 for type_ in ("fp32", "fp16", "int8")]

@@ -42,7 +42,7 @@ from engine.contract.plan_cache import (
     stored_plans,
     usable_plans,
 )
-from engine.contract.plans import EngineAudit, Host, PlanKey, measured_on, refusal, source_sha256
+from engine.contract.plans import EngineAudit, PlanHost, PlanKey, measured_on, refusal, source_sha256
 from engine.contract.sensors import Scenario
 from export.arithmetic import audit, products, require_share, share_within
 from export.built_layers import audit_engine, require_built
@@ -56,7 +56,7 @@ from export.engine_options import (
     wanted_precisions,
     workspace_of,
 )
-from export.progress import Bar, Stop
+from export.progress import PhaseBar, Stop
 from export.trt_library import TrtLibrary, open_library
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PlanJob:
     """One plan to have."""
 
     graph: Path
@@ -85,7 +85,7 @@ class Job:
     min_share: float
 
 
-def jobs(options: argparse.Namespace, bundle: Bundle, library: TrtLibrary) -> list[Job]:
+def jobs(options: argparse.Namespace, bundle: Bundle, library: TrtLibrary) -> list[PlanJob]:
     """What the command line asks for, scenario by scenario.
 
     Raises:
@@ -96,7 +96,7 @@ def jobs(options: argparse.Namespace, bundle: Bundle, library: TrtLibrary) -> li
     target, batch = target_of(options.target, library), batch_of(options.batch)
     workspace_mib, shares = workspace_of(options.workspace), min_shares(options)
     return [
-        Job(
+        PlanJob(
             graph=bundle.graph(scenario, precision),
             key=PlanKey(
                 scenario=scenario,
@@ -116,7 +116,7 @@ def jobs(options: argparse.Namespace, bundle: Bundle, library: TrtLibrary) -> li
     ]
 
 
-def have_plan(job: Job, library: TrtLibrary, cache: Path, *, force: bool, stop: Stop) -> tuple[StoredPlan, bool]:
+def have_plan(job: PlanJob, library: TrtLibrary, cache: Path, *, force: bool, stop: Stop) -> tuple[StoredPlan, bool]:
     """The job's plan out of the cache, or built into it; and whether it was built.
 
     Raises:
@@ -136,7 +136,7 @@ def have_plan(job: Job, library: TrtLibrary, cache: Path, *, force: bool, stop: 
     timing_cache = cache / f"timing-{library.version}.cache"
     known = load_hint(timing_cache, "every kernel is timed again") if library.has_timing_cache else b""
     start = time.perf_counter()
-    with Bar(f"{job.key.scenario} {job.key.precision}", stop) as bar:
+    with PhaseBar(f"{job.key.scenario} {job.key.precision}", stop) as bar:
         built = library.build(network, job.key, progress=bar, timing_cache=known)
     build_s = round(time.perf_counter() - start, 2)
     if built.layers:
@@ -252,7 +252,7 @@ def _up_to_date(key: PlanKey, cache: Path) -> StoredPlan | None:
     return plan
 
 
-def _state(plan: StoredPlan, bundle: Bundle, host: Host | None) -> str:
+def _state(plan: StoredPlan, bundle: Bundle, host: PlanHost | None) -> str:
     try:
         plan.read()
     except IntegrityError as error:
@@ -263,7 +263,7 @@ def _state(plan: StoredPlan, bundle: Bundle, host: Host | None) -> str:
     return USABLE if why is None else f"refused: it {why}"
 
 
-def _host(library: str) -> Host | None:
+def _host(library: str) -> PlanHost | None:
     try:
         opened = open_library(library)
     except BackendUnavailableError:
@@ -272,7 +272,7 @@ def _host(library: str) -> Host | None:
         device = current_device()
     except BackendUnavailableError:
         device = None
-    return Host(library=opened.name, library_version=opened.version, device=device)
+    return PlanHost(library=opened.name, library_version=opened.version, device=device)
 
 
 def _line(plan: StoredPlan, state: str) -> str:

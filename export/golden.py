@@ -27,7 +27,7 @@ Answers = Mapping[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class GoldenInputs:
     """Aligned sensor values without gaps.
 
     Raises:
@@ -54,19 +54,19 @@ class Tile:
         """The array of one sensor."""
         return self.rgir if sensor is Sensor.RGIR else self.ndsm
 
-    def window(self, top: int, left: int, size_px: int) -> Tile:
+    def window(self, top: int, left: int, size_px: int) -> GoldenInputs:
         """A square part."""
         at = np.s_[:, top : top + size_px, left : left + size_px]
-        return Tile(rgir=self.rgir[at], ndsm=self.ndsm[at])
+        return GoldenInputs(rgir=self.rgir[at], ndsm=self.ndsm[at])
 
 
-def synthetic_tile(*, seed: int, size_px: int) -> Tile:
+def synthetic_tile(*, seed: int, size_px: int) -> GoldenInputs:
     """A procedural scene at 0.2 m; holes in its heights are filled from their neighbours."""
     scene = synthetic.generate(seed=seed, size_px=size_px, gsd_m=SYNTHETIC_GSD_M)
-    return Tile(rgir=scene.rgir, ndsm=_tidy(scene.ndsm))
+    return GoldenInputs(rgir=scene.rgir, ndsm=_tidy(scene.ndsm))
 
 
-def scene_tile(folder: Path, tile_px: int) -> Tile:
+def scene_tile(folder: Path, tile_px: int) -> GoldenInputs:
     """The centre of the scene in ``folder`` (``rgir.tif`` and ``ndsm.tif`` on one grid), mirrored where too small.
 
     Raises:
@@ -85,7 +85,7 @@ def scene_tile(folder: Path, tile_px: int) -> Tile:
         )
     height, width = rgir.shape[1:]
     spare = [(0, 0), (0, max(0, tile_px - height)), (0, max(0, tile_px - width))]
-    whole = Tile(
+    whole = GoldenInputs(
         rgir=np.pad(np.ma.filled(rgir, 0), spare, "symmetric"),
         ndsm=np.pad(_tidy(np.ma.filled(ndsm.astype(np.float32), np.nan)), spare, "symmetric"),
     )
@@ -93,7 +93,7 @@ def scene_tile(folder: Path, tile_px: int) -> Tile:
     return whole.window((height - tile_px) // 2, (width - tile_px) // 2, tile_px)
 
 
-def write_golden(path: Path, tiles: Sequence[tuple[Tile, Answers]]) -> None:
+def write_golden(path: Path, tiles: Sequence[tuple[GoldenInputs, Answers]]) -> None:
     """Write ``golden.npz`` as :mod:`engine.contract.bundle` describes it; the same content gives the same bytes.
 
     Args:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.sensors import Scenario
-from export.golden import Tile
+from export.golden import GoldenInputs
 from export.scenarios import inputs_of, scenario_module
 from export.verify import torch_infer
 from train.system import System
 
-Classify = Callable[[Scenario, Tile], NDArray[np.uint8]]
+Classify = Callable[[Scenario, GoldenInputs], NDArray[np.uint8]]
 """A tile's classes, uint8 [T, T], in a scenario."""
 
 STEP_PX = 8
@@ -56,7 +56,7 @@ class HaloMeasurement:
 def classifier(model: System) -> Classify:
     """A model in evaluation mode as a :data:`Classify`."""
 
-    def classify(scenario: Scenario, tile: Tile) -> NDArray[np.uint8]:
+    def classify(scenario: Scenario, tile: GoldenInputs) -> NDArray[np.uint8]:
         infer = torch_infer(scenario_module(model, scenario))
         classes, *_ = infer(tuple(np.ascontiguousarray(tile.sensor(sensor))[None] for sensor in inputs_of(scenario)))
         found: NDArray[np.uint8] = classes[0]
@@ -65,7 +65,7 @@ def classifier(model: System) -> Classify:
     return classify
 
 
-def measure_halo(classify: Classify, scenes: Sequence[Tile], tile_px: int) -> HaloMeasurement:
+def measure_halo(classify: Classify, scenes: Sequence[GoldenInputs], tile_px: int) -> HaloMeasurement:
     """Compare a tile's classes near its edge with those of tiles in which the same pixels lie near the centre.
 
     Args:

@@ -42,7 +42,7 @@ class Stop:
         self.asked = True
 
 
-class Bar:
+class PhaseBar:
     """A build's phases as one bar on a terminal, whose end moves out as phases are announced."""
 
     def __init__(self, title: str, stop: Stop) -> None:
@@ -50,7 +50,7 @@ class Bar:
         layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
         self._bar: Any = tqdm(desc=title, total=0, leave=False, disable=None, bar_format=layout)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> PhaseBar:
         return self
 
     def __exit__(self, *_error: object) -> None:

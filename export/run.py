@@ -34,7 +34,7 @@ from engine.contract.sensors import Scenario
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from export.golden import Tile
+    from export.golden import GoldenInputs
     from train.system import System
 
 DEFAULT_TILE_PX = 512
@@ -198,7 +198,7 @@ def renew_golden(options: argparse.Namespace) -> None:
     _say(f"{options.bundle}: {len(tiles)} golden tiles, {renewed.golden.size_bytes / 1e6:.2f} MB: sign it again")
 
 
-def _golden_tiles(options: argparse.Namespace, tile_px: int) -> list[Tile]:
+def _golden_tiles(options: argparse.Namespace, tile_px: int) -> list[GoldenInputs]:
     """The scene's centre where one is given, then procedural scenes."""
     from export import golden
 
@@ -215,7 +215,7 @@ def _prove(folder: Path, precisions: Sequence[Precision]) -> None:
 
 
 def _graphs(
-    model: System, tile: Tile, precisions: Sequence[Precision], *, explain: bool
+    model: System, tile: GoldenInputs, precisions: Sequence[Precision], *, explain: bool
 ) -> dict[Precision, dict[Scenario, ModelProto]]:
     """Every scenario in every precision; ``tile`` is of the size that is exported, and typical."""
     from export import surgery

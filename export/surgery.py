@@ -164,7 +164,7 @@ REWRITES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class RewriteStep:
     """What one rewrite did to one graph, found by comparing the graph before and after."""
 
     rewrite: Rewrite
@@ -177,7 +177,7 @@ class Step:
     """Names of nodes with another name, attribute or constant than before."""
 
 
-def operate(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Step, ...]]:
+def operate(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[RewriteStep, ...]]:
     """Run every rewrite on a copy of a graph; the same graph gives the same bytes.
 
     Args:
@@ -196,7 +196,7 @@ def operate(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Step, ...]]:
         graph = rewrite.apply(graph)
         kept = {id(node) for node in graph.nodes}
         steps.append(
-            Step(
+            RewriteStep(
                 rewrite=rewrite,
                 before=Counter(op for _, op, *_ in known),
                 after=Counter(node.op for node in graph.nodes),
@@ -211,7 +211,7 @@ def operate(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Step, ...]]:
     return gs.export_onnx(graph, ir_version=model.ir_version), tuple(steps)
 
 
-def explain(steps: Sequence[Step]) -> str:
+def explain(steps: Sequence[RewriteStep]) -> str:
     """What each rewrite did, as lines of text."""
     lines = []
     for step in steps:

@@ -56,7 +56,7 @@ def logger_of(trt: Any) -> Any:
 def monitor_of(trt: Any, progress: Progress) -> Any:
     """Passes a build's phases on, and its answer back; ``stopped`` once it was told to stop."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class BuildMonitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.stopped = False
@@ -71,4 +71,4 @@ def monitor_of(trt: Any, progress: Progress) -> Any:
             self.stopped = self.stopped or not progress.step(phase)
             return not self.stopped
 
-    return Monitor()
+    return BuildMonitor()

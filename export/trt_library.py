@@ -41,7 +41,7 @@ from engine.contract.formats import from_json
 from engine.contract.plans import AMPERE, Library, PlanKey, Target
 from export.built_layers import BuiltLayer, layers_of_inspector, layers_of_log
 from export.trt_callbacks import Progress, logger_of, monitor_of
-from export.trt_network import Layer, read_layers
+from export.trt_network import NetworkLayer, read_layers
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Network:
     definition: Any
     parser: Any
 
-    def layers(self) -> Iterator[Layer]:
+    def layers(self) -> Iterator[NetworkLayer]:
         """See :func:`export.trt_network.read_layers`."""
         return read_layers(self.trt, self.definition)
 

@@ -25,7 +25,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class NetworkLayer:
     """A node of the network, for one tile."""
 
     name: str
@@ -40,7 +40,7 @@ class Layer:
     weights_elements: int
 
 
-def read_layers(trt: Any, network: Any) -> Iterator[Layer]:
+def read_layers(trt: Any, network: Any) -> Iterator[NetworkLayer]:
     """Every layer of an ``INetworkDefinition`` in execution order, shapes for a batch of one.
 
     Args:
@@ -62,7 +62,7 @@ def read_layers(trt: Any, network: Any) -> Iterator[Layer]:
             tensor.shape = shape
 
 
-def _layer(trt: Any, layer: Any) -> Layer:
+def _layer(trt: Any, layer: Any) -> NetworkLayer:
     kind = layer.type.name
     if kind in UNCOUNTED:
         raise BundleError(
@@ -95,7 +95,7 @@ def _layer(trt: Any, layer: Any) -> Layer:
     constants = [constant for constant in constants if constant is not None and constant.size]
     # A convolution that reads its kernel from another layer holds none itself; biases follow the kernel's type.
     held = outputs[0].dtype if constants else None
-    return Layer(
+    return NetworkLayer(
         name=layer.name,
         kind=kind.lower(),
         inputs=inputs,

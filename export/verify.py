@@ -17,13 +17,13 @@ from torch import nn
 from engine.contract.bundle import Precision
 from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
-from export.golden import Tile
+from export.golden import GoldenInputs
 from export.scenarios import OUTPUTS, inputs_of, scenario_module
 from train.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tolerance:
+class ExportTolerance:
     """What a graph may differ from PyTorch by."""
 
     class_agreement: float
@@ -37,10 +37,10 @@ class Tolerance:
         return int(self.probability_error * 255) + 1
 
 
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    "fp32": Tolerance(class_agreement=0.999, probability_error=1e-3),
+TOLERANCES: Mapping[Precision, ExportTolerance] = {
+    "fp32": ExportTolerance(class_agreement=0.999, probability_error=1e-3),
     # Measured on the demo model: at least 99.88 % and at most 0.009, on a procedural tile and on noise.
-    "fp16": Tolerance(class_agreement=0.995, probability_error=0.03),
+    "fp16": ExportTolerance(class_agreement=0.995, probability_error=0.03),
 }
 
 Arrays = tuple[NDArray[np.generic], ...]
@@ -121,21 +121,21 @@ RUNTIMES: Mapping[str, Callable[[Path], Infer]] = {
 }
 
 
-def batches_for(tile: Tile, *, seed: int = 0) -> tuple[tuple[Tile, ...], ...]:
+def batches_for(tile: GoldenInputs, *, seed: int = 0) -> tuple[tuple[GoldenInputs, ...], ...]:
     """A batch of one, ``tile``, and a batch of three: two of random values past every clip, and ``tile`` mirrored."""
     rng = np.random.default_rng(seed)
     noise = [
-        Tile(
+        GoldenInputs(
             rgir=rng.integers(0, 256, tile.rgir.shape, np.uint8),
             ndsm=rng.uniform(-5, 80, tile.ndsm.shape).astype(np.float32),
         )
         for _ in range(2)
     ]
-    mirrored = Tile(rgir=tile.rgir[:, :, ::-1].copy(), ndsm=tile.ndsm[:, :, ::-1].copy())
+    mirrored = GoldenInputs(rgir=tile.rgir[:, :, ::-1].copy(), ndsm=tile.ndsm[:, :, ::-1].copy())
     return (tile,), (*noise, mirrored)
 
 
-def answers(model: System, tile: Tile) -> dict[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+def answers(model: System, tile: GoldenInputs) -> dict[Scenario, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
     """PyTorch's (classes [T, T], probabilities [C, T, T]) for each scenario."""
     found = {}
     for scenario in Scenario:
@@ -146,7 +146,7 @@ def answers(model: System, tile: Tile) -> dict[Scenario, tuple[NDArray[np.uint8]
 
 
 def compare(
-    model: System, scenario: Scenario, graphs: Mapping[Precision, Path], batches: Sequence[Sequence[Tile]]
+    model: System, scenario: Scenario, graphs: Mapping[Precision, Path], batches: Sequence[Sequence[GoldenInputs]]
 ) -> tuple[Parity, ...]:
     """One :class:`Parity` per graph and runtime for the graphs of one scenario."""
     inputs = [_stack(batch, scenario) for batch in batches]
@@ -162,7 +162,7 @@ def compare(
 
 
 def verify(
-    model: System, graphs: Mapping[Scenario, Mapping[Precision, Path]], batches: Sequence[Sequence[Tile]]
+    model: System, graphs: Mapping[Scenario, Mapping[Precision, Path]], batches: Sequence[Sequence[GoldenInputs]]
 ) -> tuple[Parity, ...]:
     """Compare every graph in every runtime.
 
@@ -201,7 +201,7 @@ def parity_table(parities: Sequence[Parity]) -> str:
     return "\n".join(lines)
 
 
-def _stack(tiles: Sequence[Tile], scenario: Scenario) -> Arrays:
+def _stack(tiles: Sequence[GoldenInputs], scenario: Scenario) -> Arrays:
     return tuple(np.stack([tile.sensor(sensor) for tile in tiles]) for sensor in inputs_of(scenario))
 
 

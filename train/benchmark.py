@@ -50,7 +50,7 @@ CSV_NAME, TABLE_NAME, SCORES_NAME = "benchmark.csv", "benchmark.md", "scores.jso
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class BenchmarkRow:
     """One trained system in one scenario, on the held-out scenes; a row of the result. Fractions in 0..1."""
 
     preset: str
@@ -161,14 +161,14 @@ def trained(
     yield from ((seed, at(best, seed)) for seed in others)
 
 
-def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> list[Entry]:
+def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> list[BenchmarkRow]:
     """Score a checkpoint and count what it costs, or find that done beside it: an entry per scenario."""
     source = ProceduralSource(cache=options.cache, count=1, test_count=options.test_scenes)
     kept = path.with_name(SCORES_NAME)
     key = hashlib.sha256(path.read_bytes() + source.digest("test").encode()).hexdigest()
     # What another version wrote is scored again.
     with suppress(FileNotFoundError, MalformedError):
-        known = from_json(read_file(kept), dict[str, list[Entry]])
+        known = from_json(read_file(kept), dict[str, list[BenchmarkRow]])
         if key in known:
             return known[key]
     model, info = checkpoint.load(path)
@@ -178,7 +178,7 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     for result in score(model, ways, source.split("test"), info.labels, gsd_m=info.gsd_m):
         made = result.synthesis
         entries.append(
-            Entry(
+            BenchmarkRow(
                 preset=preset,
                 system=info.model.title,
                 seed=seed,
@@ -199,12 +199,12 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
     return entries
 
 
-def as_csv(entries: Iterable[Entry], command: str) -> str:
+def as_csv(entries: Iterable[BenchmarkRow], command: str) -> str:
     """A row per entry. The first line is the command, as a comment."""
     out = io.StringIO()
     out.write(f"# {command}\n")
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(field.name for field in fields(Entry))
+    rows.writerow(field.name for field in fields(BenchmarkRow))
     digits = {"lr": "g", "gmac": ".3f"}
     for entry in entries:
         rows.writerow(
@@ -214,9 +214,9 @@ def as_csv(entries: Iterable[Entry], command: str) -> str:
     return out.getvalue()
 
 
-def as_table(entries: Sequence[Entry]) -> str:
+def as_table(entries: Sequence[BenchmarkRow]) -> str:
     """Markdown: mF1 / mIoU by scenario in Table 1's order, mean over seeds, with the range where there are several."""
-    by_preset: dict[str, list[Entry]] = defaultdict(list)
+    by_preset: dict[str, list[BenchmarkRow]] = defaultdict(list)
     for entry in entries:
         by_preset[entry.preset].append(entry)
     heading = " | ".join(f"{scenario.value.replace('_', ' ')} mF1 / mIoU" for scenario in COLUMNS)
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     if set(presets) - set(PRESETS):
         print(f"error: --presets takes {', '.join(PRESETS)}; received {options.presets!r}", file=sys.stderr)
         return UsageError.exit_code
-    entries: list[Entry] = []
+    entries: list[BenchmarkRow] = []
     try:
         for preset in presets:
             for seed, path in trained(options, preset):

@@ -38,7 +38,7 @@ from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, Source, open_source
 from train.metrics import Confusion
 from train.predict import EvaluationTile, Predict, at_gsd, imputer, predictor, tiles
-from train.results import Input, Result, Synthesis
+from train.results import Input, ScenarioResult, Synthesis
 from train.system import System
 
 
@@ -77,7 +77,7 @@ class _Tally:
             _, similarity = structural_similarity(real, made, channel_axis=0, data_range=255.0, full=True)
             self.similarities.append((float(similarity[:, measured].mean()), pixels))
 
-    def result(self, scenario: Scenario, how: Input) -> Result:
+    def result(self, scenario: Scenario, how: Input) -> ScenarioResult:
         missing = next(iter(set(Sensor) - scenario.sensors), None)
         synthesis = None
         if self.errors and missing is not None:
@@ -86,7 +86,7 @@ class _Tally:
                 mean_absolute_error=_weighted(self.errors),
                 ssim=_weighted(self.similarities) if self.similarities else None,
             )
-        return Result(
+        return ScenarioResult(
             scenario=scenario,
             input=how,
             scores=self.all.scores(),
@@ -120,7 +120,7 @@ def score(
     *,
     gsd_m: tuple[float, float] | None = None,
     synthesis: bool = True,
-) -> list[Result]:
+) -> list[ScenarioResult]:
     """Every way over all scenes that have labels and the sensors which its scenario reads.
 
     Args:
@@ -166,7 +166,7 @@ def evaluate(
     labels: LabelSet = ISPRS_LABELS,
     *,
     gsd_m: tuple[float, float] | None = None,
-) -> list[Result]:
+) -> list[ScenarioResult]:
     """All scenarios by their own path, then both imputation baselines of the missing ones.
 
     Scenes of one sensor are scored in its scenario alone, and there is no baseline to beat.

@@ -19,7 +19,7 @@ from train.checkpoint import CheckpointInfo
 from train.data.labels import LabelSet
 from train.data.scenes import Scene
 from train.predict import tiles
-from train.results import Result
+from train.results import ScenarioResult
 from train.system import System
 
 matplotlib.use("Agg")
@@ -49,7 +49,7 @@ PAPER_TABLE_1: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
 """mF1 and mIoU of the paper's Table 1, percent, in :data:`COLUMNS` order; its mIoU appears to be tile-averaged."""
 
 
-def text_table(results: Sequence[Result], labels: LabelSet) -> str:
+def text_table(results: Sequence[ScenarioResult], labels: LabelSet) -> str:
     """Results as aligned text, percent."""
     header = ("scenario", "missing sensor is", "mF1", "mIoU", "OA", *labels.names)
     rows = [header]
@@ -62,7 +62,7 @@ def text_table(results: Sequence[Result], labels: LabelSet) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def table_1(ours: dict[str, Sequence[Result]], source: str) -> str:
+def table_1(ours: dict[str, Sequence[ScenarioResult]], source: str) -> str:
     """Markdown in the layout of the paper's Table 1, ours first, the paper's rows beside it on the same city.
 
     Args:
@@ -93,7 +93,7 @@ def _headings() -> list[str]:
     return ["full", "missing RGIR", "missing nDSM"]
 
 
-def as_csv(results: Sequence[Result], labels: LabelSet) -> str:
+def as_csv(results: Sequence[ScenarioResult], labels: LabelSet) -> str:
     """One row per scenario, way and kind of boundary; fractions in 0..1, errors in raw units."""
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -119,7 +119,7 @@ def as_csv(results: Sequence[Result], labels: LabelSet) -> str:
     return out.getvalue()
 
 
-def charts(results: Sequence[Result], labels: LabelSet, path: Path) -> None:
+def charts(results: Sequence[ScenarioResult], labels: LabelSet, path: Path) -> None:
     """F1 per class and scenario, and mF1 by what replaces the missing sensor, as bars (the paper's Figures 1-2)."""
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(12, 4), width_ratios=(2, 1), sharey=True, layout="constrained"
@@ -183,7 +183,13 @@ def panel(model: System, scene: Scene, labels: LabelSet, path: Path) -> None:
 
 
 def write(
-    folder: Path, results: Sequence[Result], info: CheckpointInfo, *, source: str, model: System, scene: Scene | None
+    folder: Path,
+    results: Sequence[ScenarioResult],
+    info: CheckpointInfo,
+    *,
+    source: str,
+    model: System,
+    scene: Scene | None,
 ) -> None:
     """metrics.csv, table.md, charts.png and, of a scene with both sensors, panel.png, each whole or not at all."""
     for name, text in (

@@ -23,7 +23,7 @@ class Synthesis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class ScenarioResult:
     """Scores of one way to map a scenario."""
 
     scenario: Scenario

@@ -67,7 +67,7 @@ STATISTICS_SCENES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """A trainer with its data and its output folder."""
 
     trainer: Trainer
@@ -329,7 +329,7 @@ def settings(options: argparse.Namespace, source: Mix) -> Preset:
     return Preset(model=model, train=train)
 
 
-def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> Run:
+def prepare(options: argparse.Namespace, command: str, group: Group | None = None) -> TrainingRun:
     """Fill the scene cache and build the run that the options ask for.
 
     Raises:
@@ -381,7 +381,7 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
             trainer.restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{state_path} is not the state of this training: {one_line(error, 300)}") from error
-    return Run(
+    return TrainingRun(
         trainer=trainer,
         out=options.out,
         mix=mix,

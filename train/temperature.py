@@ -44,7 +44,7 @@ RANGE = (0.25, 8.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class PixelSample:
     """Pixels of one scene."""
 
     source: str
@@ -71,7 +71,7 @@ def samples_of(
     scenario: Scenario,
     scenes: Mapping[str, Sequence[Scene]],
     gsd_m: tuple[float, float] | None = None,
-) -> list[Sample]:
+) -> list[PixelSample]:
     """Logits and labels of every fourth row and column of the scenes that have the scenario's sensors."""
     found = []
     predict = predictor(model, scenario)
@@ -88,7 +88,7 @@ def samples_of(
                 known = truth != IGNORE_INDEX
                 parts.append((values[known], truth[known]))
             found.append(
-                Sample(
+                PixelSample(
                     source=source,
                     logits=torch.cat([logits for logits, _ in parts]),
                     labels=torch.cat([labels for _, labels in parts]),
@@ -97,7 +97,7 @@ def samples_of(
     return [sample for sample in found if len(sample.labels)]
 
 
-def fitted(samples: Sequence[Sample]) -> float:
+def fitted(samples: Sequence[PixelSample]) -> float:
     """The temperature under which the labels are likeliest; sources count alike.
 
     Raises:
@@ -130,7 +130,7 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     return float(gap.abs().sum() / len(labels))
 
 
-def calibrations(samples: Sequence[Sample]) -> list[Calibration]:
+def calibrations(samples: Sequence[PixelSample]) -> list[Calibration]:
     """Before and after, for each source."""
     folds = [samples[0::2], samples[1::2]]
     temperatures = [fitted(other) if other else None for other in reversed(folds)]
@@ -147,7 +147,7 @@ def calibrations(samples: Sequence[Sample]) -> list[Calibration]:
     return found
 
 
-def _pooled(samples: Sequence[Sample], source: str) -> tuple[Tensor, Tensor]:
+def _pooled(samples: Sequence[PixelSample], source: str) -> tuple[Tensor, Tensor]:
     mine = [sample for sample in samples if sample.source == source]
     if not mine:
         return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)

@@ -55,7 +55,7 @@ from engine.contract.errors import BackendUnavailableError, EngineError, UsageEr
 
 if TYPE_CHECKING:
     from benchmarks.peers.libraries import Opener
-    from benchmarks.peers.rounds import LeftOut, Row
+    from benchmarks.peers.rounds import ContestRow, LeftOut
     from benchmarks.peers.subject import Subject
 
 DEFAULT_PRESET = "edge"
@@ -147,7 +147,7 @@ def measure(
     options: argparse.Namespace,
     *,
     exported_here: set[str],
-) -> tuple[list[Row], LeftOut]:
+) -> tuple[list[ContestRow], LeftOut]:
     """The rows, and who was left out with the reason.
 
     Raises:
@@ -156,7 +156,7 @@ def measure(
     from benchmarks.peers import libraries, rounds
     from benchmarks.peers import subject as subjects
     from benchmarks.peers.gpu import gpu_peers
-    from benchmarks.peers.tilers import Raster, tilers_of
+    from benchmarks.peers.tilers import RasterPair, tilers_of
 
     left_out: LeftOut = {}
     if len({subject.bundle.manifest.tile_px for subject in contest}) > 1:
@@ -177,19 +177,19 @@ def measure(
             peers = {**peers, **gpu_peers()}
         except BackendUnavailableError as error:
             left_out["CUDA"] = str(error)
-    rows: list[Row] = []
+    rows: list[ContestRow] = []
     if "tile" in groups:
         tiles = tiles_of(contest[0].bundle, demo.SCENE, SCENE_TILES)
         rows += rounds.tile_group(contest, peers, tiles, rounds=options.rounds, count=options.tiles, left_out=left_out)
     if "raster" in groups:
-        raster = Raster.write(folder, options.mpx)
+        raster = RasterPair.write(folder, options.mpx)
         rows += rounds.raster_group(
             contest[0], tilers_of(peers), raster, folder, rounds=options.rounds, left_out=left_out
         )
     return rows, left_out
 
 
-def lines_of(rows: Sequence[Row]) -> list[dict[str, object]]:
+def lines_of(rows: Sequence[ContestRow]) -> list[dict[str, object]]:
     """Lines of the CSV: each row beside the engine's in the same scenario, or each network beside the first one."""
     from benchmarks.peers.libraries import EAGER, ENGINE
     from benchmarks.peers.rounds import ratio
@@ -220,7 +220,7 @@ def lines_of(rows: Sequence[Row]) -> list[dict[str, object]]:
     return lines
 
 
-def _line(row: Row) -> dict[str, object]:
+def _line(row: ContestRow) -> dict[str, object]:
     from benchmarks.peers.rounds import times_of
 
     medians = {mode: float(f"{statistics.median(times_of(row, mode)):.5g}") for mode in MODES[row.group]}

@@ -15,7 +15,7 @@ from benchmarks.peers.libraries import Opener, open_peer
 from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.pytorch import TorchPeer
 from benchmarks.peers.subject import Subject
-from benchmarks.peers.tilers import Raster, Tiler, TilerOpener
+from benchmarks.peers.tilers import RasterPair, Tiler, TilerOpener
 from benchmarks.rates import in_turn, inputs_of
 from benchmarks.tiles import Tile
 from engine.contract.errors import BackendError, BundleError
@@ -28,7 +28,7 @@ LeftOut = dict[str, str]
 
 
 @dataclass(kw_only=True)
-class Row:
+class ContestRow:
     """One contestant with one scenario's network, and what each round measured."""
 
     group: str
@@ -50,13 +50,13 @@ class Row:
     """Of each round."""
 
 
-def times_of(row: Row, mode: str) -> list[float]:
+def times_of(row: ContestRow, mode: str) -> list[float]:
     """What its rounds measured: ``single_stream_ms``, ``offline_ms`` or ``raster_s``."""
     found: list[float] = getattr(row, mode)
     return found
 
 
-def ratio(row: Row, to: Row, mode: str) -> float:
+def ratio(row: ContestRow, to: ContestRow, mode: str) -> float:
     """How many times as long ``row`` took as ``to``: the median over rounds of the ratio in one round."""
     return statistics.median(mine / other for mine, other in zip(times_of(row, mode), times_of(to, mode), strict=True))
 
@@ -69,7 +69,7 @@ def tile_group(
     rounds: int,
     count: int,
     left_out: LeftOut,
-) -> list[Row]:
+) -> list[ContestRow]:
     """Every subject and peer on the same tiles, scenario by scenario.
 
     Args:
@@ -84,7 +84,7 @@ def tile_group(
     for scenario in Scenario:
         inputs = inputs_of(scenario, tiles)
         with ExitStack() as stack:
-            contest: list[tuple[Row, Peer]] = []
+            contest: list[tuple[ContestRow, Peer]] = []
             for subject in subjects:
                 truth = [TorchPeer(subject.modules[scenario], scenario).infer(tile) for tile in inputs]
                 for (name, precision), opener in tqdm(peers.items(), desc=f"{scenario}: open", leave=False):
@@ -100,7 +100,7 @@ def tile_group(
                     same = [
                         float((peer.infer(tile) == right).mean()) for tile, right in zip(inputs, truth, strict=True)
                     ]
-                    row = Row(
+                    row = ContestRow(
                         group="tile",
                         subject=subject,
                         scenario=scenario,
@@ -131,12 +131,12 @@ def tile_group(
 def raster_group(
     subject: Subject,
     tilers: Mapping[tuple[str, str], TilerOpener],
-    raster: Raster,
+    raster: RasterPair,
     folder: Path,
     *,
     rounds: int,
     left_out: LeftOut,
-) -> list[Row]:
+) -> list[ContestRow]:
     """The same raster through every tiler, scenario by scenario; the first is the one that maps are compared with.
 
     Args:
@@ -150,7 +150,7 @@ def raster_group(
     rows = []
     for scenario in Scenario:
         with ExitStack() as stack:
-            contest: list[tuple[Row, Tiler]] = []
+            contest: list[tuple[ContestRow, Tiler]] = []
             truth: Classes | None = None
             for (name, precision), opener in tqdm(tilers.items(), desc=f"{scenario}: open", leave=False):
                 try:
@@ -161,7 +161,7 @@ def raster_group(
                     left_out[f"{subject.name}: {name}, {precision}"] = str(error)
                     continue
                 truth = classes if truth is None else truth
-                row = Row(
+                row = ContestRow(
                     group="raster",
                     subject=subject,
                     scenario=scenario,

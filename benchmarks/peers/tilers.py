@@ -37,7 +37,7 @@ from export.scenarios import inputs_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raster:
+class RasterPair:
     """What both sensors saw, without gaps, on the disk and in memory."""
 
     mpx: float
@@ -46,7 +46,7 @@ class Raster:
     """``rgir`` uint8 [3, H, W], ``ndsm`` float32 [1, H, W]."""
 
     @classmethod
-    def write(cls, folder: Path, mpx: float) -> Raster:
+    def write(cls, folder: Path, mpx: float) -> RasterPair:
         """About so many megapixels of the demo scene, again and again; tiled and deflated on the disk."""
         size, paths = write_raster(folder, mpx)
         pixels = {}
@@ -89,7 +89,7 @@ class Tiler(ABC):
 class CroppedTiles(Tiler):
     """A library on the engine's tiles, in memory."""
 
-    def __init__(self, peer: Peer, subject: Subject, scenario: Scenario, raster: Raster) -> None:
+    def __init__(self, peer: Peer, subject: Subject, scenario: Scenario, raster: RasterPair) -> None:
         self.library = peer.library
         self._peer, self._raster, self._sensors = peer, raster, inputs_of(scenario)
         manifest = subject.bundle.manifest
@@ -142,7 +142,7 @@ class MonaiWindows(Tiler):
     raster. https://docs.monai.io/en/stable/inferers.html
     """
 
-    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster) -> None:
+    def __init__(self, subject: Subject, scenario: Scenario, raster: RasterPair) -> None:
         try:
             import monai
             from monai.inferers import sliding_window_inference
@@ -170,7 +170,7 @@ class GeoaiTiles(Tiler):
     whole raster. https://github.com/opengeos/geoai
     """
 
-    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> None:
+    def __init__(self, subject: Subject, scenario: Scenario, raster: RasterPair, folder: Path) -> None:
         try:
             import geoai
             from geoai.inference import predict_geotiff
@@ -217,7 +217,7 @@ class EngineRun(Tiler):
     Timed from the moment that the backend is warm, as the others are, to the published maps.
     """
 
-    def __init__(self, subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> None:
+    def __init__(self, subject: Subject, scenario: Scenario, raster: RasterPair, folder: Path) -> None:
         self._request = RunRequest(
             source=RasterFiles(paths={sensor: raster.paths[sensor] for sensor in inputs_of(scenario)}),
             bundle=subject.bundle.root,
@@ -233,14 +233,14 @@ class EngineRun(Tiler):
 
     def timed(self) -> tuple[Classes, float]:
         """See :meth:`Tiler.timed`."""
-        start = _Start()
+        start = _StartClock()
         record = run(self._request, start)
         seconds = time.perf_counter() - start.at
         self.library = record.backend.library
         return _read(self._request.output / "classes.tif"), seconds
 
 
-class _Start(Observer):
+class _StartClock(Observer):
     """Notes when a run begins to map."""
 
     at = 0.0
@@ -250,7 +250,7 @@ class _Start(Observer):
         self.at = time.perf_counter()
 
 
-TilerOpener = Callable[[Subject, Scenario, Raster, Path], Tiler]
+TilerOpener = Callable[[Subject, Scenario, RasterPair, Path], Tiler]
 RUN = ("engine.run, disk to disk", "fp32")
 
 
@@ -270,7 +270,7 @@ def tilers_of(peers: Mapping[tuple[str, str], Opener]) -> dict[tuple[str, str], 
 
 
 def _cropped_tiles(opener: Opener) -> TilerOpener:
-    def open_it(subject: Subject, scenario: Scenario, raster: Raster, folder: Path) -> Tiler:
+    def open_it(subject: Subject, scenario: Scenario, raster: RasterPair, folder: Path) -> Tiler:
         del folder  # nothing goes to the disk
         return CroppedTiles(open_peer(opener, subject, scenario), subject, scenario, raster)
 

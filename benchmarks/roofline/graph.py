@@ -24,7 +24,7 @@ from onnx.utils import Extractor
 
 from engine.contract.errors import BundleError
 from export.arithmetic import products
-from export.trt_network import Layer, Tensor
+from export.trt_network import NetworkLayer, Tensor
 
 TYPES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -224,8 +224,8 @@ class _Counter:
             raise BundleError(f"node {_name(node)!r} has a free axis beside the batch, {made}: export static tiles")
         return count
 
-    def layer(self, node: onnx.NodeProto) -> Layer:
-        return Layer(
+    def layer(self, node: onnx.NodeProto) -> NetworkLayer:
+        return NetworkLayer(
             name=_name(node),
             kind=KINDS.get(node.op_type, node.op_type.lower()),
             inputs=tuple(self.tensor(name) for name in node.input if name),

@@ -19,7 +19,7 @@ from benchmarks.rates import inputs_of, offline
 from benchmarks.roofline import plot
 from benchmarks.roofline.graph import GraphWork, count_work, deployed
 from benchmarks.roofline.machine import Machine, Peaks
-from benchmarks.roofline.profiling import Feed, OnnxRuntimeProfile, OpenVinoProfile, Profile, Row, rows_of
+from benchmarks.roofline.profiling import Feed, OnnxRuntimeProfile, OpenVinoProfile, Profile, ProfileRow, rows_of
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
 from engine.backends import BackendName, open_backend
@@ -34,7 +34,7 @@ OUTPUTS = tuple(output.value for output in WANTED)
 
 
 @dataclass(kw_only=True)
-class Subject:
+class ProfiledGraph:
     """One graph in one backend, and what its rounds measured."""
 
     backend: Backend
@@ -92,7 +92,7 @@ def prepare(
     precisions: Sequence[Precision],
     threads: int | None,
     stack: ExitStack,
-) -> Iterator[Subject]:
+) -> Iterator[ProfiledGraph]:
     """Every graph counted, opened and ready to be profiled.
 
     Raises:
@@ -111,17 +111,17 @@ def prepare(
                     profile = OpenVinoProfile(model, OUTPUTS, precision, threads)
                 else:
                     profile = OnnxRuntimeProfile(bundle.graph(scenario, precision), OUTPUTS, threads)
-                yield Subject(
+                yield ProfiledGraph(
                     backend=backend, precision=precision, scenario=scenario, work=works[scenario], profile=profile
                 )
 
 
-def subject_key(subject: Subject) -> tuple[str, Precision, Scenario]:
+def subject_key(subject: ProfiledGraph) -> tuple[str, Precision, Scenario]:
     """What tells a subject from the others."""
     return subject.backend.info.name, subject.precision, subject.scenario
 
 
-def summary(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> dict[str, object]:
+def summary(subject: ProfiledGraph, rows: Sequence[ProfileRow], peaks: Peaks) -> dict[str, object]:
     """A line of ``roofline.csv``."""
     work, info = subject.work, subject.backend.info
     tile_ms = statistics.median(subject.tile_ms)
@@ -156,7 +156,7 @@ def summary(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> dict[str, ob
     }
 
 
-def lines_of(subject: Subject, rows: Sequence[Row], peaks: Peaks) -> Iterator[dict[str, Any]]:
+def lines_of(subject: ProfiledGraph, rows: Sequence[ProfileRow], peaks: Peaks) -> Iterator[dict[str, Any]]:
     """Lines of ``roofline_layers.csv``: executed nodes, the slowest first."""
     total = sum(row.node.ms for row in rows)
     for rank, row in enumerate(rows, start=1):
@@ -188,7 +188,7 @@ def print_peaks(peaks: Peaks) -> None:
         print(f"  {remark}")
 
 
-def print_subject(subject: Subject, rows: Sequence[Row], peaks: Peaks, top: int) -> None:
+def print_subject(subject: ProfiledGraph, rows: Sequence[ProfileRow], peaks: Peaks, top: int) -> None:
     """A graph, and its slowest nodes."""
     told: Mapping[str, object] = summary(subject, rows, peaks)
     print(
@@ -205,7 +205,7 @@ def print_subject(subject: Subject, rows: Sequence[Row], peaks: Peaks, top: int)
         print(f"  {line['ms']:9.3f} ms {line['share']:6.1%} {speed} {line['type']:<5}{line['kernel'][:35]:<36}{name}")
 
 
-def _bound(row: Row, peaks: Peaks) -> str:
+def _bound(row: ProfileRow, peaks: Peaks) -> str:
     if not row.owns:
         return "no product"
     compute = sum(peaks.compute_ms(layer) for layer in row.owns)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.roofline.machine import Peaks
-from benchmarks.roofline.profiling import Row
+from benchmarks.roofline.profiling import ProfileRow
 from engine.contract.atomic import replacing
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario
@@ -19,7 +19,7 @@ from engine.contract.sensors import Scenario
 COLOURS: Mapping[Precision, str] = {"fp32": "#0072b2", "fp16": "#009e73", "int8": "#d55e00"}
 """Okabe and Ito, https://jfly.uni-koeln.de/color/."""
 
-Profiled = Mapping[tuple[str, Precision, Scenario], Sequence[Row]]
+Profiled = Mapping[tuple[str, Precision, Scenario], Sequence[ProfileRow]]
 """Executed nodes by backend, precision and scenario."""
 
 
@@ -47,7 +47,7 @@ def draw(path: Path, profiled: Profiled, peaks: Peaks, title: str) -> None:
             figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=140)
 
 
-def _panel(axis: Axes, rows: Mapping[Precision, Sequence[Row]], peaks: Peaks) -> None:
+def _panel(axis: Axes, rows: Mapping[Precision, Sequence[ProfileRow]], peaks: Peaks) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     notes = []

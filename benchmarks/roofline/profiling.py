@@ -46,7 +46,7 @@ class Executed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ProfileRow:
     """An executed node, the layer whose work it is part of, and how much of that layer's product it does."""
 
     node: Executed
@@ -190,7 +190,7 @@ _DECORATION = re.compile(r"^InsertedPrecisionFreeCast_|(_nchwc)?(_token_\d+)?$")
 """What ONNX Runtime adds to the name of a tensor to name a node that it makes."""
 
 
-def rows_of(nodes: Sequence[Executed], work: GraphWork) -> list[Row]:
+def rows_of(nodes: Sequence[Executed], work: GraphWork) -> list[ProfileRow]:
     """Each executed node with its layer, the slowest first.
 
     A product belongs to the node that names it; where a runtime names only what it fused behind it, to the first node
@@ -207,8 +207,8 @@ def rows_of(nodes: Sequence[Executed], work: GraphWork) -> list[Row]:
     return sorted(_rows(nodes, work, owner), key=lambda row: -row.node.ms)
 
 
-def _rows(nodes: Sequence[Executed], work: GraphWork, owner: Mapping[str, int]) -> Iterator[Row]:
+def _rows(nodes: Sequence[Executed], work: GraphWork, owner: Mapping[str, int]) -> Iterator[ProfileRow]:
     for index, node in enumerate(nodes):
         owns = tuple(layer for layer in work.layers if owner.get(layer.name) == index)
         touched = owns or tuple(layer for layer in work.layers if node.holds & layer.nodes)
-        yield Row(node=node, layer=touched[0] if touched else None, owns=owns)
+        yield ProfileRow(node=node, layer=touched[0] if touched else None, owns=owns)

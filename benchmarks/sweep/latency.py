@@ -18,7 +18,7 @@ from benchmarks.rates import compile_openvino, in_turn
 from benchmarks.sweep.variants import Variant
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
-from export.golden import Tile, synthetic_tile
+from export.golden import GoldenInputs, synthetic_tile
 from export.onnx_graphs import export_graph
 from export.scenarios import inputs_of, scenario_module
 from export.surgery import operate
@@ -82,7 +82,7 @@ def measure(
     return timed
 
 
-def prepare(variant: Variant, model: System, scenario: Scenario, tile: Tile, threads: int) -> Timed:
+def prepare(variant: Variant, model: System, scenario: Scenario, tile: GoldenInputs, threads: int) -> Timed:
     """One scenario's graph, compiled, its inputs in place, and compared with PyTorch on the tile.
 
     Raises:

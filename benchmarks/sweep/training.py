@@ -21,7 +21,7 @@ RANDOM_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedVariant:
     """One trained variant."""
 
     variant: Variant
@@ -33,7 +33,7 @@ Scores = Mapping[str, Mapping[Scenario, Sequence[float]]]
 """mF1 in 0..1 of each seed, by variant and scenario."""
 
 
-def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]:
+def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[TrainedVariant]:
     """Train each variant with each seed, or find it trained.
 
     Raises:
@@ -42,7 +42,7 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
         RuntimeError: training failed; the log says why.
     """
     return [
-        Run(variant=variant, seed=seed, checkpoint=path)
+        TrainedVariant(variant=variant, seed=seed, checkpoint=path)
         for variant in variants
         for seed, path in benchmark.trained(
             _as_benchmark(options, variant.budget), variant.name, preset=variant.base, model=variant.changes
@@ -50,7 +50,7 @@ def train(variants: Sequence[Variant], options: argparse.Namespace) -> list[Run]
     ]
 
 
-def score(runs: Sequence[Run], options: argparse.Namespace) -> Scores:
+def score(runs: Sequence[TrainedVariant], options: argparse.Namespace) -> Scores:
     """Score every run on the held-out scenes."""
     found: dict[str, dict[Scenario, list[float]]] = {}
     for run in tqdm(runs, desc="scoring", unit="run", disable=not runs):
@@ -60,7 +60,7 @@ def score(runs: Sequence[Run], options: argparse.Namespace) -> Scores:
     return found
 
 
-def model_of(variant: Variant, runs: Sequence[Run]) -> System:
+def model_of(variant: Variant, runs: Sequence[TrainedVariant]) -> System:
     """The variant's first trained model on the CPU in evaluation mode, or one with random weights."""
     for run in runs:
         if run.variant == variant:

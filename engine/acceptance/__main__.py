@@ -76,20 +76,20 @@ ENOUGH = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class FaultCase:
     """Faults to be flown together."""
 
     name: str
     injections: tuple[Injection, ...]
 
 
-def cases(fit: NDArray[np.bool_]) -> Iterator[Case]:
+def cases(fit: NDArray[np.bool_]) -> Iterator[FaultCase]:
     """The matrix for a flight; the fault-free one comes first.
 
     Args:
         fit: tiles in which a fault can begin, bool [tiles]; at least one.
     """
-    yield Case(name="no fault", injections=())
+    yield FaultCase(name="no fault", injections=())
     tiles, places = len(fit), np.flatnonzero(fit)
     starts = range(SPACING // 3, max(SPACING, tiles - SPACING // 2 + 1), SPACING)
 
@@ -103,17 +103,19 @@ def cases(fit: NDArray[np.bool_]) -> Iterator[Case]:
 
     for sensor in Sensor:
         for kind in kinds_of(sensor):
-            yield Case(name=f"{sensor} {kind}, single tiles", injections=faults(sensor, kind, 1))
-            yield Case(name=f"{sensor} {kind}, bursts", injections=faults(sensor, kind, BURST))
-            yield Case(name=f"{sensor} {kind}, to the end", injections=(fault(sensor, kind, starts[-1], None),))
+            yield FaultCase(name=f"{sensor} {kind}, single tiles", injections=faults(sensor, kind, 1))
+            yield FaultCase(name=f"{sensor} {kind}, bursts", injections=faults(sensor, kind, BURST))
+            yield FaultCase(name=f"{sensor} {kind}, to the end", injections=(fault(sensor, kind, starts[-1], None),))
     rgir, ndsm = Sensor.RGIR, Sensor.NDSM
-    yield Case(name="both at once", injections=faults(rgir, Kind.DARK, 3) + faults(ndsm, Kind.LATE, 3))
-    yield Case(name="both, overlapping", injections=faults(rgir, Kind.NOISE, 4) + faults(ndsm, Kind.ERROR, 4, offset=2))
-    yield Case(
+    yield FaultCase(name="both at once", injections=faults(rgir, Kind.DARK, 3) + faults(ndsm, Kind.LATE, 3))
+    yield FaultCase(
+        name="both, overlapping", injections=faults(rgir, Kind.NOISE, 4) + faults(ndsm, Kind.ERROR, 4, offset=2)
+    )
+    yield FaultCase(
         name="in turn", injections=faults(ndsm, Kind.FROZEN, 2, offset=-2) + faults(rgir, Kind.SATURATED, 2, offset=2)
     )
     flicker = dict.fromkeys(fault(ndsm, Kind.ERROR, starts[0] + 2 * number, 1) for number in range(4))
-    yield Case(name="every second tile", injections=tuple(flicker))
+    yield FaultCase(name="every second tile", injections=tuple(flicker))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def render(results: Sequence[tuple[Case, CaseResult]]) -> Iterator[str]:
+def render(results: Sequence[tuple[FaultCase, CaseResult]]) -> Iterator[str]:
     """The table, as lines for a terminal, and the verdict."""
     width = max(len(case.name) for case, _ in results)
     yield f"{'':<{width}}  {'':>7}  {'':>5}  {'false':>6}  {'tiles':>5}  {'outside':>8}  {'inside':>8}"
@@ -203,7 +205,7 @@ def render(results: Sequence[tuple[Case, CaseResult]]) -> Iterator[str]:
     )
 
 
-def write_csv(path: Path, results: Sequence[tuple[Case, CaseResult]]) -> None:
+def write_csv(path: Path, results: Sequence[tuple[FaultCase, CaseResult]]) -> None:
     """One row per case.
 
     Raises:
@@ -261,7 +263,7 @@ def _survey(options: argparse.Namespace) -> int:
             raise UsageError(
                 "the bundle's audit is switched off, or its classes name no building and tree: pass another"
             )
-        survey = degradations.Survey(
+        survey = degradations.DegradationFlights(
             infer=auditor.infer,
             classes=auditor.classes,
             limits=parse_limits(options.health, manifest.health),
@@ -277,7 +279,7 @@ def _survey(options: argparse.Namespace) -> int:
                 with SensorRasters.open(paths, specs, window_px=manifest.tile_px) as rasters:
                     line = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=tiles)
                     windows = [(each.reads.row, each.reads.col, each.reads.height, each.reads.width) for each in line]
-                    flight = degradations.Flight(name=name, tiles=[rasters.read(*window) for window in windows])
+                    flight = degradations.SceneTiles(name=name, tiles=[rasters.read(*window) for window in windows])
                 clean.append(survey.clean(flight))
                 if len(paths) == len(Sensor):
                     for outcome in survey.outcomes(flight, matrix):
@@ -301,7 +303,7 @@ def _rasters_of(folder: Path) -> dict[Sensor, Path]:
     return paths
 
 
-def _fly(rehearsal: Rehearsal) -> list[tuple[Case, CaseResult]]:
+def _fly(rehearsal: Rehearsal) -> list[tuple[FaultCase, CaseResult]]:
     """The references and all cases, with a progress bar."""
     results = []
     with (

@@ -36,7 +36,7 @@ HARMFUL = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flight:
+class SceneTiles:
     """Tiles of one scene, in memory."""
 
     name: str
@@ -44,7 +44,7 @@ class Flight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class DegradationOutcome:
     """One degradation at one strength on one scene; points of class agreement with the fault-free map."""
 
     sensor: Sensor
@@ -79,7 +79,7 @@ class Clean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class DegradationFlights:
     """Flies degradations.
 
     Args:
@@ -93,7 +93,7 @@ class Survey:
     limits: Mapping[Sensor, HealthLimits]
     audit: AuditLimits
 
-    def clean(self, flight: Flight) -> Clean:
+    def clean(self, flight: SceneTiles) -> Clean:
         """Count false alarms; a scene with one sensor counts too."""
         verdicts, audits = self._watch(flight.tiles, self.infer)
         blamed = [v for each in verdicts for v in each.values() if v.fault not in (None, Fault.NO_DATA)]
@@ -105,7 +105,7 @@ class Survey:
             audits=audits,
         )
 
-    def outcomes(self, flight: Flight, cases: Iterable[tuple[Sensor, Kind, float]]) -> Iterator[Outcome]:
+    def outcomes(self, flight: SceneTiles, cases: Iterable[tuple[Sensor, Kind, float]]) -> Iterator[DegradationOutcome]:
         """Fly one flight for each case; the scene needs both sensors."""
         truth = [{scenario: self.infer(scenario, seen) for scenario in Scenario} for seen in flight.tiles]
         for sensor, kind, strength in cases:
@@ -113,12 +113,12 @@ class Survey:
 
     def _outcome(
         self,
-        flight: Flight,
+        flight: SceneTiles,
         truth: Sequence[Mapping[Scenario, NDArray[np.uint8]]],
         sensor: Sensor,
         kind: Kind,
         strength: float,
-    ) -> Outcome:
+    ) -> DegradationOutcome:
         first = int(kind in REPEATING)
         injector = Injector([Injection(sensor=sensor, kind=kind, first=first, last=None, strength=strength)])
         spoiled = [_observed(injector.apply(place, dict(seen))) for place, seen in enumerate(flight.tiles)]
@@ -146,7 +146,7 @@ class Survey:
             pixels += int(np.count_nonzero(both))
         mine = [each[sensor] for each in verdicts[first:]]
         dead = next((place for place, verdict in enumerate(mine) if not verdict.usable), None)
-        return Outcome(
+        return DegradationOutcome(
             sensor=sensor,
             kind=kind,
             strength=strength,
@@ -180,7 +180,7 @@ def cases() -> Iterator[tuple[Sensor, Kind, float]]:
                 yield sensor, kind, strength
 
 
-def render(clean: Sequence[Clean], outcomes: Sequence[Outcome]) -> Iterator[str]:
+def render(clean: Sequence[Clean], outcomes: Sequence[DegradationOutcome]) -> Iterator[str]:
     """The table, a row for each degradation and strength, and what is to be said of all."""
     scenes = list(dict.fromkeys(each.scene for each in outcomes))
     yield "points of class agreement lost beyond dropping the sensor: used as it is -> with the sensors watched"
@@ -214,7 +214,7 @@ def render(clean: Sequence[Clean], outcomes: Sequence[Outcome]) -> Iterator[str]
     )
 
 
-def _curves(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _curves(outcomes: Sequence[DegradationOutcome]) -> Iterator[str]:
     """For every kind: from which strength it is detected on every scene that it harms, and the harm below."""
     yield (
         f"{'sensor, degradation':<20}  {'harmful from':>12}  {'dead where harmful':>18}  {'most harm left':>14}  "
@@ -236,13 +236,13 @@ def _curves(outcomes: Sequence[Outcome]) -> Iterator[str]:
             )
 
 
-def write_csv(path: Path, clean: Sequence[Clean], outcomes: Sequence[Outcome]) -> None:
+def write_csv(path: Path, clean: Sequence[Clean], outcomes: Sequence[DegradationOutcome]) -> None:
     """One row per case, and one per clean flight.
 
     Raises:
         OutputError: the system refuses.
     """
-    names = [each.name for each in fields(Outcome)]
+    names = [each.name for each in fields(DegradationOutcome)]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -257,7 +257,7 @@ def write_csv(path: Path, clean: Sequence[Clean], outcomes: Sequence[Outcome]) -
         raise OutputError(f"{path} cannot be written ({error.strerror}): pass another --csv") from error
 
 
-def write_picture(path: Path, outcomes: Sequence[Outcome]) -> None:
+def write_picture(path: Path, outcomes: Sequence[DegradationOutcome]) -> None:
     """Strength against harm as SVG: for every degradation the worst scene, used and watched.
 
     Raises:
@@ -298,8 +298,8 @@ def write_picture(path: Path, outcomes: Sequence[Outcome]) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror}): pass another --plot") from error
 
 
-def _grouped(outcomes: Sequence[Outcome]) -> dict[tuple[Sensor, Kind, float], list[Outcome]]:
-    groups: dict[tuple[Sensor, Kind, float], list[Outcome]] = {}
+def _grouped(outcomes: Sequence[DegradationOutcome]) -> dict[tuple[Sensor, Kind, float], list[DegradationOutcome]]:
+    groups: dict[tuple[Sensor, Kind, float], list[DegradationOutcome]] = {}
     for each in outcomes:
         groups.setdefault((each.sensor, each.kind, each.strength), []).append(each)
     return groups

@@ -5,8 +5,8 @@ pycuda (2026.1 at the time of writing) has no CUDA graphs; :class:`Graph` makes 
 
 The device's *primary* context is used, which is the one that the CUDA runtime inside TensorRT works in. pycuda lets an
 object be destroyed only in the thread that made it, while the context is current there, and aborts the process when a
-thread ends with a context on its stack. Hence the rule: one thread enters :class:`Gpu`, makes and drops everything in
-it, leaves it, and ends.
+thread ends with a context on its stack. Hence the rule: one thread enters :class:`CudaDevice`, makes and drops
+everything in it, leaves it, and ends.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def first_device() -> Device:
         ) from error
 
 
-class Gpu:
+class CudaDevice:
     """The first device, current in the thread that enters; a context manager.
 
     Raises:
@@ -154,7 +154,7 @@ class Gpu:
             return int(cuda.mem_get_info()[0])
 
 
-class Memory:
+class DeviceMemory:
     """Zeroed device memory on an aligned address; :meth:`free` it in the thread that made it."""
 
     def __init__(self, nbytes: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from engine.backends.base import ExecutionPrecision, Output
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.plan_cache import StoredPlan, choose, find_plan, usable_plans
-from engine.contract.plans import Host
+from engine.contract.plans import PlanHost
 from engine.contract.sensors import Scenario
 
 BATCH = 1
@@ -41,7 +41,7 @@ def choose_plans(
     scenarios: Sequence[Scenario],
     wanted: Iterable[Output],
     precision: ExecutionPrecision,
-    host: Host,
+    host: PlanHost,
     *,
     cache: Path | None,
 ) -> PlanChoice:

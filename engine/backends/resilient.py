@@ -76,7 +76,7 @@ class BackendEvent:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Tile:
+class _PendingTile:
     scenario: Scenario
     inputs: Inputs
     answer: Future[Outputs] = field(default_factory=Future)
@@ -85,13 +85,13 @@ class _Tile:
 class _Attempt:
     """One opened backend, fed by a thread of its own: a library that hangs in ``submit`` must not hold the caller."""
 
-    def __init__(self, backend: Backend, answered: Callable[[_Attempt, _Tile, Future[Outputs]], None]) -> None:
+    def __init__(self, backend: Backend, answered: Callable[[_Attempt, _PendingTile, Future[Outputs]], None]) -> None:
         self.backend, self._answered = backend, answered
-        self._tiles: queue.SimpleQueue[_Tile | None] = queue.SimpleQueue()
+        self._tiles: queue.SimpleQueue[_PendingTile | None] = queue.SimpleQueue()
         self._feeder = threading.Thread(target=self._feed, name=f"feed {backend.info.name}", daemon=True)
         self._feeder.start()
 
-    def send(self, tile: _Tile) -> None:
+    def send(self, tile: _PendingTile) -> None:
         self._tiles.put(tile)
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class ResilientBackend(Backend):
         self, first: Callable[[], Backend], chain: Mapping[str, Callable[[], Backend]], *, watchdog_s: float = 30.0
     ) -> None:
         self._chain, self._watchdog_s = dict(chain), watchdog_s
-        self._owed: dict[_Tile, None] = {}
+        self._owed: dict[_PendingTile, None] = {}
         """Tiles without an answer, in the order in which they came."""
         self._changed = threading.Condition()
         self._failure: BackendError | None = None
@@ -158,7 +158,7 @@ class ResilientBackend(Backend):
 
     def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
         """Queue one tile."""
-        tile = _Tile(scenario=scenario, inputs=inputs)
+        tile = _PendingTile(scenario=scenario, inputs=inputs)
         with self._changed:
             if self._end is not None:
                 tile.answer.set_exception(self._end)
@@ -186,7 +186,7 @@ class ResilientBackend(Backend):
         for tile in owed:
             tile.answer.set_exception(BackendError("the backend was closed before it answered"))
 
-    def _answered(self, attempt: _Attempt, tile: _Tile, inner: Future[Outputs]) -> None:
+    def _answered(self, attempt: _Attempt, tile: _PendingTile, inner: Future[Outputs]) -> None:
         """Called in a thread of the library, or of the feeder."""
         error = BackendError("the library cancelled a tile") if inner.cancelled() else inner.exception()
         with self._changed:

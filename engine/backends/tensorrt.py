@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs
-from engine.backends.device import Gpu, first_device
+from engine.backends.device import CudaDevice, first_device
 from engine.backends.layout import TileLayout
 from engine.backends.plan_choice import PlanChoice, choose_plans
 from engine.backends.tensorrt_engine import import_library
@@ -33,7 +33,7 @@ from engine.backends.tensorrt_pipeline import SLOTS, Pipeline, Slot, let_go
 from engine.backends.words import said
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, DeviceLostError, EngineError
-from engine.contract.plans import Device, Host, Library
+from engine.contract.plans import Device, Library, PlanHost
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(kw_only=True, eq=False)
-class _Tile:
+class _QueuedTile:
     scenario: Scenario
     inputs: Inputs
     answer: Future[Outputs]
@@ -87,7 +87,7 @@ class TensorRtBackend(Backend):
         """Around the queue and :attr:`_refusal`: no tile may be queued behind the end of the thread that answers."""
         self._refusal: str | None = None
         """Why no more tiles are taken."""
-        self._tiles: queue.SimpleQueue[_Tile | None] = queue.SimpleQueue()
+        self._tiles: queue.SimpleQueue[_QueuedTile | None] = queue.SimpleQueue()
         opened: Future[BackendInfo] = Future()
         # A daemon, so that a device that hangs does not keep the process from ending.
         self._worker = threading.Thread(
@@ -102,7 +102,7 @@ class TensorRtBackend(Backend):
 
     def submit(self, scenario: Scenario, inputs: Inputs) -> Future[Outputs]:
         """Queue one tile for the next free slot."""
-        tile = _Tile(scenario=scenario, inputs=inputs, answer=Future())
+        tile = _QueuedTile(scenario=scenario, inputs=inputs, answer=Future())
         with self._gate:
             if self._refusal is not None:
                 raise BackendError(f"{self._refusal}: open it again")
@@ -135,7 +135,7 @@ class TensorRtBackend(Backend):
     def _own_device(
         self, opened: Future[BackendInfo], library: Library, choice: PlanChoice, layout: TileLayout, cuda_graphs: bool
     ) -> None:
-        with Gpu() as gpu:
+        with CudaDevice() as gpu:
             try:
                 with closing(Pipeline(gpu, layout)) as pipeline:
                     try:
@@ -165,10 +165,10 @@ class TensorRtBackend(Backend):
             if tile is not None and not tile.answer.done():
                 tile.answer.set_exception(BackendError(f"{self._refusal} before it answered"))
 
-    def _serve(self, gpu: Gpu, pipeline: Pipeline) -> None:
+    def _serve(self, gpu: CudaDevice, pipeline: Pipeline) -> None:
         """Keep the slots busy until None comes; finish what has begun."""
-        flying: deque[tuple[_Tile, Slot]] = deque()
-        begun: set[_Tile] = set()
+        flying: deque[tuple[_QueuedTile, Slot]] = deque()
+        begun: set[_QueuedTile] = set()
 
         def land() -> None:
             tile, slot = flying.popleft()
@@ -215,14 +215,14 @@ def _library_and_plans(
     refusals = []
     for library in get_args(Library):
         try:
-            host = Host(library=library, library_version=import_library(library).__version__, device=device)
+            host = PlanHost(library=library, library_version=import_library(library).__version__, device=device)
             return library, choose_plans(bundle, scenarios, wanted, precision, host, cache=plans)
         except BackendUnavailableError as error:
             refusals.append(str(error))
     raise BackendUnavailableError("; ".join(refusals))
 
 
-def _attempt(gpu: Gpu, tile: _Tile, action: Callable[[], _T]) -> _T | None:
+def _attempt(gpu: CudaDevice, tile: _QueuedTile, action: Callable[[], _T]) -> _T | None:
     """What ``action`` returns; None when it failed and the tile's future holds the error."""
     try:
         return action()
@@ -233,7 +233,7 @@ def _attempt(gpu: Gpu, tile: _Tile, action: Callable[[], _T]) -> _T | None:
         return None
 
 
-def _told_lost(gpu: Gpu, error: Exception) -> Exception:
+def _told_lost(gpu: CudaDevice, error: Exception) -> Exception:
     """The error, as a :class:`DeviceLostError` where nothing will ever work on this device again in this process."""
     code = gpu.lost()
     if code is None:

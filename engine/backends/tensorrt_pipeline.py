@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import BackendInfo, Inputs, Outputs
-from engine.backends.device import Event, Gpu, Graph, Memory
+from engine.backends.device import CudaDevice, DeviceMemory, Event, Graph
 from engine.backends.layout import TileLayout
 from engine.backends.plan_choice import PlanChoice
 from engine.backends.tensorrt_engine import ScenarioEngine, TensorRt
@@ -38,7 +38,7 @@ class Slot:
     """What one tile in flight needs; ``host`` uint8 [bytes] is pinned."""
 
     host: NDArray[np.uint8]
-    device: Memory
+    device: DeviceMemory
     uploaded: Event
     ran: Event
     downloaded: Event
@@ -47,28 +47,28 @@ class Slot:
 class Pipeline:
     """A tile goes in by :meth:`launch`, its answer comes out by :meth:`land`, several in between."""
 
-    def __init__(self, gpu: Gpu, layout: TileLayout) -> None:
+    def __init__(self, gpu: CudaDevice, layout: TileLayout) -> None:
         self._gpu, self._layout = gpu, layout
         self._up, self._run, self._down = gpu.stream(), gpu.stream(), gpu.stream()
         self._engines: dict[Scenario, ScenarioEngine] = {}
         self._graphs: dict[tuple[Scenario, Slot], Graph] = {}
         self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
-        self._scratch: Memory | None = None
+        self._scratch: DeviceMemory | None = None
 
     def open(self, module: ModuleType, choice: PlanChoice, *, cuda_graphs: bool) -> None:
         """Load the engines, run each once on every slot, capture it."""
         library = TensorRt(module)
         for scenario, plan in choice.plans.items():
             self._engines[scenario] = ScenarioEngine(library, scenario, plan, self._layout)
-        self._scratch = Memory(max(engine.scratch_bytes for engine in self._engines.values()))
+        self._scratch = DeviceMemory(max(engine.scratch_bytes for engine in self._engines.values()))
         for engine in self._engines.values():
             engine.use_scratch(self._scratch.address, self._scratch.nbytes)
         for _ in range(SLOTS):
             self._slots.append(
                 Slot(
                     host=self._gpu.pinned(self._layout.host_bytes),
-                    device=Memory(self._layout.device_bytes),
+                    device=DeviceMemory(self._layout.device_bytes),
                     uploaded=self._gpu.event(),
                     ran=self._gpu.event(),
                     downloaded=self._gpu.event(),

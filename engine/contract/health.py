@@ -1,6 +1,6 @@
 """When a sensor's tile is suspicious and when it is beyond use: the limits that a bundle carries.
 
-:mod:`engine.health.symptoms` says how each statistic is measured, :mod:`engine.health.monitor` what follows from it.
+:mod:`engine.health.tile_statistics` says how each is measured, :mod:`engine.health.monitor` what follows from it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 otherwise); the runtime loads nothing that has no record::
 
     full-int8-3f9c0a61b2d4.plan     the serialised engine
-    full-int8-3f9c0a61b2d4.json     :class:`~engine.contract.plans.PlanRecord`
+    full-int8-3f9c0a61b2d4.json     :class:`~engine.contract.plans.CachedPlan`
 
 The twelve digits are of :attr:`~engine.contract.plans.PlanKey.digest`. The hashes find damage and mix-ups, not an
 attacker who can write to the folder: a plan holds device code and is to be trusted like a program. It never holds host
@@ -28,7 +28,7 @@ from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendUnavailableError, IntegrityError, OutputError
 from engine.contract.files import FileRef
 from engine.contract.formats import MalformedError, from_json, read_file
-from engine.contract.plans import RECORD_VERSION, Device, Host, PlanAudit, PlanKey, PlanRecord, refusal
+from engine.contract.plans import RECORD_VERSION, CachedPlan, Device, PlanAudit, PlanHost, PlanKey, refusal
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class StoredPlan:
     """A record that was read, and the folder it was read from. The plan itself is not verified until :meth:`read`."""
 
     folder: Path
-    record: PlanRecord = field(repr=False)
+    record: CachedPlan = field(repr=False)
 
     @property
     def path(self) -> Path:
@@ -104,7 +104,7 @@ def save_plan(
     Raises:
         OutputError: the folder cannot be written.
     """
-    record = PlanRecord(
+    record = CachedPlan(
         key=key,
         plan=FileRef(
             path=f"{key.stem}{PLAN_SUFFIX}", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -149,7 +149,7 @@ def find_plan(
     bundle: Bundle,
     scenario: Scenario,
     precision: Precision,
-    host: Host,
+    host: PlanHost,
     *,
     cache: Path | None = None,
     batch: int | None = None,
@@ -180,7 +180,7 @@ def find_plan(
 
 def usable_plans(
     bundle: Bundle,
-    host: Host,
+    host: PlanHost,
     *,
     cache: Path | None = None,
     batch: int | None = None,
@@ -273,7 +273,7 @@ def _preference(plan: StoredPlan) -> tuple[bool, str]:
     return not plan.record.key.probabilities, plan.record.created_utc
 
 
-def _measured_on(record: PlanRecord, device: Device) -> bool:
+def _measured_on(record: CachedPlan, device: Device) -> bool:
     return (record.latency_device, record.latency_power_mode) == (device.model, device.power_mode)
 
 
@@ -290,7 +290,7 @@ def _read_record(path: Path) -> StoredPlan | None:
         content = read_file(path, RECORD_LIMIT_BYTES)
         if from_json(content, _Version).record_version < RECORD_VERSION:
             return None
-        record = from_json(content, PlanRecord)
+        record = from_json(content, CachedPlan)
     except (OSError, MalformedError) as error:
         raise IntegrityError(f"{path} is not a plan's record: {error}: {again}") from error
     if record.record_version != RECORD_VERSION:
@@ -303,5 +303,5 @@ def _read_record(path: Path) -> StoredPlan | None:
     return StoredPlan(folder=path.parent, record=record)
 
 
-def _encode(record: PlanRecord) -> bytes:
+def _encode(record: CachedPlan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -195,7 +195,7 @@ class PlanAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRecord:
+class CachedPlan:
     """What lies beside a plan as JSON."""
 
     key: PlanKey
@@ -214,7 +214,7 @@ class PlanRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host:
+class PlanHost:
     """Who wants to load a plan; ``device`` is None where there is none, and then no device is refused."""
 
     library: Library
@@ -223,7 +223,7 @@ class Host:
     platform: str = PLATFORM
 
 
-def measured_on(record: PlanRecord) -> str:
+def measured_on(record: CachedPlan) -> str:
     """Where a plan's latency was measured, in words."""
     mode = record.latency_power_mode
     return f"{record.latency_device}{'' if mode is None else f', power mode {mode}'}"
@@ -262,7 +262,7 @@ def source_sha256(bundle: Bundle, scenario: Scenario, precision: Precision) -> s
 
 
 def refusal(
-    record: PlanRecord, bundle: Bundle, host: Host, *, batch: int | None = None, probabilities: bool = False
+    record: CachedPlan, bundle: Bundle, host: PlanHost, *, batch: int | None = None, probabilities: bool = False
 ) -> str | None:
     """Why this plan must not be loaded, in words that complete "it ..."; None when it may be.
 

@@ -34,16 +34,16 @@ def prove(root: Path, precisions: Sequence[str]) -> tuple[str, ...]:
     command += ["--bundle", str(root), "--precision", ",".join(precisions), "--instruction-sets", "all"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     try:
-        trials = from_json(done.stdout, dict[str, Any])["trials"]
+        probes = from_json(done.stdout, dict[str, Any])["probes"]
     except (MalformedError, KeyError) as error:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise BackendError(f"engine.doctor could not prove the bundle ({done.returncode}): {last}") from error
-    for trial in trials:
-        if trial["outcome"] != "works":
-            told = trial["instruction_set"] or "the processor as it is"
-            fault = BundleError if trial["outcome"] == "wrong" else BackendError
+    for probe in probes:
+        if probe["outcome"] != "works":
+            told = probe["instruction_set"] or "the processor as it is"
+            fault = BundleError if probe["outcome"] == "wrong" else BackendError
             raise fault(
-                f"every graph must give the golden tile on every processor; {trial['scenario']} {trial['precision']} "
-                f"does not with {told}: {trial['reason']}"
+                f"every graph must give the golden tile on every processor; {probe['scenario']} {probe['precision']} "
+                f"does not with {told}: {probe['reason']}"
             )
-    return tuple(dict.fromkeys(trial["instruction_set"] for trial in trials if trial["instruction_set"]))
+    return tuple(dict.fromkeys(probe["instruction_set"] for probe in probes if probe["instruction_set"]))

@@ -37,8 +37,8 @@ from engine.contract.errors import InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
 from engine.doctor.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
 from engine.doctor.host import Host
+from engine.doctor.probe import Probe
 from engine.doctor.rasters import look
-from engine.doctor.trial import Trial
 from engine.health.preflight import Advice
 from engine.options import parse_bands
 from engine.rasters.names import raster_name
@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"all, or of {','.join(available()) or 'none: this is no x86 processor'}: OpenVINO as if the processor "
         "had no more than that",
     )
-    parser.add_argument("--tiles", type=int, default=5, metavar="N", help="tiles to time in each trial (default: 5)")
+    parser.add_argument("--tiles", type=int, default=5, metavar="N", help="tiles to time in each probe (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
@@ -116,9 +116,9 @@ def render(diagnosis: Diagnosis, *, width: int) -> Iterator[str]:
     yield from ("", "machine", *_machine(diagnosis.host, width))
     yield from ("", "libraries", *_libraries(diagnosis.libraries))
     yield from ("", "bundle", *_bundle(diagnosis.bundle, width))
-    if diagnosis.trials:
+    if diagnosis.probes:
         yield from ("", "backends: golden tile of each scenario, median of one tile at a time")
-        yield from _backends(diagnosis.trials, width)
+        yield from _backends(diagnosis.probes, width)
     if diagnosis.notes:
         yield ""
         for note in diagnosis.notes:
@@ -175,20 +175,20 @@ def _bundle(bundle: BundleFinding, width: int) -> Iterator[str]:
     yield from _row("files", files, width)
 
 
-def _backends(trials: Sequence[Trial], width: int) -> Iterator[str]:
+def _backends(probes: Sequence[Probe], width: int) -> Iterator[str]:
     """A row for each backend and precision, a column for each scenario; reasons below their row, once."""
     yield f"  {'':<34}" + "".join(f"{scenario:>14}" for scenario in Scenario)
-    for (name, instruction_set), of_backend in itertools.groupby(trials, lambda trial: trial.row()[:2]):
+    for (name, instruction_set), of_backend in itertools.groupby(probes, lambda probe: probe.row()[:2]):
         told: set[str] = set()
         if instruction_set:
             yield f"  {name} with {instruction_set}"
-        for precision, group in itertools.groupby(of_backend, lambda trial: trial.precision):
-            found = {trial.scenario: trial for trial in group}
-            ran = {f"{trial.graph} graph in {trial.computes_in}" for trial in found.values() if trial.works}
+        for precision, group in itertools.groupby(of_backend, lambda probe: probe.precision):
+            found = {probe.scenario: probe for probe in group}
+            ran = {f"{probe.graph} graph in {probe.computes_in}" for probe in found.values() if probe.works}
             cells = (_cell(found[scenario]) if scenario in found else "" for scenario in Scenario)
             lead = "" if instruction_set else name
             row = f"  {lead:<13}{precision:<6}{'; '.join(sorted(ran)):<17}" + "".join(f"{cell:>14}" for cell in cells)
-            reasons = [trial.reason for trial in found.values() if trial.reason]
+            reasons = [probe.reason for probe in found.values() if probe.reason]
             if not told.issuperset(reasons) or not reasons:
                 yield row.rstrip()
             for reason in dict.fromkeys(reasons):
@@ -204,8 +204,8 @@ def _rasters(advice: Sequence[Advice], width: int) -> Iterator[str]:
         yield from _row("", str(each), width, column=0)
 
 
-def _cell(trial: Trial) -> str:
-    return f"{trial.median_ms:.0f} ms" if trial.works else str(trial.outcome)
+def _cell(probe: Probe) -> str:
+    return f"{probe.median_ms:.0f} ms" if probe.works else str(probe.outcome)
 
 
 def _row(name: str, text: str, width: int, column: int = 14) -> list[str]:

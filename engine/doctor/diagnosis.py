@@ -20,12 +20,12 @@ from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, EngineError
 from engine.contract.sensors import Scenario
 from engine.doctor.host import Host, examine_host
-from engine.doctor.trial import Trial, try_backend
+from engine.doctor.probe import Probe, try_backend
 from engine.version import own_version
 
 BACKENDS: tuple[BackendName, ...] = tuple(name for name in get_args(BackendName) if name != "auto")
 TIMEOUT_S = 300.0
-"""Longest time for one trial: a first just-in-time compilation takes minutes on a small GPU."""
+"""Longest time for one probe: a first just-in-time compilation takes minutes on a small GPU."""
 
 _LIBRARIES: tuple[tuple[str, str, str], ...] = (
     ("numpy", "every run", "pip install numpy"),
@@ -85,13 +85,13 @@ class Diagnosis:
     engine_error: str
     """Why ``engine.run`` cannot even be imported; empty if it can."""
     bundle: BundleFinding
-    trials: tuple[Trial, ...]
+    probes: tuple[Probe, ...]
 
     @property
-    def usable(self) -> tuple[tuple[Trial, ...], ...]:
+    def usable(self) -> tuple[tuple[Probe, ...], ...]:
         """The backends and precisions that run all three scenarios: ``auto`` first, then as they were tried."""
-        groups = [tuple(group) for _, group in itertools.groupby(self.trials, Trial.row)]
-        whole = [group for group in groups if len(group) == len(Scenario) and all(trial.works for trial in group)]
+        groups = [tuple(group) for _, group in itertools.groupby(self.probes, Probe.row)]
+        whole = [group for group in groups if len(group) == len(Scenario) and all(probe.works for probe in group)]
         whole = [group for group in whole if not group[0].instruction_set]  # those are of other processors
         return tuple(sorted(whole, key=lambda group: group[0].precision != "auto"))
 
@@ -102,11 +102,11 @@ class Diagnosis:
             return EngineError.exit_code
         if self.bundle.error:
             return self.bundle.exit_code
-        broken = [trial for trial in self.trials if not trial.works]
-        told = [trial for trial in broken if trial.instruction_set]
+        broken = [probe for probe in self.probes if not probe.works]
+        told = [probe for probe in broken if probe.instruction_set]
         if self.usable and not told:
             return 0
-        found = told or [trial for trial in broken if trial.outcome != "unavailable"]
+        found = told or [probe for probe in broken if probe.outcome != "unavailable"]
         return (found or broken)[0].exit_code if broken else BackendError.exit_code
 
     @property
@@ -118,10 +118,10 @@ class Diagnosis:
             return "NOT USABLE: the bundle cannot be trusted"
         if not self.usable:
             return "NOT USABLE: no backend runs all three scenarios"
-        told = dict.fromkeys(t.instruction_set for t in self.trials if t.instruction_set and not t.works)
+        told = dict.fromkeys(t.instruction_set for t in self.probes if t.instruction_set and not t.works)
         if told:
             return f"NOT USABLE on every processor: wrong or failed with {', '.join(told)}"
-        first, slowest_ms = self.usable[0][0], max(trial.median_ms for trial in self.usable[0])
+        first, slowest_ms = self.usable[0][0], max(probe.median_ms for probe in self.usable[0])
         precision = "" if first.precision == "auto" else f" --precision {first.precision}"
         return (
             f"USABLE with --backend {first.backend}{precision}: {slowest_ms:.0f} ms a tile of {self.bundle.tile_px} px "
@@ -160,23 +160,23 @@ def examine(
         bundle: the bundle's folder.
         backends: those to try.
         precisions: those to try; None takes ``auto`` and what the bundle has.
-        tiles: how many to time in each trial.
-        timeout_s: longest time for one trial.
+        tiles: how many to time in each probe.
+        timeout_s: longest time for one probe.
         instruction_sets: OpenVINO runs again with each, in a process of its own.
     """
     host = examine_host()  # before this process makes a load of its own
     loaded, finding = _examine_bundle(bundle)
-    trials: list[Trial] = []
+    probes: list[Probe] = []
     if loaded is not None:
         todo: Sequence[ExecutionPrecision] = precisions or ("auto", *finding.precisions)
         rows = [(name, each) for name in backends for each in ("", *(instruction_sets if name == "openvino" else ()))]
         total = len(rows) * len(todo) * len(Scenario)
-        with tqdm(total=total, unit="trial", leave=False, disable=None, file=sys.stderr) as bar:
+        with tqdm(total=total, unit="probe", leave=False, disable=None, file=sys.stderr) as bar:
             for name, told in rows:
                 bar.set_description(name)
-                for trial in try_backend(name, loaded, todo, tiles=tiles, timeout_s=timeout_s, instruction_set=told):
-                    trials.append(trial)
-                    bar.set_description(f"{name} {trial.precision} {trial.scenario}: {trial.outcome}")
+                for probe in try_backend(name, loaded, todo, tiles=tiles, timeout_s=timeout_s, instruction_set=told):
+                    probes.append(probe)
+                    bar.set_description(f"{name} {probe.precision} {probe.scenario}: {probe.outcome}")
                     bar.update()
     return Diagnosis(
         version=own_version(),
@@ -184,7 +184,7 @@ def examine(
         libraries=_libraries(),
         engine_error=_engine_error(),
         bundle=finding,
-        trials=tuple(trials),
+        probes=tuple(probes),
     )
 
 

@@ -331,7 +331,7 @@ _SPOIL: Mapping[Kind, Callable[[Sensor, Observation, np.random.Generator, np.ran
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class InjectionOutcome:
     """How one injection was seen."""
 
     injection: str
@@ -352,7 +352,7 @@ class Outcome:
 class Detection:
     """How all injections of a run were seen."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[InjectionOutcome, ...]
     false_alarms: Mapping[Sensor, int]
     """Tiles in which a sensor that was left alone was said to have a fault. A raster's nodata is none, nor is the
     recovery after a fault."""
@@ -377,7 +377,7 @@ def _against(verdict: Verdict) -> bool:
     return verdict.fault not in (None, Fault.NO_DATA) and not verdict.recovering
 
 
-def _outcome(injection: Injection, verdicts: Sequence[Mapping[Sensor, Verdict]]) -> Outcome:
+def _outcome(injection: Injection, verdicts: Sequence[Mapping[Sensor, Verdict]]) -> InjectionOutcome:
     stop = len(verdicts) if injection.last is None else min(injection.last + 1, len(verdicts))
     present = (verdicts[tile].get(injection.sensor) for tile in range(injection.first, stop))
     touched = [verdict for verdict in present if verdict is not None]
@@ -388,7 +388,7 @@ def _outcome(injection: Injection, verdicts: Sequence[Mapping[Sensor, Verdict]])
         blamed = [_against(verdict) for verdict in touched]
     first = next((place for place, hit in enumerate(blamed) if hit), None)
     dead = (place for place, hit in enumerate(blamed) if hit and touched[place].state is State.DEAD)
-    return Outcome(
+    return InjectionOutcome(
         injection=str(injection),
         expected_hard=injection.expected_hard,
         tiles=len(touched),

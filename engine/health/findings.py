@@ -1,4 +1,4 @@
-"""Faults of one tile of one sensor, by its symptoms, hard and soft: the one that explains the others first."""
+"""Faults of one tile of one sensor, by its statistics, hard and soft: the one that explains the others first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.contract.health import HealthLimits, Limit
 from engine.contract.sensors import Sensor
-from engine.health.symptoms import Symptoms, strong_edges
+from engine.health.tile_statistics import TileStatistics, strong_edges
 from engine.health.verdict import Fault, Finding
 from engine.rasters.sources import Observation
 
@@ -26,26 +26,26 @@ class Before:
 
 
 def tile_findings(
-    sensor: Sensor, symptoms: Symptoms, limits: HealthLimits, before: Before, image: Observation | None
+    sensor: Sensor, statistics: TileStatistics, limits: HealthLimits, before: Before, image: Observation | None
 ) -> Iterator[Finding]:
     """Every fault of a tile that has data, the one that explains the others first."""
     unit = UNITS[sensor]
-    spread, bright = symptoms.spread, symptoms.bright
-    yield from _shares(Fault.SATURATED, limits.saturated, symptoms.saturated, "of the values at 255 DN")
+    spread, bright = statistics.spread, statistics.bright
+    yield from _shares(Fault.SATURATED, limits.saturated, statistics.saturated, "of the values at 255 DN")
     if spread is not None and limits.constant_below is not None and min(spread) < limits.constant_below:
-        yield from _constant(sensor, symptoms, limits.constant_below, limits.flat_under_edges, image)
-    if spread is not None and max(spread) > 0 and symptoms.checksum == before.checksum:
+        yield from _constant(sensor, statistics, limits.constant_below, limits.flat_under_edges, image)
+    if spread is not None and max(spread) > 0 and statistics.checksum == before.checksum:
         yield Finding(fault=Fault.FROZEN, hard=True, detail="the same bytes as the tile before")
     if limits.dark is not None and bright is not None and bright < limits.dark.soft:
         hard = bright < limits.dark.hard
         detail = f"the brightest band has 99 % below {bright:.0f} DN, {_bound(limits.dark, hard)} DN"
         yield Finding(fault=Fault.DARK, hard=hard, detail=detail)
     heights = f"of the heights outside {limits.min_height_m} to {limits.max_height_m} m"
-    yield from _shares(Fault.OUT_OF_RANGE, limits.out_of_range, symptoms.outside, heights)
-    yield from _shares(Fault.STUCK_COLUMNS, limits.stuck, symptoms.stuck, "of the columns or rows show one value")
-    holes = f"hole edges, data in {symptoms.valid:.0%} of the tile"
-    yield from _shares(Fault.HOLES, limits.hole_edges, symptoms.hole_edges, holes)
-    usual, noise = before.noise, symptoms.noise
+    yield from _shares(Fault.OUT_OF_RANGE, limits.out_of_range, statistics.outside, heights)
+    yield from _shares(Fault.STUCK_COLUMNS, limits.stuck, statistics.stuck, "of the columns or rows show one value")
+    holes = f"hole edges, data in {statistics.valid:.0%} of the tile"
+    yield from _shares(Fault.HOLES, limits.hole_edges, statistics.hole_edges, holes)
+    usual, noise = before.noise, statistics.noise
     if limits.noise is None or noise is None or noise <= limits.noise.soft:
         return
     if usual is None or noise > limits.noise_ratio * usual:
@@ -63,18 +63,18 @@ def _shares(fault: Fault, limit: Limit | None, share: float | None, words: str) 
 
 
 def _constant(
-    sensor: Sensor, symptoms: Symptoms, bound: float, flat_under_edges: Limit | None, image: Observation | None
+    sensor: Sensor, statistics: TileStatistics, bound: float, flat_under_edges: Limit | None, image: Observation | None
 ) -> Iterator[Finding]:
     """A tile with a band that shows one value everywhere: what follows from it."""
-    assert symptoms.spread is not None
-    assert symptoms.mean is not None
+    assert statistics.spread is not None
+    assert statistics.mean is not None
     if sensor is Sensor.RGIR:
-        still = [str(number) for number, spread in enumerate(symptoms.spread, 1) if spread < bound]
-        detail = f"band {', '.join(still)} of {len(symptoms.spread)}: standard deviation below {bound:g} DN"
-        yield Finding(fault=Fault.CONSTANT, hard=len(still) == len(symptoms.spread), detail=detail)
+        still = [str(number) for number, spread in enumerate(statistics.spread, 1) if spread < bound]
+        detail = f"band {', '.join(still)} of {len(statistics.spread)}: standard deviation below {bound:g} DN"
+        yield Finding(fault=Fault.CONSTANT, hard=len(still) == len(statistics.spread), detail=detail)
         return
-    flat = f"heights vary by less than {bound:g} m around {symptoms.mean:.2f} m"
-    if abs(symptoms.mean) > GROUND_M:
+    flat = f"heights vary by less than {bound:g} m around {statistics.mean:.2f} m"
+    if abs(statistics.mean) > GROUND_M:
         yield Finding(fault=Fault.CONSTANT, hard=True, detail=f"{flat}, which is not the ground")
     elif flat_under_edges is None:
         return
@@ -86,11 +86,11 @@ def _constant(
         yield Finding(fault=Fault.CONSTANT, hard=hard, detail=detail)
 
 
-def unclear(symptoms: Symptoms, limits: HealthLimits) -> str:
+def unclear(statistics: TileStatistics, limits: HealthLimits) -> str:
     """Why a tile without a fault is no proof of health; empty if it is one."""
-    if symptoms.spread is None:
-        return f"data in {symptoms.valid:.1%} of the tile, too few to judge"
-    if limits.constant_below is not None and max(symptoms.spread) < limits.constant_below:
+    if statistics.spread is None:
+        return f"data in {statistics.valid:.1%} of the tile, too few to judge"
+    if limits.constant_below is not None and max(statistics.spread) < limits.constant_below:
         return "flat ground, which the image does not contradict"
     return ""
 

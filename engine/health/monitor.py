@@ -2,7 +2,7 @@
 
 ::
 
-    Sighting -> symptoms -> the worst fault of the tile -> hysteresis -> Verdict
+    Sighting -> statistics -> the worst fault of the tile -> hysteresis -> Verdict
                             hard: beyond use               ALIVE, DEGRADED or DEAD
                             soft: suspicious
 
@@ -45,7 +45,7 @@ from engine.health.docket import Docket
 from engine.health.findings import Before, tile_findings, unclear
 from engine.health.novelty import Signature, likeness
 from engine.health.plausibility import IMPLAUSIBLE, LOW_RELIEF_M, height_findings, image_findings
-from engine.health.symptoms import Symptoms, measure, strong_edges
+from engine.health.tile_statistics import TileStatistics, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
 from engine.rasters.sources import Observation
 
@@ -115,14 +115,14 @@ class Monitor:
         The arrays are only looked at, and not kept.
         """
         good = {sensor: memory.good for sensor, memory in self._memory.items()}
-        there, symptoms, observed, found = self._look(seen)
+        there, statistics, observed, found = self._look(seen)
         acquitted = self._audit(observed, found)
         if acquitted is None:  # no audit: a mere hint counts for nothing
             for all_ in found.values():
                 all_[:] = [each for each in all_ if not (each.doubt and each.fault in HINTS)]
             acquitted = frozenset()
         verdicts = {
-            sensor: self._judge(sensor, symptoms.get(sensor), found.get(sensor), sensor in acquitted)
+            sensor: self._judge(sensor, statistics.get(sensor), found.get(sensor), sensor in acquitted)
             for sensor in there
         }
         if not any(verdict.usable for verdict in verdicts.values()):
@@ -139,19 +139,21 @@ class Monitor:
 
     def _look(
         self, seen: Mapping[Sensor, Sighting]
-    ) -> tuple[dict[Sensor, Sighting], dict[Sensor, Symptoms], dict[Sensor, Observation], dict[Sensor, list[Finding]]]:
+    ) -> tuple[
+        dict[Sensor, Sighting], dict[Sensor, TileStatistics], dict[Sensor, Observation], dict[Sensor, list[Finding]]
+    ]:
         """All sensors in order, what was measured of those that delivered, and what was found."""
         there = {sensor: seen[sensor] for sensor in Sensor if sensor in seen}  # RGIR first: heights are held against it
         observed = {sensor: each for sensor, each in there.items() if not isinstance(each, Absent)}
-        symptoms = {sensor: measure(each, self._limits[sensor]) for sensor, each in observed.items()}
+        statistics = {sensor: measure(each, self._limits[sensor]) for sensor, each in observed.items()}
         found: dict[Sensor, list[Finding]] = {}
         for sensor, each in there.items():
             if isinstance(each, Absent):
                 found[sensor] = [Finding(fault=each.fault, hard=True, detail=each.detail)]
-            elif symptoms[sensor].valid:
-                found[sensor] = list(self._findings(sensor, symptoms, observed, found))
-        self._compare(symptoms, observed, found)
-        return there, symptoms, observed, found
+            elif statistics[sensor].valid:
+                found[sensor] = list(self._findings(sensor, statistics, observed, found))
+        self._compare(statistics, observed, found)
+        return there, statistics, observed, found
 
     def snapshot(self) -> dict[str, Any]:
         """All that later verdicts depend on, as JSON values."""
@@ -193,7 +195,7 @@ class Monitor:
     def _findings(
         self,
         sensor: Sensor,
-        symptoms: Mapping[Sensor, Symptoms],
+        statistics: Mapping[Sensor, TileStatistics],
         observed: Mapping[Sensor, Observation],
         found: Mapping[Sensor, Sequence[Finding]],
     ) -> Iterator[Finding]:
@@ -202,13 +204,13 @@ class Monitor:
         image = observed.get(Sensor.RGIR) if sensor is Sensor.NDSM else None
         if image is not None and self._distrusted(Sensor.RGIR, found.get(Sensor.RGIR)):
             image = None
-        mine = symptoms[sensor]
+        mine = statistics[sensor]
         memory = self._memory[sensor]
         yield from tile_findings(
             sensor, mine, limits, Before(checksum=memory.checksum, noise=memory.usual_noise), image
         )
         if mine.colours is not None and limits.colours is not None:
-            heights = symptoms.get(Sensor.NDSM)
+            heights = statistics.get(Sensor.NDSM)
             ground = None if heights is None else heights.ground
             yield from image_findings(mine.colours, limits.colours, None if ground is None else ground.top_m)
         if mine.ground is not None and limits.ground is not None:
@@ -223,13 +225,13 @@ class Monitor:
 
     def _compare(
         self,
-        symptoms: Mapping[Sensor, Symptoms],
+        statistics: Mapping[Sensor, TileStatistics],
         observed: Mapping[Sensor, Observation],
         found: Mapping[Sensor, list[Finding]],
     ) -> None:
         """Add what only both sensors together show; remember what they saw."""
         alike: dict[Sensor, float | None] = {}
-        for sensor, mine in symptoms.items():
+        for sensor, mine in statistics.items():
             memory = self._memory[sensor]
             if mine.signature is not None:
                 alike[sensor] = None if memory.signature is None else likeness(memory.signature, mine.signature)
@@ -296,25 +298,25 @@ class Monitor:
         return frozenset(found) if not guilty else frozenset()
 
     def _judge(
-        self, sensor: Sensor, symptoms: Symptoms | None, found: Sequence[Finding] | None, acquitted: bool
+        self, sensor: Sensor, statistics: TileStatistics | None, found: Sequence[Finding] | None, acquitted: bool
     ) -> Verdict:
         """The verdict on one sensor, from all that was found."""
-        if symptoms is None:
+        if statistics is None:
             assert found
             return self._settle(sensor, found[0])
         if found is None:
             return Verdict(state=State.DEAD, fault=Fault.NO_DATA, detail="no pixel of the tile has data")
         memory = self._memory[sensor]
-        memory.checksum = symptoms.checksum
+        memory.checksum = statistics.checksum
         finding = next((each for each in found if each.hard), found[0] if found else None)
-        proves_nothing = unclear(symptoms, self._limits[sensor]) if finding is None else ""
+        proves_nothing = unclear(statistics, self._limits[sensor]) if finding is None else ""
         if proves_nothing or (finding is None and memory.convicted):  # neither a good tile nor a bad one
             return self._held(sensor) or Verdict(state=State.ALIVE, detail=proves_nothing)
         if finding is None and acquitted and memory.dead in IMPLAUSIBLE:
             memory.good = self._limits[sensor].alive_after_tiles  # acquitted of what only an audit could see
         verdict = self._settle(sensor, finding)
-        if finding is None and symptoms.noise is not None:
-            memory.noise.append(symptoms.noise)
+        if finding is None and statistics.noise is not None:
+            memory.noise.append(statistics.noise)
         return verdict
 
     def _settle(self, sensor: Sensor, finding: Finding | None) -> Verdict:

@@ -2,7 +2,7 @@
 
 First the SHA-256 of what the maps' files say of themselves; then a record per window and per time that it was written,
 28 bytes, little-endian: row, column, height and width, and the CRC-32 of the classes, the confidence and the provenance
-in it. The journal vouches for the first of them (:class:`engine.digested_file.Mark`).
+in it. The journal vouches for the first of them (:class:`engine.digested_file.FilePrefix`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.digested_file import DigestedFile, Mark, check_mark
+from engine.digested_file import DigestedFile, FilePrefix, check_mark
 
 NAME = "windows.crc"
 HEAD_BYTES = 32
@@ -40,7 +40,7 @@ class Checksums:
         ResumeError: the file is not what the journal vouches for.
     """
 
-    def __init__(self, folder: Path, head: bytes, mark: Mark | None = None) -> None:
+    def __init__(self, folder: Path, head: bytes, mark: FilePrefix | None = None) -> None:
         self._path = folder / NAME
         if mark is not None:
             check_mark(self._path, mark)
@@ -49,7 +49,7 @@ class Checksums:
             self._file.write(head)
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FilePrefix:
         """What has been written, for the journal."""
         return self._file.mark
 
@@ -67,7 +67,7 @@ class Checksums:
         self._file.close()
 
 
-def read_checksums(folder: Path, mark: Mark) -> tuple[bytes, dict[Place, Sums]]:
+def read_checksums(folder: Path, mark: FilePrefix) -> tuple[bytes, dict[Place, Sums]]:
     """What a journal vouches for: the head, and the windows; of one written twice, what was written last.
 
     Raises:

@@ -36,7 +36,7 @@ from rasterio.windows import Window
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
-from engine.digested_file import Mark, check_mark
+from engine.digested_file import FilePrefix, check_mark
 from engine.grid import Window as GridWindow
 from engine.rasters.checksums import NAME as CHECKSUMS_NAME
 from engine.rasters.checksums import Checksums, checksums, read_checksums
@@ -111,7 +111,13 @@ class MapWriter:
 
     @classmethod
     def create(
-        cls, partial_dir: Path, grid: Grid, classes: Sequence[ClassSpec], *, resume: bool, mark: Mark | None = None
+        cls,
+        partial_dir: Path,
+        grid: Grid,
+        classes: Sequence[ClassSpec],
+        *,
+        resume: bool,
+        mark: FilePrefix | None = None,
     ) -> MapWriter:
         """Create the spools in ``partial_dir`` (made if missing), or open those of an interrupted run.
 
@@ -145,7 +151,7 @@ class MapWriter:
         return cls(spools, maps, grid, checksums)
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FilePrefix:
         """What has been written, for the journal."""
         return self._checksums.mark
 
@@ -421,7 +427,7 @@ def _heads(spools: Sequence[Path]) -> bytes:
     return digest.digest()
 
 
-def _check_content(spools: Sequence[Path], partial_dir: Path, mark: Mark) -> None:
+def _check_content(spools: Sequence[Path], partial_dir: Path, mark: FilePrefix) -> None:
     """See that the spools hold what was written into them."""
     again = "start over with overwrite=True"
     try:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.sensors import PROVENANCE_LABELS, Scenario
-from engine.health.faults import Outcome
+from engine.health.faults import InjectionOutcome
 from engine.health.monitor import State
 from engine.record import TileQuantiles
 from engine.report import charts
@@ -247,7 +247,7 @@ def _pace(run: Finished) -> str:
     return f"Replayed at {pace.rate_hz:g} tiles a second; tiles that came too fast {policy}."
 
 
-def _seen(outcome: Outcome) -> Html | str:
+def _seen(outcome: InjectionOutcome) -> Html | str:
     if not outcome.tiles:
         return "no tile to spoil"
     if outcome.detected:

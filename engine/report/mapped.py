@@ -17,7 +17,7 @@ from engine.report import charts, pictures
 from engine.report.data import Finished
 from engine.report.page import Content, Html, Section, legend, note, section, swatch, table, tag, together
 from engine.report.pictures import Mark
-from engine.report.seams import SeamScore, Survey, survey
+from engine.report.seams import SeamScore, SeamSurvey, survey
 from engine.report.words import MOST_ROWS, SCENARIO_LOOKS, css, milliseconds, percent
 
 MOST_NUMBERED = 40
@@ -26,7 +26,7 @@ MOST_FRAMES = 48
 """Frames of a live flight that are shown, and looked at for seams and confidence."""
 
 
-def raster_maps(run: Finished, grid: TileGrid, progress: Callable[[float], None]) -> tuple[Section, Survey]:
+def raster_maps(run: Finished, grid: TileGrid, progress: Callable[[float], None]) -> tuple[Section, SeamSurvey]:
     """The section with the maps of one raster, and what a pass over them tells."""
     with MapReader(run.output) as maps:
         if (maps.height, maps.width) != (grid.height, grid.width):
@@ -87,12 +87,12 @@ def raster_maps(run: Finished, grid: TileGrid, progress: Callable[[float], None]
     return shown, seen
 
 
-def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section | None, Survey | None]:
+def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section | None, SeamSurvey | None]:
     """Some frames of a live flight, and what a pass over them tells."""
     stamps = [stamp for stamp in run.frames if (run.output / stamp / "classes.tif").is_file()]
     chosen = stamps[:: max(1, -(-len(stamps) // MOST_FRAMES))]
     figures: list[Html] = []
-    seen: Survey | None = None
+    seen: SeamSurvey | None = None
     tiling = run.record.tiling
     firsts = [*run.frames.values(), len(run)]
     for number, stamp in enumerate(chosen):
@@ -132,7 +132,7 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
     return shown, seen
 
 
-def confidence(seen: Survey) -> Section | None:
+def confidence(seen: SeamSurvey) -> Section | None:
     """How sure the model was, by the sensors it had."""
     total = seen.confidence[1:].sum()
     if not total:
@@ -164,7 +164,7 @@ def confidence(seen: Survey) -> Section | None:
     )
 
 
-def seams(seen: Survey, *, blended: bool) -> Section | None:
+def seams(seen: SeamSurvey, *, blended: bool) -> Section | None:
     """Do borders between tiles show?"""
     kinds = [("same sensors on both sides", seen.same_sensors), ("other sensors on either side", seen.other_sensors)]
     rows: list[list[Content]] = [

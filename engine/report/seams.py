@@ -72,7 +72,7 @@ class SeamScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class SeamSurvey:
     """What one pass over the maps tells. Surveys of several maps can be added."""
 
     same_sensors: SeamScore
@@ -82,8 +82,8 @@ class Survey:
     confidence: NDArray[np.int64]
     """Pixels by provenance and confidence, [4, 256]."""
 
-    def __add__(self, other: Survey) -> Survey:
-        return Survey(
+    def __add__(self, other: SeamSurvey) -> SeamSurvey:
+        return SeamSurvey(
             same_sensors=self.same_sensors + other.same_sensors,
             other_sensors=self.other_sensors + other.other_sensors,
             interior_pairs=self.interior_pairs + other.interior_pairs,
@@ -92,7 +92,7 @@ class Survey:
         )
 
 
-def survey(maps: MapReader, grid: TileGrid, *, progress: Callable[[float], None] = lambda _: None) -> Survey:
+def survey(maps: MapReader, grid: TileGrid, *, progress: Callable[[float], None] = lambda _: None) -> SeamSurvey:
     """Look at every pixel once, tile by tile; memory is that of one tile and a hundred bytes for each other.
 
     Args:
@@ -134,7 +134,7 @@ def survey(maps: MapReader, grid: TileGrid, *, progress: Callable[[float], None]
                     border[:, kind, way, row, col] = _count(counted[across], differ[across])
         progress((row * cols.count + col + 1) / (rows.count * cols.count))
     same_sensors, other_sensors = (_score(inside, border[:, kind]) for kind in range(2))
-    return Survey(
+    return SeamSurvey(
         same_sensors=same_sensors,
         other_sensors=other_sensors,
         interior_pairs=int(inside[0].sum()),

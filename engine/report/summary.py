@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from engine.report.data import Finished
 from engine.report.page import Html, tag
-from engine.report.seams import Survey
+from engine.report.seams import SeamSurvey
 from engine.report.words import SENSOR_NAMES, count, faults_in_words, milliseconds, tiles_in_words, times
 
 MOST_STRETCHES = 5
@@ -40,7 +40,7 @@ def story(run: Finished) -> Html:
     return tag("ul", [tag("li", sentence) for sentence in sentences], class_="story")
 
 
-def facts(run: Finished, seen: Survey | None) -> Html:
+def facts(run: Finished, seen: SeamSurvey | None) -> Html:
     """The numbers one looks for first."""
     record = run.record
     cards: list[tuple[str, str, str]] = [("tiles", f"{len(run):,}", _area(run))]

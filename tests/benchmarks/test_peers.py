@@ -18,9 +18,9 @@ from benchmarks.peers import __main__ as command
 from benchmarks.peers import libraries, subject, tilers
 from benchmarks.peers.libraries import CPU_PEERS, EAGER, EAGER_KEEPING, ENGINE, open_peer
 from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
-from benchmarks.peers.rounds import Row, ratio
+from benchmarks.peers.rounds import ContestRow, ratio
 from benchmarks.peers.subject import Subject
-from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, GeoaiTiles, MonaiWindows, Raster, cropped
+from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, GeoaiTiles, MonaiWindows, RasterPair, cropped
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
@@ -66,12 +66,12 @@ def one_torch_thread():
 
 
 @pytest.fixture
-def raster(write_scene) -> Raster:
+def raster(write_scene) -> RasterPair:
     pixels, valid = make_scene(150, 210, holes=False)
-    return Raster(mpx=0.0315, paths=write_scene((pixels, valid)), pixels=pixels)
+    return RasterPair(mpx=0.0315, paths=write_scene((pixels, valid)), pixels=pixels)
 
 
-def whole_map(raster: Raster, scenario: Scenario, radius: int) -> NDArray[np.uint8]:
+def whole_map(raster: RasterPair, scenario: Scenario, radius: int) -> NDArray[np.uint8]:
     """The oracle, by numpy on the whole raster at once."""
     pixels = {sensor: raster.pixels[sensor] for sensor in scenario.sensors}
     return toy_map(pixels, {sensor: np.ones(raster.shape, bool) for sensor in pixels}, radius)[0]
@@ -198,8 +198,8 @@ def test_a_process_that_dies_or_cannot_begin_is_an_error_of_its_library(toy_bund
 def test_a_ratio_is_the_median_of_those_of_each_round(toy_bundle) -> None:
     toy = toy_subject(toy_bundle, 0)
 
-    def row(*offline_ms: float) -> Row:
-        return Row(
+    def row(*offline_ms: float) -> ContestRow:
+        return ContestRow(
             group="tile",
             subject=toy,
             scenario=Scenario.FULL,
@@ -300,7 +300,7 @@ def test_wrong_options_are_explained(tmp_path, capsys, options, says) -> None:
 
 
 def test_the_raster_in_memory_is_the_one_on_the_disk(tmp_path) -> None:
-    made = Raster.write(tmp_path, 0.03)
+    made = RasterPair.write(tmp_path, 0.03)
     assert made.shape == (173, 173)
     assert made.stacked(Scenario.FULL).shape == (4, 173, 173)
     assert (made.stacked(Scenario.MISSING_RGIR)[0] == made.pixels[Sensor.NDSM][0]).all()

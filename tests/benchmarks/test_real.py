@@ -15,7 +15,7 @@ from train.metrics import Confusion
 
 
 def test_a_tally_counts_trees_ground_and_calibration():
-    tally = real.Tally(confusion=Confusion(ISPRS_LABELS))
+    tally = real.PlaceTally(confusion=Confusion(ISPRS_LABELS))
     truth = np.array([[3, 3, 0, 0, 5, 255]], np.uint8)
     classes = np.array([[3, 0, 3, 0, 0, 0]], np.uint8)
     tally.add(truth, classes, np.array([[0.9, 0.9, 0.6, 0.6, 0.6, 0.1]], np.float32))

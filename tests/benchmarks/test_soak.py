@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import theilslopes
 
-from benchmarks.soak import Sample, look, slope, tabulate
+from benchmarks.soak import ProcessSample, look, slope, tabulate
 from engine.contract.sensors import Scenario
 from engine.grid import Window
 from engine.tile_log import STAGES, TileRow
@@ -44,7 +44,7 @@ def test_minutes_are_told_apart_and_warm_up_and_end_are_left_out_of_the_slopes()
     rows = [row(tile, 100.0 + (tile >= 120), switched=tile == 130, skipped=tile == 7) for tile in range(361)]
     # memory grows while warming up, then by 36 MiB/h, and leaps when maps are published
     samples = [
-        Sample(
+        ProcessSample(
             at_s=second,
             rss_mib=400 + 36 * second / 3600 + (0 if second > 45 else second) + 900 * (second > 181),
             descriptors=17,

@@ -15,14 +15,14 @@ from PIL import Image
 
 from calib.charts import Bar, bars, contact_sheet, points
 from calib.findings import Evaluation, MethodScore, Range, Settings, Study
-from calib.latency import Latency, Timing
+from calib.latency import GraphLatency, Timing
 from calib.page import write_report
 from calib.publish import publish
-from calib.qdq import Layer
+from calib.qdq import WeightedLayer
 from calib.report import Report
 from calib.samples import CalibrationList, choose
 from calib.scenes import find_scenes, tiles_of
-from calib.sensitivity import Sensitivity, Step
+from calib.sensitivity import SearchStep, Sensitivity
 from engine.contract.bundle import Bundle, ClassSpec
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, network
@@ -33,8 +33,8 @@ def study_of(scenario: Scenario) -> Study:
         scenario=scenario,
         floating="fp16",
         layers=(
-            Layer(name="enter", op="Conv", macs=100, int8=True),
-            Layer(name="head", op="Conv", macs=25, int8=False),
+            WeightedLayer(name="enter", op="Conv", macs=100, int8=True),
+            WeightedLayer(name="head", op="Conv", macs=25, int8=False),
         ),
         int8_share=0.8,
         methods=(MethodScore(method="max", mean_f1=80.0, damage=1e-3),),
@@ -42,8 +42,8 @@ def study_of(scenario: Scenario) -> Study:
         ranges=(Range(layer="enter", tensor="x", thresholds={"max": 4.0, "entropy": 2.0, "percentile": 3.0}),),
         sensitivity=(Sensitivity(layer="head", damage=1e-4, spared=9e-4),),
         steps=(
-            Step(released=(), mean_f1=79.0, loss_points=1.2, int8_share=1.0),
-            Step(released=("head",), mean_f1=80.0, loss_points=0.2, int8_share=0.8),
+            SearchStep(released=(), mean_f1=79.0, loss_points=1.2, int8_share=1.0),
+            SearchStep(released=("head",), mean_f1=80.0, loss_points=0.2, int8_share=0.8),
         ),
         evaluations=(
             Evaluation(precision="fp32", runtime="openvino", mean_f1=80.3, class_f1=(0.8,) * 4, agreement=1.0),
@@ -58,8 +58,8 @@ def timing_of(scenario: Scenario, int8_ms: float) -> Timing:
     return Timing(
         scenario=scenario,
         latencies=(
-            Latency(precision="fp32", int8_nodes=0, median_ms=40.0, p90_ms=41.0, **common),
-            Latency(precision="int8", int8_nodes=1, median_ms=int8_ms, p90_ms=60.0, **common),
+            GraphLatency(precision="fp32", int8_nodes=0, median_ms=40.0, p90_ms=41.0, **common),
+            GraphLatency(precision="int8", int8_nodes=1, median_ms=int8_ms, p90_ms=60.0, **common),
         ),
         threads=2,
         rounds=40,

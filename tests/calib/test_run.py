@@ -116,7 +116,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Let Ctrl-C come while the score of this number is computed; returns a list that grows with each."""
     original, begun = score.Scorer._run, []
 
-    def run(self: score.Scorer, *arguments: object, **options: object) -> score.Score:
+    def run(self: score.Scorer, *arguments: object, **options: object) -> score.GraphScore:
         begun.append(1)
         if len(begun) == number:
             raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calib.samples import choose, digest_of, strata_of
-from calib.scenes import Scene, Tile
+from calib.scenes import SceneFolder, SceneTile
 from tests.calib.conftest import CLASSES, TILE_PX, rasters, write_npy, write_tif
 
 
@@ -21,8 +21,8 @@ def scene(seed: int, *, classes: tuple[int, ...] = (0,), height_m: float = 1.0, 
     return made
 
 
-def tile(folder: Path, made: dict, write=write_npy) -> Tile:
-    return Scene.open(write(folder, made)).tiles(TILE_PX)[0]
+def tile(folder: Path, made: dict, write=write_npy) -> SceneTile:
+    return SceneFolder.open(write(folder, made)).tiles(TILE_PX)[0]
 
 
 def test_strata_name_classes_height_and_brightness(tmp_path: Path) -> None:

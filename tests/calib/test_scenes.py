@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.scenes import Role, Scene, assign_roles, find_scenes, tiles_of
+from calib.scenes import Role, SceneFolder, assign_roles, find_scenes, tiles_of
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
 from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario
@@ -24,8 +24,8 @@ def with_holes(seed: int, size_px: int = 2 * TILE_PX) -> dict[str, np.ndarray]:
 
 def test_both_layouts_give_the_same_tiles_with_holes_filled_as_the_runtime_does(tmp_path: Path) -> None:
     scene = with_holes(1)
-    arrays = Scene.open(write_npy(tmp_path / "a", scene)).tiles(TILE_PX)
-    images = Scene.open(write_tif(tmp_path / "b", scene)).tiles(TILE_PX)
+    arrays = SceneFolder.open(write_npy(tmp_path / "a", scene)).tiles(TILE_PX)
+    images = SceneFolder.open(write_tif(tmp_path / "b", scene)).tiles(TILE_PX)
     assert [(tile.top, tile.left) for tile in arrays] == [(0, 0), (0, 32), (32, 0), (32, 32)]
     assert [tile.sha256 for tile in arrays] == [tile.sha256 for tile in images]
     for tile in arrays:
@@ -37,15 +37,15 @@ def test_both_layouts_give_the_same_tiles_with_holes_filled_as_the_runtime_does(
 
 
 def test_a_graph_gets_the_sensors_of_its_scenario_as_a_batch_of_one(tmp_path: Path) -> None:
-    (tile,) = Scene.open(write_npy(tmp_path / "a", labelled(1))).tiles(TILE_PX)
+    (tile,) = SceneFolder.open(write_npy(tmp_path / "a", labelled(1))).tiles(TILE_PX)
     shapes = {scenario: {n: v.shape for n, v in tile.read().inputs(scenario).items()} for scenario in Scenario}
     rgir, ndsm = {"rgir": (1, 3, 32, 32)}, {"ndsm": (1, 1, 32, 32)}
     assert shapes == {Scenario.FULL: rgir | ndsm, Scenario.MISSING_NDSM: rgir, Scenario.MISSING_RGIR: ndsm}
 
 
-def scenes(root: Path, names: list[str]) -> list[Scene]:
+def scenes(root: Path, names: list[str]) -> list[SceneFolder]:
     scene = labelled(1)
-    return [Scene.open(write_npy(root / name, scene)) for name in names]
+    return [SceneFolder.open(write_npy(root / name, scene)) for name in names]
 
 
 def test_scenes_named_by_seed_keep_to_the_ranges_they_were_trained_by(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_folder_without_scenes_says_how_to_get_some(tmp_path: Path) -> None:
 
 
 def test_scenes_smaller_than_a_tile_are_refused(tmp_path: Path) -> None:
-    scene = Scene.open(write_npy(tmp_path / "a", labelled(1)))
+    scene = SceneFolder.open(write_npy(tmp_path / "a", labelled(1)))
     with pytest.raises(RasterFormatError, match="at least a tile of 64 px.* 32 x 32"):
         tiles_of([scene], 64)
 
@@ -118,6 +118,6 @@ def test_scenes_smaller_than_a_tile_are_refused(tmp_path: Path) -> None:
 def test_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
     scene = labelled(1)
     scene["labels"][0, 0] = 9
-    (tile,) = Scene.open(write_npy(tmp_path / "a", scene)).tiles(TILE_PX)
+    (tile,) = SceneFolder.open(write_npy(tmp_path / "a", scene)).tiles(TILE_PX)
     with pytest.raises(RasterFormatError, match="4 classes.*received 9 in a@0,0"):
         tile.read().known(len(CLASSES))

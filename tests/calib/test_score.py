@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from calib.scenes import find_scenes, tiles_of
-from calib.score import Score, Scorer, foreground_of
+from calib.score import GraphScore, Scorer, foreground_of
 from calib.store import Store
 from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Scenario
@@ -40,13 +40,13 @@ def test_mf1_is_that_of_the_training_room() -> None:
     theirs = Confusion()
     truth, mapped = rng.integers(0, 6, (2, 5000)).astype(np.uint8)
     theirs.add(truth, np.where(rng.random(5000) < 0.6, truth, mapped))
-    ours = Score(confusion=tuple(map(tuple, theirs.matrix.tolist())), damage=0, agreement=1)
+    ours = GraphScore(confusion=tuple(map(tuple, theirs.matrix.tolist())), damage=0, agreement=1)
     assert ours.mean_f1(range(5)) / 100 == pytest.approx(theirs.scores().mean_f1)
     assert ours.class_f1() == pytest.approx(tuple(theirs.scores().class_f1.values()))
 
 
 def test_a_class_that_never_occurs_is_left_out_of_the_mean() -> None:
-    score = Score(confusion=((5, 0, 0), (0, 5, 0), (0, 0, 0)), damage=0, agreement=1)
+    score = GraphScore(confusion=((5, 0, 0), (0, 5, 0), (0, 0, 0)), damage=0, agreement=1)
     assert score.mean_f1((0, 1, 2)) == 100
 
 

@@ -6,24 +6,24 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from calib.score import Score
-from calib.sensitivity import Sensitivity, Step, leave_one_out, search
+from calib.score import GraphScore
+from calib.sensitivity import SearchStep, Sensitivity, leave_one_out, search
 from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
 
 COST = {"a": 0.1, "b": 0.7, "c": 0.0, "d": 0.3}
 
 
-def judge(released: Collection[str]) -> Score:
+def judge(released: Collection[str]) -> GraphScore:
     damage = sum(cost for layer, cost in COST.items() if layer not in released)
-    return Score(confusion=((1,),), damage=damage, agreement=1)
+    return GraphScore(confusion=((1,),), damage=damage, agreement=1)
 
 
 def attempt_with(share: Mapping[str, float]):
-    def attempt(released: tuple[str, ...]) -> Step:
+    def attempt(released: tuple[str, ...]) -> SearchStep:
         loss = sum(cost for layer, cost in COST.items() if layer not in released)
         int8_share = 1 - sum(share[layer] for layer in released)
-        return Step(released=released, mean_f1=80 - loss, loss_points=loss, int8_share=int8_share)
+        return SearchStep(released=released, mean_f1=80 - loss, loss_points=loss, int8_share=int8_share)
 
     return attempt
 
@@ -67,8 +67,8 @@ def test_a_budget_that_takes_too_many_layers_fails_and_names_those_to_blame() ->
 
 
 def test_a_graph_that_is_out_of_budget_even_without_int8_fails() -> None:
-    def attempt(released: tuple[str, ...]) -> Step:
-        return Step(released=released, mean_f1=70, loss_points=2.0, int8_share=1 - len(released) / 4)
+    def attempt(released: tuple[str, ...]) -> SearchStep:
+        return SearchStep(released=released, mean_f1=70, loss_points=2.0, int8_share=1 - len(released) / 4)
 
     with pytest.raises(BundleError, match="least loss found is 2.00 points"):
         search(Scenario.FULL, RANKING, attempt, budget_points=0.5, min_int8_share=0)

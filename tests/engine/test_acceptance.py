@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from engine.acceptance.__main__ import Case, cases, main
+from engine.acceptance.__main__ import FaultCase, cases, main
 from engine.acceptance.rehearsal import Flight, Rehearsal
 from engine.backends import open_backend
 from engine.contract.bundle import NODATA_CLASS
@@ -61,7 +61,7 @@ def rehearse(toy_bundle, tmp_path_factory):
 
 def test_every_kind_of_fault_of_every_sensor_is_in_the_matrix_in_three_shapes() -> None:
     matrix = list(cases(np.ones(24, bool)))
-    assert matrix[0] == Case(name="no fault", injections=())
+    assert matrix[0] == FaultCase(name="no fault", injections=())
     flown = {(each.sensor, each.kind) for case in matrix for each in case.injections}
     assert flown == {(sensor, kind) for sensor in Sensor for kind in kinds_of(sensor)}
     alone = [case for case in matrix if len({each.sensor for each in case.injections}) == 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.acceptance import degradations
-from engine.acceptance.degradations import Flight, Outcome, Survey
+from engine.acceptance.degradations import DegradationFlights, DegradationOutcome, SceneTiles
 from engine.contract.health import AuditLimits, default_limits
 from engine.contract.sensors import Sensor
 from engine.health.faults import Kind
@@ -17,11 +17,11 @@ from tests.engine.made_tiles import NDSM, RGIR
 from tests.engine.test_health_audit import CLASSES, infer
 from tests.engine.test_health_plausibility import village
 
-SURVEY = Survey(infer=infer, classes=CLASSES, limits=default_limits(), audit=AuditLimits())
-FLIGHT = Flight(name="village", tiles=[village(seed) for seed in range(3)])
+SURVEY = DegradationFlights(infer=infer, classes=CLASSES, limits=default_limits(), audit=AuditLimits())
+FLIGHT = SceneTiles(name="village", tiles=[village(seed) for seed in range(3)])
 
 
-def outcome(sensor: Sensor, kind: Kind, strength: float) -> Outcome:
+def outcome(sensor: Sensor, kind: Kind, strength: float) -> DegradationOutcome:
     (found,) = SURVEY.outcomes(FLIGHT, [(sensor, kind, strength)])
     return found
 
@@ -29,7 +29,7 @@ def outcome(sensor: Sensor, kind: Kind, strength: float) -> Outcome:
 def test_a_clean_flight_has_no_false_alarm() -> None:
     clean = SURVEY.clean(FLIGHT)
     assert (clean.tiles, clean.dead, clean.degraded, clean.audits) == (3, 0, 0, 1)
-    assert SURVEY.clean(Flight(name="half", tiles=[{RGIR: seen[RGIR]} for seen in FLIGHT.tiles])).audits == 0
+    assert SURVEY.clean(SceneTiles(name="half", tiles=[{RGIR: seen[RGIR]} for seen in FLIGHT.tiles])).audits == 0
 
 
 def test_a_surface_model_costs_much_if_used_and_nothing_if_watched() -> None:

@@ -19,7 +19,7 @@ from engine.contract.sensors import Scenario
 from engine.doctor.__main__ import build_parser, main, render
 from engine.doctor.diagnosis import Diagnosis, Library, examine
 from engine.doctor.host import examine_host
-from engine.doctor.trial import Outcome, Trial, try_backend
+from engine.doctor.probe import Probe, ProbeOutcome, try_backend
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,36 +48,36 @@ def text_of(diagnosis: Diagnosis, width: int = 100) -> str:
 
 def test_a_sound_machine_is_usable_and_every_latency_is_measured(toy_bundle) -> None:
     diagnosis = examine(toy_bundle.root, backends=["openvino", "onnxruntime"], precisions=["auto"], tiles=3)
-    assert [(trial.backend, trial.scenario) for trial in diagnosis.trials] == [
+    assert [(probe.backend, probe.scenario) for probe in diagnosis.probes] == [
         (backend, scenario) for backend in ("openvino", "onnxruntime") for scenario in Scenario
     ]
-    for trial in diagnosis.trials:
-        assert trial.works, trial.reason
-        assert len(trial.latencies_ms) == 3
-        assert 0 < min(trial.latencies_ms) <= trial.median_ms
-        assert trial.library.startswith(trial.backend)
+    for probe in diagnosis.probes:
+        assert probe.works, probe.reason
+        assert len(probe.latencies_ms) == 3
+        assert 0 < min(probe.latencies_ms) <= probe.median_ms
+        assert probe.library.startswith(probe.backend)
     assert diagnosis.exit_code == 0
-    slowest_ms = max(statistics.median(trial.latencies_ms) for trial in diagnosis.trials[:3])
+    slowest_ms = max(statistics.median(probe.latencies_ms) for probe in diagnosis.probes[:3])
     assert diagnosis.verdict == (
         f"USABLE with --backend openvino: {slowest_ms:.0f} ms a tile of 64 px in the slowest scenario"
     )
     lines = text_of(diagnosis).splitlines()
     (row,) = [line for line in lines if line.startswith("  onnxruntime  auto")]
-    assert row.split()[-6::2] == [f"{trial.median_ms:.0f}" for trial in diagnosis.trials[3:]]
+    assert row.split()[-6::2] == [f"{probe.median_ms:.0f}" for probe in diagnosis.probes[3:]]
 
 
 def test_a_precision_that_auto_already_is_is_not_tried_twice(toy_bundle) -> None:
-    trials = list(try_backend("onnxruntime", toy_bundle, ["auto", "fp32"], tiles=1, timeout_s=120))
-    assert [(trial.precision, trial.graph, trial.computes_in) for trial in trials] == [("auto", "fp32", "f32")] * 3
-    trials = list(try_backend("onnxruntime", toy_bundle, ["fp32"], tiles=1, timeout_s=120))
-    assert [trial.precision for trial in trials] == ["fp32"] * 3
+    probes = list(try_backend("onnxruntime", toy_bundle, ["auto", "fp32"], tiles=1, timeout_s=120))
+    assert [(probe.precision, probe.graph, probe.computes_in) for probe in probes] == [("auto", "fp32", "f32")] * 3
+    probes = list(try_backend("onnxruntime", toy_bundle, ["fp32"], tiles=1, timeout_s=120))
+    assert [probe.precision for probe in probes] == ["fp32"] * 3
 
 
 def test_a_backend_that_computes_something_else_is_found_and_its_scenario_named(toy_bundle, tmp_path) -> None:
     bundle = doctored(toy_bundle, tmp_path / "doctored")
     diagnosis = examine(bundle.root, backends=["openvino"], precisions=["fp32"], tiles=1)
-    assert [trial.outcome for trial in diagnosis.trials] == [Outcome.WORKS, Outcome.WRONG, Outcome.WORKS]
-    assert "scenario missing_ndsm, output classes differs by 1 of the pixels" in diagnosis.trials[1].reason
+    assert [probe.outcome for probe in diagnosis.probes] == [ProbeOutcome.WORKS, ProbeOutcome.WRONG, ProbeOutcome.WORKS]
+    assert "scenario missing_ndsm, output classes differs by 1 of the pixels" in diagnosis.probes[1].reason
     assert diagnosis.exit_code == 6
     assert diagnosis.verdict == "NOT USABLE: no backend runs all three scenarios"
     assert "scenario missing_ndsm" in " ".join(text_of(diagnosis).split())  # wrapped where the folder's name lets it
@@ -89,7 +89,7 @@ def test_a_bundle_that_was_tampered_with_is_not_tried_at_all(toy_bundle, tmp_pat
     graph[len(graph) // 2] ^= 1
     (root / "full.onnx").write_bytes(graph)
     diagnosis = examine(root)
-    assert (diagnosis.exit_code, diagnosis.trials) == (5, ())
+    assert (diagnosis.exit_code, diagnosis.probes) == (5, ())
     assert diagnosis.verdict == "NOT USABLE: the bundle cannot be trusted"
     assert "full.onnx" in text_of(diagnosis)
 
@@ -99,7 +99,7 @@ def test_a_library_that_cannot_be_imported_is_unavailable_with_the_import_s_own_
 ) -> None:
     broken_library(tmp_path, "raise ImportError('libonnxruntime.so.1: cannot open shared object file')", monkeypatch)
     diagnosis = examine(toy_bundle.root, backends=["onnxruntime"], precisions=["auto", "fp32"], tiles=1)
-    assert {trial.outcome for trial in diagnosis.trials} == {Outcome.UNAVAILABLE}
+    assert {probe.outcome for probe in diagnosis.probes} == {ProbeOutcome.UNAVAILABLE}
     assert diagnosis.exit_code == 6
     text = text_of(diagnosis, width=300)
     assert text.count("libonnxruntime.so.1: cannot open shared object file") == 1, "said once, not per scenario"
@@ -110,26 +110,26 @@ def test_a_library_that_kills_its_process_takes_nothing_with_it(toy_bundle, tmp_
     code = "import os, signal, sys\nprint('no such instruction', file=sys.stderr, flush=True)\n"
     broken_library(tmp_path, code + "os.kill(os.getpid(), signal.SIGILL)\n", monkeypatch)
     diagnosis = examine(toy_bundle.root, backends=["onnxruntime", "openvino"], precisions=["auto"], tiles=1)
-    crashed, working = diagnosis.trials[:3], diagnosis.trials[3:]
-    assert [trial.outcome for trial in crashed] == [Outcome.CRASHED] * 3
+    crashed, working = diagnosis.probes[:3], diagnosis.probes[3:]
+    assert [probe.outcome for probe in crashed] == [ProbeOutcome.CRASHED] * 3
     assert crashed[0].reason == "the process died of SIGILL: no such instruction"
     assert crashed[2].reason == "not tried: the process had died at auto full"
-    assert all(trial.works for trial in working)
+    assert all(probe.works for probe in working)
     assert diagnosis.exit_code == 0
 
 
 def test_a_library_that_never_answers_is_given_up_on(toy_bundle, tmp_path, monkeypatch) -> None:
     broken_library(tmp_path, "import time\ntime.sleep(600)\n", monkeypatch)
-    trials = list(try_backend("onnxruntime", toy_bundle, ["auto"], tiles=1, timeout_s=1))
-    assert [trial.outcome for trial in trials] == [Outcome.CRASHED] * 3
-    assert trials[0].reason == "no answer within 1 s"
-    assert trials[0].exit_code == 6
+    probes = list(try_backend("onnxruntime", toy_bundle, ["auto"], tiles=1, timeout_s=1))
+    assert [probe.outcome for probe in probes] == [ProbeOutcome.CRASHED] * 3
+    assert probes[0].reason == "no answer within 1 s"
+    assert probes[0].exit_code == 6
 
 
 def test_a_precision_that_the_bundle_lacks_is_said_so(toy_bundle) -> None:
     diagnosis = examine(toy_bundle.root, backends=["onnxruntime"], precisions=["int8"], tiles=1)
-    assert {trial.outcome for trial in diagnosis.trials} == {Outcome.FAILED}
-    assert "has no int8 graph for full; it has fp32" in diagnosis.trials[0].reason
+    assert {probe.outcome for probe in diagnosis.probes} == {ProbeOutcome.FAILED}
+    assert "has no int8 graph for full; it has fp32" in diagnosis.probes[0].reason
     assert diagnosis.exit_code == 5
 
 
@@ -142,7 +142,7 @@ def test_the_command_prints_one_json_object_and_ends_with_the_verdict_s_code(toy
     told = json.loads(done.stdout)
     assert (told["usable"], told["exit_code"], told["bundle"]["name"]) == (True, 0, "toy")
     assert told["bundle"]["sha256"] == toy_bundle.digest
-    assert [trial["outcome"] for trial in told["trials"]] == ["works"] * 3
+    assert [probe["outcome"] for probe in told["probes"]] == ["works"] * 3
     assert {library["name"]: library["distributions"] for library in told["libraries"]}["numpy"] == {
         "numpy": np.__version__
     }
@@ -173,15 +173,15 @@ def test_every_option_has_help() -> None:
 
 def a_diagnosis(toy_bundle: Bundle, **different: object) -> Diagnosis:
     finding = examine(toy_bundle.root, backends=()).bundle
-    works = {"backend": "tensorrt", "precision": "fp16", "outcome": Outcome.WORKS, "graph": "fp16"}
+    works = {"backend": "tensorrt", "precision": "fp16", "outcome": ProbeOutcome.WORKS, "graph": "fp16"}
     values = {
         "version": "1",
         "host": examine_host(),
         "libraries": (),
         "engine_error": "",
         "bundle": finding,
-        "trials": tuple(
-            Trial(**works, scenario=scenario, computes_in="f16", latencies_ms=(3.0, 4.0, 9.0)) for scenario in Scenario
+        "probes": tuple(
+            Probe(**works, scenario=scenario, computes_in="f16", latencies_ms=(3.0, 4.0, 9.0)) for scenario in Scenario
         ),
     }
     return Diagnosis(**(values | different))
@@ -208,14 +208,14 @@ def test_two_packages_in_one_folder_are_pointed_out(toy_bundle) -> None:
 
 
 def test_long_reasons_are_wrapped_to_the_terminal(toy_bundle) -> None:
-    trial = Trial(
+    probe = Probe(
         backend="tensorrt",
         precision="auto",
         scenario=Scenario.FULL,
-        outcome=Outcome.UNAVAILABLE,
+        outcome=ProbeOutcome.UNAVAILABLE,
         reason="no plan for this device: " + "run python -m export.build " * 8,
     )
-    lines = text_of(a_diagnosis(toy_bundle, trials=(trial,)), width=80).splitlines()
+    lines = text_of(a_diagnosis(toy_bundle, probes=(probe,)), width=80).splitlines()
     assert max(len(line) for line in lines if "export.build" in line) <= 80
 
 

@@ -9,7 +9,7 @@ import pytest
 from engine.contract.health import Limit
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Absent, Fault, State, Verdict
-from engine.health.symptoms import strong_edges
+from engine.health.tile_statistics import strong_edges
 from tests.engine.made_tiles import (
     BAD,
     NDSM,

@@ -14,7 +14,7 @@ from engine.health.agreement import compare, edge_agreement
 from engine.health.ground import measure_ground
 from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.health.novelty import Signature, likeness, signature
-from engine.health.symptoms import measure
+from engine.health.tile_statistics import measure
 from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, lake, observation
 

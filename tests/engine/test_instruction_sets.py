@@ -58,8 +58,8 @@ def test_what_onednn_was_told_is_what_is_in_use(monkeypatch) -> None:
 
 def test_the_demo_bundle_in_int8_is_right_with_every_instruction_set() -> None:
     found = examine(demo.BUNDLE, backends=["openvino"], precisions=["int8"], tiles=1, instruction_sets=available())
-    assert [trial.reason for trial in found.trials if not trial.works] == []
-    assert len(found.trials) == (1 + len(available())) * len(Scenario)
+    assert [probe.reason for probe in found.probes if not probe.works] == []
+    assert len(found.probes) == (1 + len(available())) * len(Scenario)
     assert found.exit_code == 0
 
 

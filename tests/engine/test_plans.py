@@ -26,8 +26,8 @@ from engine.contract.plan_cache import (
 from engine.contract.plans import (
     BatchRange,
     Device,
-    Host,
     PlanAudit,
+    PlanHost,
     PlanKey,
     Target,
     power_mode,
@@ -39,7 +39,7 @@ from engine.contract.sensors import Scenario
 CONTENT = bytes(range(256)) * 40
 ORIN = Device(name="Orin", compute_capability=87, multiprocessors=16)
 ADA = Device(name="NVIDIA RTX 4090", compute_capability=89, multiprocessors=128)
-HOST = Host(library="tensorrt", library_version="10.3.0", device=ORIN)
+HOST = PlanHost(library="tensorrt", library_version="10.3.0", device=ORIN)
 ON_ORIN = Target.of(ORIN)
 AUDIT = PlanAudit(macs=1000, mac_share={"fp16": 1.0}, layers=3, fallbacks=(), casts=0, weights_bytes=12)
 

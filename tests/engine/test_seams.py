@@ -15,7 +15,7 @@ from engine.grid import TileGrid, Window
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MapReader
-from engine.report.seams import SeamScore, Survey, survey
+from engine.report.seams import SeamScore, SeamSurvey, survey
 
 CLASSES = (ClassSpec(name="a <b>", rgb=(255, 0, 0)), ClassSpec(name="c", rgb=(0, 9, 255)))
 
@@ -35,7 +35,7 @@ def publish(folder: Path, classes, confidence=None, provenance=None) -> Path:
     return folder
 
 
-def look(folder: Path, tiles: TileGrid) -> Survey:
+def look(folder: Path, tiles: TileGrid) -> SeamSurvey:
     with MapReader(folder) as maps:
         return survey(maps, tiles)
 

@@ -16,7 +16,7 @@ from engine import demo, keys
 from engine.contract import trust
 from engine.contract.bundle import MANIFEST_NAME, Bundle, FileRef, save_manifest
 from engine.contract.errors import BundleError, IntegrityError, ManifestError, SignatureError
-from engine.contract.plans import Host, refusal
+from engine.contract.plans import PlanHost, refusal
 from engine.contract.sensors import Scenario
 from engine.contract.trust import Policy, installed_policy, key_id, verifies
 from tests.engine.plans import LIBRARIES, build
@@ -316,7 +316,7 @@ def test_without_the_library_an_installation_that_requires_signatures_runs_nothi
 
 
 def test_plans_built_on_board_are_not_run_where_signatures_are_required(aircraft: Aircraft) -> None:
-    host = Host(library="tensorrt", library_version=LIBRARIES["tensorrt"], device=None)
+    host = PlanHost(library="tensorrt", library_version=LIBRARIES["tensorrt"], device=None)
     bundle = Bundle.load(aircraft.root, Policy())
     record = build(bundle, "fp32")[Scenario.FULL].record
     assert refusal(record, bundle, host) is None

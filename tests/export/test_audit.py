@@ -23,7 +23,7 @@ from export import audit as command
 from export import build
 from export.arithmetic import audit, products
 from export.trt_library import TrtLibrary, open_library
-from export.trt_network import Layer
+from export.trt_network import NetworkLayer
 from tests.conftest import CHANNELS, CLASSES
 from tests.export.toy_engines import halved, quantised, replace_graph, requires_rtx, with_engines
 
@@ -47,12 +47,12 @@ def bundle(wide_bundle: Bundle, tmp_path: Path) -> Bundle:
     return with_engines(wide_bundle, tmp_path / "bundle")
 
 
-Parse = Callable[[onnx.ModelProto], tuple[Layer, ...]]
+Parse = Callable[[onnx.ModelProto], tuple[NetworkLayer, ...]]
 
 
 @pytest.fixture
 def parse(library: TrtLibrary, tmp_path: Path) -> Parse:
-    def parse(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    def parse(model: onnx.ModelProto) -> tuple[NetworkLayer, ...]:
         onnx.save(model, tmp_path / "graph.onnx")
         return tuple(library.parse(tmp_path / "graph.onnx").layers())
 
@@ -89,7 +89,7 @@ def quantise(source: str, result: str) -> list[onnx.NodeProto]:
 SCALES = {"scale": np.float32(0.05), "zero": np.int8(0)}
 
 
-def types(layers: tuple[Layer, ...]) -> list[tuple[str, str, str]]:
+def types(layers: tuple[NetworkLayer, ...]) -> list[tuple[str, str, str]]:
     return [(product.layer.kind, product.type, product.remark) for product in products(layers)]
 
 

@@ -15,7 +15,7 @@ import pytest
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, InterruptedRunError
 from engine.contract.plan_cache import StoredPlan, default_cache, find_plan, save_plan, stored_plans
-from engine.contract.plans import BatchRange, Device, Host, Target
+from engine.contract.plans import BatchRange, Device, PlanHost, Target
 from engine.contract.sensors import Scenario
 from export import build
 from export.cuda_device import current_device
@@ -66,7 +66,7 @@ def run(bundle: Bundle, *options: str) -> int:
 def one(bundle: Bundle, *options: str) -> StoredPlan:
     """The plan of one build of the scenario ``full`` in fp32."""
     assert run(bundle, "--precision", "fp32", *options) == 0
-    host = Host(library="tensorrt_rtx", library_version=open_library("tensorrt_rtx").version, device=None)
+    host = PlanHost(library="tensorrt_rtx", library_version=open_library("tensorrt_rtx").version, device=None)
     return find_plan(bundle, Scenario.FULL, "fp32", host)
 
 
@@ -106,7 +106,7 @@ def test_the_runtime_finds_what_was_built_by_this_version_and_refuses_it_to_anot
     built: Bundle, library: TrtLibrary
 ) -> None:
     ada = Device(name="NVIDIA RTX 4090", compute_capability=89, multiprocessors=128)
-    here = Host(library="tensorrt_rtx", library_version=library.version, device=ada)
+    here = PlanHost(library="tensorrt_rtx", library_version=library.version, device=ada)
     assert find_plan(built, Scenario.MISSING_RGIR, "int8", here, batch=1).read()
     with pytest.raises(BackendUnavailableError, match=f"was built by tensorrt_rtx {library.version}, found 1.8.0"):
         find_plan(built, Scenario.MISSING_RGIR, "int8", replace(here, library_version="1.8.0"))

@@ -18,9 +18,9 @@ from engine.contract.sensors import Scenario
 from export.arithmetic import Product, products
 from export.build import heavier
 from export.built_layers import audit_engine, layers_of_inspector, layers_of_log, require_built
-from export.progress import Bar, Stop
+from export.progress import PhaseBar, Stop
 from export.trt_library import TrtLibrary, open_library
-from export.trt_network import Layer, Tensor
+from export.trt_network import NetworkLayer, Tensor
 from tests.export.toy_engines import requires_rtx
 
 KEY = PlanKey(
@@ -77,7 +77,7 @@ linear FP32 }], ParameterType: Convolution, Weights: {"Type": "Half", "Count": 2
 
 def product(name: str, macs: int, type_: str = "int8") -> Product:
     tensor = Tensor(name=f"{name}.out", dtype="fp16", shape=(1,))
-    layer = Layer(
+    layer = NetworkLayer(
         name=name,
         kind="convolution",
         inputs=(tensor,),
@@ -222,7 +222,7 @@ def library() -> TrtLibrary:
 def built(library: TrtLibrary, path: Path, key: PlanKey) -> EngineAudit:
     network = library.parse(path)
     asked = products(tuple(network.layers()))
-    with Bar("", Stop()) as bar:
+    with PhaseBar("", Stop()) as bar:
         made = library.build(network, replace(key, library_version=library.version), progress=bar)
     return audit_engine(made.layers, asked, "int8")
 
@@ -289,7 +289,7 @@ def test_every_product_of_the_demo_is_found_in_its_engine_with_the_type_of_its_g
         network = library.parse(path, probabilities=probabilities)
         layers = tuple(network.layers())
         key = replace(KEY, precision=precision, library_version=library.version, probabilities=probabilities)
-        with Bar("", Stop()) as bar:
+        with PhaseBar("", Stop()) as bar:
             made = library.build(network, key, progress=bar)
         engines[probabilities] = audit_engine(made.layers, products(layers), precision)
         counted: dict[str, int] = {}

@@ -19,7 +19,7 @@ from rasterio.transform import from_origin
 from engine.contract.bundle import GOLDEN_STRIDE, Bundle, golden_prefix, load_manifest
 from engine.contract.errors import BundleError, GridError, OutputError, RasterFormatError, RasterOpenError, UsageError
 from engine.contract.sensors import Scenario, Sensor
-from export.golden import Tile, scene_tile, synthetic_tile, write_golden
+from export.golden import GoldenInputs, scene_tile, synthetic_tile, write_golden
 from export.pack import number_of, publishing, training_of
 from export.run import main
 from tests.export.conftest import HELD_OUT, STEP, TILE_PX, Exported, random_model, save_checkpoint, save_metrics
@@ -194,7 +194,7 @@ def test_scenes_that_cannot_be_used_say_why(tmp_path: Path) -> None:
 
 def test_a_tile_with_a_hole_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="finite"):
-        Tile(rgir=np.zeros((3, 8, 8), np.uint8), ndsm=np.full((1, 8, 8), np.nan, np.float32))
+        GoldenInputs(rgir=np.zeros((3, 8, 8), np.uint8), ndsm=np.full((1, 8, 8), np.nan, np.float32))
 
 
 def test_golden_tiles_are_renewed_and_nothing_else(exported: Exported, tmp_path: Path) -> None:

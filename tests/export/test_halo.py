@@ -8,22 +8,22 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from engine.contract.sensors import Scenario
-from export.golden import Tile
+from export.golden import GoldenInputs
 from export.halo import STEP_PX, HaloMeasurement, measure_halo
 
 TILE_PX = 128
 
 
-def noise_scene(seed: int) -> Tile:
+def noise_scene(seed: int) -> GoldenInputs:
     rng = np.random.default_rng(seed)
     shape = (2 * TILE_PX, 2 * TILE_PX)
-    return Tile(rgir=rng.integers(0, 256, (3, *shape), np.uint8), ndsm=np.zeros((1, *shape), np.float32))
+    return GoldenInputs(rgir=rng.integers(0, 256, (3, *shape), np.uint8), ndsm=np.zeros((1, *shape), np.float32))
 
 
 def box_classifier(radius_px: int):
     """Classes of a box mean that takes what lies beyond the tile for zero, as a zero-padded network does."""
 
-    def classify(scenario: Scenario, tile: Tile) -> NDArray[np.uint8]:
+    def classify(scenario: Scenario, tile: GoldenInputs) -> NDArray[np.uint8]:
         nir = tile.rgir[0].astype(np.float64) - 100
         radius = radius_px if scenario is Scenario.FULL else 0
         return (uniform_filter(nir, 2 * radius + 1, mode="constant") > 27).astype(np.uint8)

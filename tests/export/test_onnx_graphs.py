@@ -23,7 +23,7 @@ from engine.contract.bundle import Precision
 from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario, Sensor
 from export import surgery
-from export.golden import Tile
+from export.golden import GoldenInputs
 from export.onnx_graphs import ALIGNMENT_BYTES, EXTERNAL_ABOVE_BYTES, export_graph, write_graphs
 from export.run import PRECISIONS
 from export.verify import verify
@@ -315,7 +315,7 @@ def test_a_graph_that_differs_from_pytorch_is_refused_with_the_numbers(exported:
     path = tmp_path / "full.onnx"
     onnx.save(model, path)
     inputs = random_inputs(Scenario.FULL, batch=1)
-    tile = Tile(rgir=inputs["rgir"][0], ndsm=inputs["ndsm"][0])
+    tile = GoldenInputs(rgir=inputs["rgir"][0], ndsm=inputs["ndsm"][0])
 
     with pytest.raises(BundleError, match=r"full fp32 in onnxruntime \d+\.\d+%, \d\.\de-0\d and \d+"):
         verify(exported.model, {Scenario.FULL: {"fp32": path}}, [[tile]])

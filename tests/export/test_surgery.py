@@ -294,11 +294,11 @@ def test_nodes_are_named_by_the_module_that_holds_their_weight() -> None:
 
 
 @pytest.fixture(scope="module")
-def operated(exported: Exported) -> dict[Scenario, tuple[onnx.ModelProto, tuple[surgery.Step, ...]]]:
+def operated(exported: Exported) -> dict[Scenario, tuple[onnx.ModelProto, tuple[surgery.RewriteStep, ...]]]:
     return {scenario: surgery.operate(raw) for scenario, raw in exported.raw.items()}
 
 
-Operated = Mapping[Scenario, tuple[onnx.ModelProto, tuple[surgery.Step, ...]]]
+Operated = Mapping[Scenario, tuple[onnx.ModelProto, tuple[surgery.RewriteStep, ...]]]
 
 
 @pytest.mark.parametrize("scenario", Scenario)

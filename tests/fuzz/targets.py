@@ -24,7 +24,7 @@ from engine.contract.errors import InputError, ResumeError, SignatureError, Usag
 from engine.contract.formats import from_json, from_npz
 from engine.contract.health import default_limits, parse_limits
 from engine.contract.onnx_files import external_files
-from engine.contract.plans import PlanRecord
+from engine.contract.plans import CachedPlan
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
 from engine.contract.trust import Policy, check_signature
@@ -113,7 +113,7 @@ TARGETS: dict[str, Target] = {
         read=lambda content: from_json(content, Sidecar),
     ),
     "run record": Target(example=lambda: b'{"version": "0.1.0"}', read=_in_a_file("run.json", RunRecord.read)),
-    "plan record": Target(example=lambda: b'{"key": {}}', read=lambda content: from_json(content, PlanRecord)),
+    "plan record": Target(example=lambda: b'{"key": {}}', read=lambda content: from_json(content, CachedPlan)),
     "limits": Target(
         example=lambda: b'[ndsm]\nmax_height_m = 80\nstuck = "off"\n[rgir.noise]\nhard = 60\n',
         read=_in_a_file("limits.toml", lambda path: parse_limits([str(path)], default_limits())),

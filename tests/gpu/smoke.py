@@ -220,13 +220,13 @@ def raster(bundle: Bundle, folder: Path, mpx: float) -> tuple[list[str], list[di
 
 
 def free_mib() -> int:
-    """Free memory of the device, asked in a thread of its own as :class:`engine.backends.device.Gpu` demands."""
-    from engine.backends.device import Gpu
+    """Free memory of the device, asked in a thread of its own as :class:`engine.backends.device.CudaDevice` demands."""
+    from engine.backends.device import CudaDevice
 
     found: list[int] = []
 
     def ask() -> None:
-        with Gpu() as gpu:
+        with CudaDevice() as gpu:
             gpu.synchronize()
             found.append(gpu.free_bytes() >> 20)
 

@@ -8,18 +8,18 @@ import pytest
 import rasterio
 from scipy import ndimage
 
-from train.data.synthetic import GSD_RANGE_M, STYLES, Scene, generate
+from train.data.synthetic import GSD_RANGE_M, STYLES, SyntheticScene, generate
 from train.data.synthetic.optics import cast_shadow
 
 IMPERVIOUS, BUILDING, LOW_VEGETATION, TREE, CAR, CLUTTER = range(6)
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
+def scenes() -> list[SyntheticScene]:
     return [generate(seed=seed, size_px=192) for seed in range(28)]
 
 
-def pooled(scenes: list[Scene], index: int) -> tuple[np.ndarray, np.ndarray]:
+def pooled(scenes: list[SyntheticScene], index: int) -> tuple[np.ndarray, np.ndarray]:
     """All pixels of a class: rgir [3,N] and the known heights [M]."""
     rgir = np.concatenate([s.rgir[:, s.labels == index] for s in scenes], axis=1)
     ndsm = np.concatenate([s.ndsm[0][s.labels == index] for s in scenes])
@@ -42,7 +42,7 @@ def test_seeds_differ() -> None:
     assert not np.array_equal(generate(seed=1, size_px=64).rgir, generate(seed=2, size_px=64).rgir)
 
 
-def test_formats_are_as_documented(scenes: list[Scene]) -> None:
+def test_formats_are_as_documented(scenes: list[SyntheticScene]) -> None:
     for scene in scenes:
         assert scene.rgir.dtype == np.uint8
         assert scene.rgir.shape == (3, 192, 192)
@@ -57,12 +57,12 @@ def test_formats_are_as_documented(scenes: list[Scene]) -> None:
         assert known.max() < 60
 
 
-def test_only_some_scenes_have_holes_in_the_heights(scenes: list[Scene]) -> None:
+def test_only_some_scenes_have_holes_in_the_heights(scenes: list[SyntheticScene]) -> None:
     holed = np.mean([np.isnan(s.ndsm).any() for s in scenes])
     assert 0.1 < holed < 0.6
 
 
-def test_class_shares_are_those_of_a_neighbourhood(scenes: list[Scene]) -> None:
+def test_class_shares_are_those_of_a_neighbourhood(scenes: list[SyntheticScene]) -> None:
     shares = np.mean([np.bincount(s.labels.ravel(), minlength=6)[:6] / s.labels.size for s in scenes], axis=0)
     low = (0.20, 0.10, 0.15, 0.07, 0.008, 0.004)
     high = (0.50, 0.40, 0.45, 0.30, 0.04, 0.08)
@@ -70,7 +70,7 @@ def test_class_shares_are_those_of_a_neighbourhood(scenes: list[Scene]) -> None:
     assert np.all(shares < high), shares
 
 
-def test_vegetation_is_brighter_in_nir_than_in_red_and_asphalt_is_not(scenes: list[Scene]) -> None:
+def test_vegetation_is_brighter_in_nir_than_in_red_and_asphalt_is_not(scenes: list[SyntheticScene]) -> None:
     def ndvi(index: int) -> float:
         nir, red, _ = pooled(scenes, index)[0]
         return float(np.median((nir - red) / (nir + red + 1)))
@@ -81,7 +81,7 @@ def test_vegetation_is_brighter_in_nir_than_in_red_and_asphalt_is_not(scenes: li
     assert ndvi(BUILDING) < 0.05
 
 
-def test_heights_are_those_of_the_classes(scenes: list[Scene]) -> None:
+def test_heights_are_those_of_the_classes(scenes: list[SyntheticScene]) -> None:
     medians = [float(np.median(pooled(scenes, index)[1])) for index in range(6)]
     assert 4 < medians[BUILDING] < 15
     assert 2 < medians[TREE] < 15
@@ -90,7 +90,7 @@ def test_heights_are_those_of_the_classes(scenes: list[Scene]) -> None:
     assert abs(medians[LOW_VEGETATION]) < 0.4
 
 
-def test_neither_sensor_alone_tells_the_classes_apart(scenes: list[Scene]) -> None:
+def test_neither_sensor_alone_tells_the_classes_apart(scenes: list[SyntheticScene]) -> None:
     """Roofs share colours with pavements, and lawns share heights with asphalt."""
     roofs, ground = (pooled(scenes, index)[0].mean(axis=0) for index in (BUILDING, IMPERVIOUS))
     inside = (roofs > np.percentile(ground, 10)) & (roofs < np.percentile(ground, 90))

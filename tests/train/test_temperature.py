@@ -13,15 +13,15 @@ from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS
 from train.data.procedural import FIRST_SEED
 from train.systems import build
-from train.temperature import Sample, calibration_error, calibrations, fitted
+from train.temperature import PixelSample, calibration_error, calibrations, fitted
 
 
-def drawn(scale: float, seed: int, source: str = "a", pixels: int = 20_000) -> Sample:
+def drawn(scale: float, seed: int, source: str = "a", pixels: int = 20_000) -> PixelSample:
     """Labels drawn from softmax(logits), then logits made ``scale`` times as sure as they should be."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(pixels, 6, generator=generator)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-    return Sample(source=source, logits=scale * logits, labels=labels)
+    return PixelSample(source=source, logits=scale * logits, labels=labels)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])

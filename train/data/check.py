@@ -43,7 +43,7 @@ SHIFT_GAIN = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class DataFinding:
     """One thing to know about a data set."""
 
     severity: Severity
@@ -51,7 +51,7 @@ class Finding:
     message: str
 
 
-def check_city(root: Path, city: City) -> Iterator[Finding]:
+def check_city(root: Path, city: City) -> Iterator[DataFinding]:
     """Findings tile by tile.
 
     Raises:
@@ -63,21 +63,21 @@ def check_city(root: Path, city: City) -> Iterator[Finding]:
         where = f"{tile} ({part_of[tile]})"
         lacking = [name for name in ("rgir", "ndsm", "labels") if getattr(files, name) is None]
         for name in lacking:
-            yield Finding(severity="error", where=where, message=f"has no {name} file: download it")
+            yield DataFinding(severity="error", where=where, message=f"has no {name} file: download it")
         if lacking:
             continue
         if files.labels_eroded is None:
-            yield Finding(severity="note", where=where, message="has no _noBoundary labels: they will be computed")
+            yield DataFinding(severity="note", where=where, message="has no _noBoundary labels: they will be computed")
         try:
             arrays = read_tile(files)
         except DataError as error:
-            yield Finding(severity="error", where=where, message=str(error))
+            yield DataFinding(severity="error", where=where, message=str(error))
             continue
         yield from _label_file(where, files)
         yield from _arrays(where, arrays, ISPRS_LABELS)
 
 
-def check_folder(root: Path) -> Iterator[Finding]:
+def check_folder(root: Path) -> Iterator[DataFinding]:
     """Findings scene by scene.
 
     Raises:
@@ -86,28 +86,30 @@ def check_folder(root: Path) -> Iterator[Finding]:
     source = FolderSource(root=root, cache=root)  # the cache is not touched: nothing is prepared here
     try:
         finest, coarsest = source.gsd_m
-        yield Finding(severity="note", where="all", message=f"ground sampling distance {finest:g} to {coarsest:g} m")
+        yield DataFinding(
+            severity="note", where="all", message=f"ground sampling distance {finest:g} to {coarsest:g} m"
+        )
     except DataError as error:
-        yield Finding(severity="error", where="all", message=str(error))
+        yield DataFinding(severity="error", where="all", message=str(error))
     scenes = sorted(path.name for path in root.iterdir() if any((path / f"{name}.tif").exists() for name in FILES))
     for scene in tqdm(scenes, desc="checking scenes", unit="scene"):
         present = [name for name in FILES if (root / scene / f"{name}.tif").exists()]
         for name in FILES:
             if name not in present:
                 use = "trains the generators alone" if name == "labels" else "is used for the other sensor alone"
-                yield Finding(severity="note", where=scene, message=f"has no {name}.tif: it {use}")
+                yield DataFinding(severity="note", where=scene, message=f"has no {name}.tif: it {use}")
         if present == ["labels"]:
-            yield Finding(severity="error", where=scene, message="has labels but no sensor: add one or remove it")
+            yield DataFinding(severity="error", where=scene, message="has labels but no sensor: add one or remove it")
             continue
         try:
             arrays = source.read_scene(scene)
         except DataError as error:
-            yield Finding(severity="error", where=scene, message=str(error))
+            yield DataFinding(severity="error", where=scene, message=str(error))
             continue
         yield from _arrays(scene, arrays, source.labels)
 
 
-def _label_file(where: str, files: TileFiles) -> Iterator[Finding]:
+def _label_file(where: str, files: TileFiles) -> Iterator[DataFinding]:
     """Colours that are repaired on reading, and colours that are not."""
     assert files.labels is not None
     with Raster(files.labels) as raster:
@@ -115,45 +117,47 @@ def _label_file(where: str, files: TileFiles) -> Iterator[Finding]:
     decoded = decode_colours(rgb, ISPRS_LABELS, threshold=True)
     if decoded.inexact:
         share = 100 * decoded.inexact / decoded.labels.size
-        yield Finding(
+        yield DataFinding(
             severity="note", where=where, message=f"{share:.2g} % of the label colours are inexact: they are rounded"
         )
     if decoded.unmatched:
         message = f"{decoded.unmatched} label pixels such as {decoded.example_rgb} are no class: they count as unknown"
-        yield Finding(severity="warning", where=where, message=message)
+        yield DataFinding(severity="warning", where=where, message=message)
 
 
-def _arrays(where: str, arrays: Mapping[str, NDArray[Any]], labels: LabelSet) -> Iterator[Finding]:
+def _arrays(where: str, arrays: Mapping[str, NDArray[Any]], labels: LabelSet) -> Iterator[DataFinding]:
     height, truth, rgir = arrays.get("ndsm"), arrays.get("labels"), arrays.get("rgir")
     if rgir is not None and float(rgir.std()) < 1:
-        yield Finding(severity="error", where=where, message="the image is one colour: copy it again")
+        yield DataFinding(severity="error", where=where, message="the image is one colour: copy it again")
     if height is not None:
         metres = height.astype(np.float32)
         unknown = float(np.isnan(metres).mean())
         low, high = (float(value) for value in np.nanpercentile(metres, (0.1, 99.9)))
         if unknown:
             severity: Severity = "warning" if unknown > 0.01 else "note"
-            yield Finding(severity=severity, where=where, message=f"{100 * unknown:.2g} % of the heights are unknown")
+            yield DataFinding(
+                severity=severity, where=where, message=f"{100 * unknown:.2g} % of the heights are unknown"
+            )
         if low < -5 or high > 200:
             message = (
                 f"heights from {low:.1f} to {high:.1f} m are not above ground: pass an nDSM, not a surface model, or "
                 "set ndsm_scale_m"
             )
-            yield Finding(severity="error", where=where, message=message)
+            yield DataFinding(severity="error", where=where, message=message)
         elif high < 0.5:
             message = f"no height above {high:.2f} m: check the unit (ndsm_scale_m)"
-            yield Finding(severity="warning", where=where, message=message)
+            yield DataFinding(severity="warning", where=where, message=message)
     if truth is None:
         return
     known = truth[truth < len(labels.classes)]
     if not known.size:
-        yield Finding(severity="error", where=where, message="no pixel has a class: check the labels")
+        yield DataFinding(severity="error", where=where, message="no pixel has a class: check the labels")
         return
     if height is not None and "building" in labels.names:
         shift = misalignment(height[0].astype(np.float32), truth == labels.names.index("building"))
         if shift is not None:
             message = f"heights fit the building labels best when moved by {shift} px (down, right): align them"
-            yield Finding(severity="warning", where=where, message=message)
+            yield DataFinding(severity="warning", where=where, message=message)
 
 
 def misalignment(height: NDArray[np.float32], building: NDArray[np.bool_]) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train.data.augment import augment_height, augment_optical, inside_border
 from train.data.drawn_heights import drawn_heights
 from train.data.labels import IGNORE_INDEX
-from train.data.scenes import Scene, Window, fill_height
+from train.data.scenes import Scene, SceneWindow, fill_height
 from train.system import availability
 
 RARE_BELOW = 0.03
@@ -204,7 +204,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         return pool, scene, (corner[0], corner[1], side, side)
 
 
-def _resized(crop: Window, size: int) -> Window:
+def _resized(crop: SceneWindow, size: int) -> SceneWindow:
     """A square window at another size: bands bilinear (averaged when shrunk), labels and masks nearest."""
     if crop.labels.shape == (size, size):
         return crop
@@ -216,7 +216,7 @@ def _resized(crop: Window, size: int) -> Window:
 
     at = ((np.arange(size) + 0.5) * crop.labels.shape[0] / size).astype(np.intp)
     nearest = np.ix_(at, at)
-    return Window(
+    return SceneWindow(
         rgir=np.rint(bilinear(crop.rgir.astype(np.float32))).astype(np.uint8),
         rgir_valid=crop.rgir_valid[nearest],
         ndsm=bilinear(crop.ndsm[None])[0],

@@ -38,7 +38,7 @@ ARRAYS = {"rgir": np.uint8, "rgir_valid": np.bool_, "ndsm": np.float16, "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class SceneWindow:
     """Part of a scene, in memory. An absent sensor is zeros that are valid nowhere."""
 
     rgir: NDArray[np.uint8]
@@ -114,7 +114,7 @@ class Scene:
                 f"{self.folder / SOURCE_NAME}: {error}: delete the folder, it will be prepared again"
             ) from error
 
-    def read(self, row: int, col: int, height: int, width: int) -> Window:
+    def read(self, row: int, col: int, height: int, width: int) -> SceneWindow:
         """A window inside the scene."""
         crop = np.s_[..., row : row + height, col : col + width]
         rgir, seen, heights, labels = (self._open(name) for name in ("rgir", "rgir_valid", "ndsm", "labels"))
@@ -126,7 +126,7 @@ class Scene:
         ndsm, ndsm_valid = np.zeros((height, width), np.float32), nothing
         if heights is not None:
             ndsm, ndsm_valid = fill_height(np.asarray(heights[crop])[0].astype(np.float32))
-        return Window(
+        return SceneWindow(
             rgir=optical,
             rgir_valid=optical_valid,
             ndsm=ndsm,

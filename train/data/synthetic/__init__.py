@@ -1,4 +1,4 @@
-"""Procedural neighbourhoods with exact labels: `generate(seed=...)` returns a `Scene`.
+"""Procedural neighbourhoods with exact labels: `generate(seed=...)` returns a `SyntheticScene`.
 
 A network that has seen nothing else shall give a sensible map of real imagery, so the aim is
 not beauty but cover: the draws of layout, material, light, camera and height survey are meant
@@ -14,7 +14,7 @@ How one scene comes about, module by module:
     buildings, objects                     scene      the seed, and all of it in order
 """
 
-from train.data.synthetic.scene import GSD_RANGE_M, Scene, generate
+from train.data.synthetic.scene import GSD_RANGE_M, SyntheticScene, generate
 from train.data.synthetic.town import STYLES
 
-__all__ = ["GSD_RANGE_M", "STYLES", "Scene", "generate"]
+__all__ = ["GSD_RANGE_M", "STYLES", "SyntheticScene", "generate"]

@@ -12,7 +12,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from tqdm import tqdm
 
-from train.data.synthetic import STYLES, Scene, generate
+from train.data.synthetic import STYLES, SyntheticScene, generate
 
 PALETTE = {
     0: (255, 255, 255),
@@ -26,7 +26,7 @@ PALETTE = {
 PREVIEW_TOP_M = 20.0  # heights from here on are white in the preview
 
 
-def write_scene(scene: Scene, folder: Path, *, preview: bool) -> None:
+def write_scene(scene: SyntheticScene, folder: Path, *, preview: bool) -> None:
     """Write rgir.tif, ndsm.tif (nodata NaN), labels.tif (palette) and maybe preview.png."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = scene.labels.shape
@@ -48,7 +48,7 @@ def write_scene(scene: Scene, folder: Path, *, preview: bool) -> None:
         Image.fromarray(contact_sheet(scene)).save(folder / "preview.png")
 
 
-def contact_sheet(scene: Scene) -> NDArray[np.uint8]:
+def contact_sheet(scene: SyntheticScene) -> NDArray[np.uint8]:
     """rgir | ndsm (square-root grey, holes magenta) | labels, uint8 [H,3W,3]."""
     share = np.clip(np.nan_to_num(scene.ndsm[0], nan=0.0), 0, PREVIEW_TOP_M) / PREVIEW_TOP_M
     grey = np.repeat((np.sqrt(share) * 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -18,7 +18,7 @@ UNKNOWN = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SyntheticScene:
     """Aligned rasters of one scene.
 
     rgir:   uint8 [3,H,W], bands NIR, R, G
@@ -52,7 +52,7 @@ def generate(
     size_px: int | tuple[int, int] = 512,
     gsd_m: float | None = None,
     style: str | None = None,
-) -> Scene:
+) -> SyntheticScene:
     """Make the scene that belongs to a seed; the same arguments always give the same bytes.
 
     size_px: side, or (height, width), in pixels; at least 16
@@ -77,7 +77,7 @@ def generate(
     build(canvas, Palette(layout), STYLES[drawn if style is None else style])
     rgir = canvas.crop(expose(canvas, optics))
     ndsm = canvas.crop(survey_heights(canvas, survey))[None]
-    return Scene(rgir=rgir, ndsm=ndsm, labels=canvas.crop(canvas.label), gsd_m=gsd_m)
+    return SyntheticScene(rgir=rgir, ndsm=ndsm, labels=canvas.crop(canvas.label), gsd_m=gsd_m)
 
 
 def _survey(rng: np.random.Generator) -> Survey:

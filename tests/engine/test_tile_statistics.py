@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
 from engine.health.monitor import Fault, State
-from engine.health.symptoms import measure
+from engine.health.tile_statistics import measure
 from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, holes, monitor, observation, stick, town
 

@@ -30,8 +30,8 @@ WANTED = (Output.CLASSES, Output.CONFIDENCE, Output.PROBABILITIES)
 """What a run asks for."""
 
 
-class Outcome(StrEnum):
-    """What became of a trial."""
+class ProbeOutcome(StrEnum):
+    """What became of a probe."""
 
     WORKS = "works"
     UNAVAILABLE = "unavailable"
@@ -44,14 +44,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Probe:
     """One backend, precision and scenario on this machine."""
 
     backend: BackendName
     precision: ExecutionPrecision
     """As asked for."""
     scenario: Scenario
-    outcome: Outcome
+    outcome: ProbeOutcome
     instruction_set: str = ""
     """What oneDNN was told that the processor is; empty: nothing."""
     reason: str = ""
@@ -70,17 +70,17 @@ class Trial:
     """One tile at a time, the golden one."""
 
     def row(self) -> tuple[str, str, str]:
-        """What the trials of one row of the table share."""
+        """What the probes of one row of the table share."""
         return self.backend, self.instruction_set, self.precision
 
     @property
     def works(self) -> bool:
         """It reproduced the golden tile."""
-        return self.outcome is Outcome.WORKS
+        return self.outcome is ProbeOutcome.WORKS
 
     @property
     def median_ms(self) -> float:
-        """The median latency; only of a trial that works."""
+        """The median latency; only of a probe that works."""
         return statistics.median(self.latencies_ms)
 
 
@@ -92,7 +92,7 @@ def try_backend(
     tiles: int,
     timeout_s: float,
     instruction_set: str = "",
-) -> Iterator[Trial]:
+) -> Iterator[Probe]:
     """Try one backend in a process of its own, precision by precision, scenario by scenario.
 
     A precision is left out where ``auto`` has already turned out to be the same.
@@ -101,8 +101,8 @@ def try_backend(
         name: the backend.
         bundle: what to run.
         precisions: what to ask for.
-        tiles: how many to time in each trial.
-        timeout_s: longest time for one trial; past it the process is ended.
+        tiles: how many to time in each probe.
+        timeout_s: longest time for one probe; past it the process is ended.
         instruction_set: what oneDNN is told that the processor is; empty: nothing.
     """
     todo = [(precision, scenario) for precision in precisions for scenario in Scenario]
@@ -116,11 +116,11 @@ def try_backend(
         try:
             done = 0
             while mine.poll(timeout_s):
-                trial: Trial | None = mine.recv()
-                if trial is None:
+                probe: Probe | None = mine.recv()
+                if probe is None:
                     return
-                done = todo.index((trial.precision, trial.scenario)) + 1
-                yield replace(trial, instruction_set=instruction_set)
+                done = todo.index((probe.precision, probe.scenario)) + 1
+                yield replace(probe, instruction_set=instruction_set)
             reason = f"no answer within {timeout_s:.0f} s"
         except EOFError:
             process.join()
@@ -130,11 +130,11 @@ def try_backend(
             process.join()
             mine.close()
     for precision, scenario in todo[done:]:
-        yield Trial(
+        yield Probe(
             backend=name,
             precision=precision,
             scenario=scenario,
-            outcome=Outcome.CRASHED,
+            outcome=ProbeOutcome.CRASHED,
             instruction_set=instruction_set,
             reason=reason,
             exit_code=BackendError.exit_code,
@@ -150,7 +150,7 @@ def _try_all(
     todo: Sequence[tuple[ExecutionPrecision, Scenario]],
     tiles: int,
 ) -> None:
-    """The process: send each trial, then None. What libraries print goes to the file ``said``."""
+    """The process: send each probe, then None. What libraries print goes to the file ``said``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     told = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(told, 1)
@@ -160,14 +160,14 @@ def _try_all(
     for precision, scenario in todo:
         if (precision, scenario) in tried:
             continue
-        trial = _try(name, bundle, precision, scenario, tiles)
-        if trial.graph != "fp32" or trial.computes_in == "f32":  # fp32 promises float32, auto does not
-            tried.add((trial.graph, scenario))
-        answers.send(trial)
+        probe = _try(name, bundle, precision, scenario, tiles)
+        if probe.graph != "fp32" or probe.computes_in == "f32":  # fp32 promises float32, auto does not
+            tried.add((probe.graph, scenario))
+        answers.send(probe)
     answers.send(None)
 
 
-def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scenario: Scenario, tiles: int) -> Trial:
+def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scenario: Scenario, tiles: int) -> Probe:
     began = time.perf_counter()
     try:
         with open_backend(name, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as backend:
@@ -181,25 +181,25 @@ def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scena
                 latencies_ms.append((time.perf_counter() - sent) * 1e3)
     except EngineError as error:
         outcome = (
-            Outcome.UNAVAILABLE
+            ProbeOutcome.UNAVAILABLE
             if isinstance(error, BackendUnavailableError)
-            else Outcome.WRONG
+            else ProbeOutcome.WRONG
             if isinstance(error, GoldenMismatchError)
-            else Outcome.FAILED
+            else ProbeOutcome.FAILED
         )
-        return Trial(
+        return Probe(
             backend=name,
             precision=precision,
             scenario=scenario,
             outcome=outcome,
-            reason=f"{error}{_culprit(name, bundle, precision, scenario) if outcome is Outcome.WRONG else ''}",
+            reason=f"{error}{_culprit(name, bundle, precision, scenario) if outcome is ProbeOutcome.WRONG else ''}",
             exit_code=error.exit_code,
         )
-    return Trial(
+    return Probe(
         backend=name,
         precision=precision,
         scenario=scenario,
-        outcome=Outcome.WORKS,
+        outcome=ProbeOutcome.WORKS,
         library=backend.info.library,
         device=backend.info.device,
         graph=backend.info.graph,

@@ -40,7 +40,7 @@ NORMAL_QUARTER = 0.31864
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symptoms:
+class TileStatistics:
     """The statistics of one tile. None: does not apply to the sensor, or too few pixels have data."""
 
     valid: float
@@ -68,7 +68,7 @@ class Symptoms:
     signature: Signature | None = None
 
 
-def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
+def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
     """All statistics of a tile: RGIR uint8 [3, T, T] or nDSM float32 [1, T, T], as :class:`Observation` has them."""
     values, valid = seen.values, seen.valid
     share = 1.0 if seen.whole else np.count_nonzero(valid) / valid.size
@@ -77,18 +77,18 @@ def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
     sample, mask = np.ascontiguousarray(values[:, rows]), None if whole else valid[rows]
     checksum = zlib.crc32(sample.data)
     if not share:
-        return Symptoms(valid=0.0, hole_edges=0.0, checksum=checksum)
+        return TileStatistics(valid=0.0, hole_edges=0.0, checksum=checksum)
     edges = 0.0 if whole else _hole_edges(valid, share)
     outside = _outside(sample, limits)
     if mask is not None and np.count_nonzero(mask) < LEAST_SHARE * mask.size:
-        return Symptoms(valid=share, hole_edges=edges, checksum=checksum, outside=outside)
+        return TileStatistics(valid=share, hole_edges=edges, checksum=checksum, outside=outside)
     columns = slice(None, None, max(1, values.shape[2] // SAMPLED_ROWS))
     turned, turned_mask = values[:, :, columns].transpose(0, 2, 1), None if whole else valid[:, columns].T
     stuck = max(_stuck(sample, mask), _stuck(turned, turned_mask))
     half, half_mask = sample[:, ::2], None if mask is None else mask[::2]
     if values.dtype.kind == "f":
         pixels = _pixels(sample, mask)
-        return Symptoms(
+        return TileStatistics(
             valid=share,
             hole_edges=edges,
             checksum=checksum,
@@ -105,7 +105,7 @@ def measure(seen: Observation, limits: HealthLimits) -> Symptoms:
             signature=None if limits.repeats is None else signature(seen),
         )
     histogram = np.stack([np.bincount(band, minlength=256) for band in _pixels(half, half_mask)])
-    return Symptoms(
+    return TileStatistics(
         valid=share,
         hole_edges=edges,
         checksum=checksum,
