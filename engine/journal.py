@@ -32,8 +32,8 @@ from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Scenario, Sen
 from engine.digested_file import FilePrefix
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
+from engine.map_block import MapBlock
 from engine.ownership import is_marked, mark
-from engine.stitcher import MapBlock
 
 FOLDER = ".unfinished"
 _MARK = "unfinished run"

@@ -81,6 +81,7 @@ class Model:
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
         gsd: Gsd = "auto",
+        probabilities: bool = False,
     ) -> Result:
         """Map one raster, or a pair.
 
@@ -99,6 +100,7 @@ class Model:
             gsd: ground sampling distance in metres at which the raster is mapped, resampled tile by tile; the maps
                 come back on its own grid. ``"auto"`` is the nearest that the bundle maps best at, ``"off"`` the
                 raster's own.
+            probabilities: keep the probability of each class as well.
 
         Raises:
             UsageError: neither is given, or an argument makes no sense.
@@ -120,6 +122,7 @@ class Model:
             rgir_bands=rgir_bands,
             ndsm_scale_m=ndsm_scale_m,
             gsd=gsd,
+            probabilities=probabilities,
         )
         results: list[Result] = []
         with ExitStack() as stack:
@@ -138,6 +141,7 @@ class Model:
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
         gsd: Gsd = "auto",
+        probabilities: bool = False,
     ) -> Iterator[Result]:
         """Map frames one after the other, reading ahead; the order is kept.
 
@@ -149,7 +153,7 @@ class Model:
                 them; None for a sensor that delivered nothing. Iterated in a thread of its own, which is waited for
                 when the results are not wanted any more.
             watch: judge every sensor in every tile; False trusts whatever is delivered.
-            health, halo_px, blend, rgir_bands, ndsm_scale_m, gsd: see :meth:`segment`.
+            health, halo_px, blend, rgir_bands, ndsm_scale_m, gsd, probabilities: see :meth:`segment`.
 
         Yields:
             The maps of each frame, as soon as they are complete.
@@ -171,6 +175,7 @@ class Model:
             rgir_bands=rgir_bands,
             ndsm_scale_m=ndsm_scale_m,
             gsd=gsd,
+            probabilities=probabilities,
         )
         plan = plan_for(request, self.bundle, ExitStack(), frames=lambda opener: _GivenFrames(frames, opener))
         return self._stream(plan)

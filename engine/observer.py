@@ -10,7 +10,7 @@ from engine.backends.resilient import BackendEvent
 from engine.contract.sensors import Sensor
 from engine.frame_log import FrameRecord
 from engine.job import TileReport
-from engine.stitcher import MapBlock
+from engine.map_block import MapBlock
 
 if TYPE_CHECKING:  # what a run is planned from and what it leaves: nobody who only watches tiles needs them
     from engine.plan import Plan

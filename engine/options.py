@@ -203,6 +203,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
     results.add_argument("--overwrite", action="store_true", help="replace results that are there")
     results.add_argument("--resume", action="store_true", help="finish an interrupted run")
+    results.add_argument(
+        "--probabilities", action="store_true", help="also write probabilities.tif, a band for each class"
+    )
     results.add_argument("--report", action="store_true", help="also write report.html, to read in a browser")
     results.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
     results.add_argument(
@@ -258,6 +261,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         ndsm_scale_m=options.ndsm_scale,
         readers=options.readers,
         gsd=options.gsd,
+        probabilities=options.probabilities,
     )
 
 

@@ -69,6 +69,7 @@ OUTPUT_NAMES = (
     "classes.tif",
     "confidence.tif",
     "provenance.tif",
+    "probabilities.tif",
     "classes.qml",
     "provenance.qml",
     RUN_NAME,
@@ -309,7 +310,13 @@ def plan_for(
     audit = parse_audit(list(request.health), manifest.audit)
     if request.audit_every is not None:
         audit = replace(audit, every_tiles=request.audit_every)
-    tiling = Tiling.of(manifest, halo_px=request.halo_px, blend=request.blend, gsd=request.gsd)
+    tiling = Tiling.of(
+        manifest,
+        halo_px=request.halo_px,
+        blend=request.blend,
+        gsd=request.gsd,
+        probabilities=request.probabilities,
+    )
     opener = RasterOpener(
         specs={sensor: manifest.sensor(sensor) for sensor in sensors},
         tile_px=manifest.tile_px,

@@ -23,8 +23,8 @@ from engine.contract.formats import MalformedError, read_file
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Sensor
 from engine.job import Job
 from engine.journal import PixelCounts
+from engine.map_block import MapBlock
 from engine.resampling import nearest
-from engine.stitcher import MapBlock
 
 PANEL_PX = 480
 CANVASES_NAME = "preview.bin"

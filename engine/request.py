@@ -110,6 +110,8 @@ class RunRequest:
     """At which ground sampling distance rasters are mapped; see :mod:`engine.resolution`."""
     readers: int | None = None
     """Threads that decode a raster; None is as many as the backend leaves room for."""
+    probabilities: bool = False
+    """Write the probability of each class as well."""
 
     def __post_init__(self) -> None:
         if self.overwrite and self.resume:

@@ -24,7 +24,7 @@ from engine.journal import Journal, PixelCounts, Statistics
 from engine.ownership import RUN_NAME, owned
 from engine.plan import REPORT_NAME, Plan, check_output
 from engine.preview import Preview
-from engine.rasters.cog import BLOCK_PX, MapWriter
+from engine.rasters.cog import BLOCK_PX, PROBABILITIES, MapWriter
 from engine.rasters.georeference import Grid
 from engine.record import GridUsed, RasterUsed, RunRecord, TileTimes, described
 from engine.sink import QUICKLOOK_NAME, FrameTally
@@ -43,12 +43,15 @@ class Result:
         classes: uint8 [H, W], index of the most probable class; 255 where nothing is mapped.
         confidence: uint8 [H, W], its probability x 255; 0 where nothing is mapped.
         provenance: uint8 [H, W], what a pixel was mapped from: 1 both sensors, 2 RGIR only, 3 nDSM only, 0 neither.
+        probabilities: uint8 [C, H, W], the probability of each class x 254, 255 where nothing is mapped; None unless
+            they were asked for.
         record: what :meth:`save` writes as ``run.json``: counts, the sensors' health, latencies.
     """
 
     classes: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
     provenance: NDArray[np.uint8]
+    probabilities: NDArray[np.uint8] | None
     record: RunRecord
     _manifest: Manifest = field(repr=False)
     _grid: Grid = field(repr=False)
@@ -81,12 +84,22 @@ class Result:
             journal.remove()
             journal.make()
             try:
-                with MapWriter.create(journal.folder / "frame", self._grid, manifest.classes, resume=False) as writer:
+                layers = [self.classes, self.confidence, self.provenance]
+                if self.probabilities is not None:
+                    layers.append(self.probabilities)
+                with MapWriter.create(
+                    journal.folder / "frame",
+                    self._grid,
+                    manifest.classes,
+                    resume=False,
+                    probabilities=self.probabilities is not None,
+                ) as writer:
                     for row in range(0, len(self.classes), BLOCK_PX):
-                        layers = (self.classes, self.confidence, self.provenance)
-                        writer.write(row, 0, *(layer[row : row + BLOCK_PX] for layer in layers))
+                        writer.write(row, 0, *(layer[..., row : row + BLOCK_PX, :] for layer in layers))
                     writer.publish(output)
                 with writing(output):
+                    if self.probabilities is None:  # of an older run: they would tell of other maps
+                        (output / f"{PROBABILITIES}.tif").unlink(missing_ok=True)
                     quicklook = journal.folder / QUICKLOOK_NAME
                     self._preview.save(quicklook, model=manifest.name, classes=manifest.classes, pixels=self._pixels)
                     quicklook.replace(output / QUICKLOOK_NAME)
@@ -122,8 +135,10 @@ class ResultSink:
         for block in self._frame.stitcher.add(job.tile, job.provenance, outputs):
             window = block.window
             place = np.s_[window.row : window.row + window.height, window.col : window.col + window.width]
-            for layer, values in zip(self._maps, (block.classes, block.confidence, block.provenance), strict=True):
+            for layer, values in zip(self._maps, (block.classes, block.confidence, block.provenance), strict=False):
                 layer[place] = values
+            if block.probabilities is not None:
+                self._maps[3:, *place] = block.probabilities
             self._preview.add_block(block)
             counts = PixelCounts.of(block)
             self._tally.pixels.add(counts)
@@ -155,6 +170,7 @@ class ResultSink:
                 classes=self._maps[0],
                 confidence=self._maps[1],
                 provenance=self._maps[2],
+                probabilities=self._maps[3:] if self._plan.tiling.probabilities else None,
                 record=record,
                 _manifest=self._plan.bundle.manifest,
                 _grid=frame.grid,
@@ -179,12 +195,13 @@ class ResultSink:
         self.pixels_mapped = 0
         self._tally, self._reports = FrameTally(), list[TileReport]()
         self._started_at, self._clock = datetime.now(UTC), time.perf_counter()
-        self._maps = _reserve((3, grid.height, grid.width))
+        tiling = self._plan.tiling
+        self._maps = _reserve((3 + tiling.classes * tiling.probabilities, grid.height, grid.width))
         self._preview = Preview(None, height=grid.height, width=grid.width, sensors=map(Sensor, frame.inputs))
 
 
 def _reserve(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Room for three maps; where it is much, in a file that is gone with the last array that shows it."""
+    """Room for the maps; where it is much, in a file that is gone with the last array that shows it."""
     if shape[1] * shape[2] <= IN_MEMORY_PX:
         return np.zeros(shape, np.uint8)
     folder = Path(tempfile.gettempdir())

@@ -217,6 +217,7 @@ def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
         "inject": msgspec.to_builtins(request.inject),
         "halo_px": plan.tiling.halo_px,
         "blend": plan.tiling.blend,
+        "probabilities": plan.tiling.probabilities,
         "backend": f"{backend.library} {backend.graph} {backend.precision}",
         "threads": backend.threads,
     }
@@ -257,6 +258,7 @@ def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, wa
             output=output,
             model=plan.bundle.manifest.name,
             classes=plan.bundle.manifest.classes,
+            probabilities=plan.tiling.probabilities,
             live=frames.live,
             journal=journal,
             key=entry.key,

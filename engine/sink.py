@@ -38,7 +38,7 @@ from engine.journal import Entry, Journal, PixelCounts, Statistics
 from engine.observer import Observer
 from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
-from engine.rasters.cog import MapWriter
+from engine.rasters.cog import PROBABILITIES, MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MAPS
 from engine.rasters.style import STYLED
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 5.0
 """Longest time between two journal entries: what a crash can cost."""
 QUICKLOOK_NAME = "quicklook.png"
-FRAME_NAMES = (*(f"{name}.tif" for name in MAPS), *(f"{name}.qml" for name in STYLED), QUICKLOOK_NAME)
+FRAME_NAMES = (*(f"{name}.tif" for name in (*MAPS, PROBABILITIES)), *(f"{name}.qml" for name in STYLED), QUICKLOOK_NAME)
 """What the folder of a live frame holds, beside the marker that says it is ours."""
 MAKE_ROOM = "free space or check permissions, then repeat with resume=True"
 
@@ -107,6 +107,7 @@ class FrameSink:
     Args:
         output: where the results go.
         model, classes: what the maps are of.
+        probabilities: a map of them is wanted as well.
         live: see :class:`engine.frames.FrameSource`; the maps are published with a frame's last tile. Else
             :meth:`publish` and :meth:`complete` are the caller's to call.
         journal, key: what a resumed run goes on from, and what it must be the same in.
@@ -120,6 +121,7 @@ class FrameSink:
     output: Path
     model: str
     classes: Sequence[ClassSpec]
+    probabilities: bool = False
     live: bool
     journal: Journal
     key: Mapping[str, Any]
@@ -166,7 +168,9 @@ class FrameSink:
             OutputError: there is no room for them.
             ResumeError: they are missing or damaged.
         """
-        writer = MapWriter.create(self._folder, grid, self.classes, resume=resume, mark=windows)
+        writer = MapWriter.create(
+            self._folder, grid, self.classes, resume=resume, mark=windows, probabilities=self.probabilities
+        )
         preview = Preview(
             self._folder, height=grid.height, width=grid.width, sensors=map(Sensor, inputs), resume=resume
         )
@@ -202,7 +206,7 @@ class FrameSink:
         self._maps.preview.add_job(job)
         for block in frame.stitcher.add(job.tile, job.provenance, outputs):
             window = block.window
-            self._maps.writer.write(window.row, window.col, block.classes, block.confidence, block.provenance)
+            self._maps.writer.write(window.row, window.col, *block.layers)
             self._maps.preview.add_block(block)
             self.watcher.mapped(block)
             counts = PixelCounts.of(block)
@@ -253,6 +257,8 @@ class FrameSink:
                     raise OutputError(f"{place} was made while its frame was mapped, by somebody else: move it away")
                 for file in sorted(whole.iterdir()):  # of a frame: published before a kill, and not counted
                     file.replace(place / file.name)
+                if not self.probabilities:  # of an older run: they would tell of other maps
+                    (place / f"{PROBABILITIES}.tif").unlink(missing_ok=True)
             sync(self.output)
             if self.live:
                 shutil.rmtree(self._folder)

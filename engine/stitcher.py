@@ -10,40 +10,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Output, Outputs
-from engine.contract.bundle import NODATA_CLASS, Manifest
+from engine.contract.bundle import Manifest
 from engine.contract.errors import UsageError
-from engine.contract.sensors import Provenance, Scenario
+from engine.contract.sensors import Scenario
+from engine.cross_fade import Band
 from engine.grid import Strip, Tile, TileGrid, Window
-from engine.resampling import RasterAnswer, most_probable
+from engine.map_block import Answers, MapBlock, cropped
+from engine.resampling import RasterAnswer
 from engine.resolution import Gsd, Resolution
 
 Blend = Literal["none", "hann"]
-_T = TypeVar("_T", np.uint8, np.float32)
-_Weights: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Of a tile's rows, [h, 1], and of its columns, [w]."""
-Answers = Mapping[Scenario, Outputs | RasterAnswer]
-"""What each graph says of a tile, [..., S, S] at the raster's resolution."""
 
 ACCUMULATOR_BYTES = 64 * 2**20
 """Memory that cross-fading may hold; it sets the width of a strip."""
-WEIGHT_TOLERANCE = 1e-3
-"""Blend weights sum to 1 but for rounding; a sum further below tells of a tile without data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapBlock:
-    """Finished pixels: ``classes``, ``confidence`` and ``provenance``, each uint8 [h, w]."""
-
-    window: Window
-    classes: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-    provenance: NDArray[np.uint8]
 
 
 class Stitcher(ABC):
@@ -94,29 +79,23 @@ def _side_of(answer: Outputs) -> int:
     return int(next(iter(answer.values())).shape[-1])
 
 
-def cropped(window: Window, inside: tuple[slice, slice], provenance: NDArray[np.uint8], outputs: Answers) -> MapBlock:
-    """Pixels as one tile maps them: ``window`` of the raster, ``inside`` of the tile's arrays."""
-    source = provenance[inside]
-    return MapBlock(
-        window=window,
-        classes=_compose(source, {s: out[Output.CLASSES][inside] for s, out in outputs.items()}, NODATA_CLASS),
-        confidence=_compose(source, {s: out[Output.CONFIDENCE][inside] for s, out in outputs.items()}, 0),
-        provenance=source,
-    )
-
-
 class CropStitcher(Stitcher):
-    """Each tile writes the pixels it owns; its halo is context only."""
+    """Each tile writes the pixels it owns; its halo is context only.
+
+    ``probabilities`` is the number of classes where their probabilities are handed out as well.
+    """
 
     wanted = (Output.CLASSES, Output.CONFIDENCE)
 
-    def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int) -> None:
+    def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int, probabilities: int = 0) -> None:
+        self._probabilities = probabilities
         self.grid = TileGrid(height=height, width=width, tile_px=tile_px, halo_px=halo_px)
 
     def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Compose the pixels that the tile owns."""
         if tile.index >= self.tiles_done:
-            yield cropped(tile.target, tile.target.within(tile.reads), provenance, outputs)
+            inside = tile.target.within(tile.reads)
+            yield cropped(tile.target, inside, provenance, outputs, self._probabilities)
             self.tiles_done = tile.index + 1
 
     def resume_at(self, tiles_done: int) -> int:
@@ -146,8 +125,10 @@ class HannStitcher(Stitcher):
 
     wanted = (Output.CLASSES, Output.CONFIDENCE, Output.PROBABILITIES)
 
-    def __init__(self, *, height: int, width: int, tile_px: int, halo_px: int, classes: int) -> None:
-        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * _Band.bytes_per_px(classes)
+    def __init__(
+        self, *, height: int, width: int, tile_px: int, halo_px: int, classes: int, probabilities: int = 0
+    ) -> None:
+        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * Band.bytes_per_px(classes)
         self.grid = TileGrid(
             height=height,
             width=width,
@@ -159,11 +140,11 @@ class HannStitcher(Stitcher):
             raise UsageError(
                 f"to blend, halo_px must be at most a quarter of the tile, {tile_px // 4} px; received {halo_px}"
             )
-        self._classes = classes
+        self._classes, self._probabilities = classes, probabilities
         self._strip: Strip | None = None
-        self._above: _Band | None = None
-        self._below: _Band | None = None
-        self._left: _Band | None = None
+        self._above: Band | None = None
+        self._below: Band | None = None
+        self._left: Band | None = None
 
     def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Hand out what is the tile's alone, and the bands to which it was the last to add."""
@@ -202,13 +183,16 @@ class HannStitcher(Stitcher):
         self._above, self._below = self._band_below(strip, row - 1), self._band_below(strip, row)
         return strip
 
-    def _band_below(self, strip: Strip, row: int) -> _Band | None:
+    def _band_below(self, strip: Strip, row: int) -> Band | None:
         """The empty band between a tile row and the next, where there are both and a halo."""
         rows, (left, right) = self.grid.rows, strip.pixels
         if not (0 <= row < rows.count - 1 and self.grid.halo_px):
             return None
         top = rows.boundary(row + 1) - self.grid.halo_px
-        return _Band(Window(row=top, col=left, height=2 * self.grid.halo_px, width=right - left), self._classes)
+        return self._band(Window(row=top, col=left, height=2 * self.grid.halo_px, width=right - left))
+
+    def _band(self, window: Window) -> Band:
+        return Band(window, self._classes, probabilities=bool(self._probabilities))
 
     def _rows_between(self, tile: Tile) -> tuple[int, int]:
         """First and end row that the tile shares with no tile row above or below."""
@@ -224,7 +208,7 @@ class HannStitcher(Stitcher):
         if bottom <= top or right <= left:
             return None
         window = Window(row=top, col=left, height=bottom - top, width=right - left)
-        return cropped(window, window.within(tile.reads), provenance, outputs)
+        return cropped(window, window.within(tile.reads), provenance, outputs, self._probabilities)
 
     def _beside(
         self, tile: Tile, strip: Strip, provenance: NDArray[np.uint8], outputs: Answers
@@ -240,101 +224,8 @@ class HannStitcher(Stitcher):
         left, right = max(middle - halo_px, strip.pixels[0]), min(middle + halo_px, strip.pixels[1])
         if bottom > top and left < right and position[1] < self.grid.cols.count - 1:
             window = Window(row=top, col=left, height=bottom - top, width=right - left)
-            self._left = _Band(window, self._classes)
+            self._left = self._band(window)
             self._left.add(self.grid, tile, position, provenance, outputs)
-
-
-class _Band:
-    """Pixels that several tiles share: their probabilities, weighted and summed.
-
-    Each tile covers the band's whole height, and the tiles of one row come from left to right.
-    """
-
-    def __init__(self, window: Window, classes: int) -> None:
-        self.window = window
-        shape = (window.height, window.width)
-        self._sum = np.empty((classes, *shape), np.float32)
-        self._filled = 0
-        """So many columns of the sum hold something."""
-        self._provenance = np.zeros(shape, np.uint8)
-        self._given: list[tuple[slice, _Weights, NDArray[np.bool_] | None]] = []
-        """By tile its columns, its weights, and where it saw anything; None is everywhere."""
-        self._holes = False
-
-    @staticmethod
-    def bytes_per_px(classes: int) -> int:
-        """Memory of one pixel."""
-        return 4 * classes + 4 + 1
-
-    def add(
-        self,
-        grid: TileGrid,
-        tile: Tile,
-        position: tuple[int, int],
-        provenance: NDArray[np.uint8],
-        outputs: Answers,
-    ) -> None:
-        """Add what a tile knows of these pixels."""
-        (row, col), window, target = position, self.window, tile.target
-        top, bottom = window.row, window.row + window.height
-        left = max(window.col, target.col)
-        right = min(window.col + window.width, target.col + target.width)
-        if min(bottom, target.row + target.height) <= max(top, target.row) or right <= left:
-            return
-        assert target.row <= top
-        assert bottom <= target.row + target.height
-        shared = Window(row=top, col=left, height=window.height, width=right - left)
-        cols, inside = shared.within(window)[1], shared.within(tile.reads)
-        source = provenance[inside]
-        seen = None if source.min() != Provenance.NONE else source != Provenance.NONE
-        self._holes |= seen is not None
-        if outputs:
-            weights = (
-                grid.rows.weights(row)[top - grid.rows.reach(row)[0] :][: shared.height, None],
-                grid.cols.weights(col)[left - grid.cols.reach(col)[0] :][: shared.width],
-            )
-            probabilities = _compose(source, {s: o[Output.PROBABILITIES][:, *inside] for s, o in outputs.items()}, 0)
-            self._sum_up(cols, probabilities, weights[0] * weights[1])
-            self._given.append((cols, weights, seen))
-        else:
-            self._sum_up(cols, np.broadcast_to(np.float32(0), (len(self._sum), *source.shape)), None)
-        known = self._provenance[:, cols]
-        np.copyto(known, source, where=known == Provenance.NONE)
-        owned = (
-            slice(max(0, grid.rows.boundary(row) - top), max(0, grid.rows.boundary(row + 1) - top)),
-            slice(max(0, grid.cols.boundary(col) - left), max(0, grid.cols.boundary(col + 1) - left)),
-        )
-        np.copyto(known[owned], source[owned], where=True if seen is None else seen[owned])
-
-    def _sum_up(self, cols: slice, probabilities: NDArray[np.float32], weights: NDArray[np.float32] | None) -> None:
-        """Add ``probabilities`` [C, h, w] times ``weights`` [h, w]; in columns that hold nothing yet, write them."""
-        split = min(max(self._filled - cols.start, 0), cols.stop - cols.start)
-        added, written = slice(0, split), slice(split, None)
-        self._filled = max(self._filled, cols.stop)
-        for total, values in zip(self._sum[:, :, cols], probabilities, strict=True):  # each stays in the cache
-            if weights is None:
-                total[:, written] = 0
-                continue
-            np.multiply(values[:, written], weights[:, written], out=total[:, written])
-            if split:
-                total[:, added] += values[:, added] * weights[:, added]
-
-    def finish(self) -> MapBlock:
-        """The pixels' classes, once every tile has added to them."""
-        provenance = self._provenance
-        if self._holes:
-            weight = np.zeros(provenance.shape, np.float32)
-            for cols, (down, across), seen in self._given:
-                weight[:, cols] += down * across if seen is None else np.where(seen, down * across, 0)
-            partial = (provenance != Provenance.NONE) & (weight < 1 - WEIGHT_TOLERANCE)
-            if partial.any():  # never where all tiles agree: rounding would change the maps
-                np.divide(self._sum, weight, where=partial, out=self._sum)
-        classes, confidence = most_probable(self._sum)
-        if self._holes:
-            unmapped = provenance == Provenance.NONE
-            classes[unmapped] = NODATA_CLASS
-            confidence[unmapped] = 0
-        return MapBlock(window=self.window, classes=classes, confidence=confidence, provenance=provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,12 +244,22 @@ class Tiling:
     """How many the model has."""
     resolution: Resolution | None = None
     """At which rasters are mapped; None: each at its own."""
+    probabilities: bool = False
+    """Hand out the probability of each class, too."""
 
     def __post_init__(self) -> None:
         self.stitcher(self.tile_px, self.tile_px)  # its checks belong to construction
 
     @classmethod
-    def of(cls, manifest: Manifest, *, halo_px: int | None, blend: Blend, gsd: Gsd = "off") -> Tiling:
+    def of(
+        cls,
+        manifest: Manifest,
+        *,
+        halo_px: int | None,
+        blend: Blend,
+        gsd: Gsd = "off",
+        probabilities: bool = False,
+    ) -> Tiling:
         """That of a bundle; ``halo_px`` None takes the bundle's."""
         return cls(
             tile_px=manifest.tile_px,
@@ -366,12 +267,14 @@ class Tiling:
             blend=blend,
             classes=len(manifest.classes),
             resolution=Resolution.of(gsd, manifest),
+            probabilities=probabilities,
         )
 
     @property
     def wanted(self) -> tuple[Output, ...]:
         """The graph outputs that are needed of each tile."""
-        return CropStitcher.wanted if self.blend == "none" and self.resolution is None else HannStitcher.wanted
+        needless = self.blend == "none" and self.resolution is None and not self.probabilities
+        return CropStitcher.wanted if needless else HannStitcher.wanted
 
     def laid(self, gsd_m: float | None) -> tuple[int, int]:
         """Side and halo of a tile in pixels of a raster with that ground sampling distance; None is not known.
@@ -387,21 +290,14 @@ class Tiling:
     def stitcher(self, height: int, width: int, gsd_m: float | None = None) -> Stitcher:
         """For a frame of that size and ground sampling distance, in metres; see :meth:`laid`."""
         tile_px, halo_px = self.laid(gsd_m)
+        probabilities = self.classes if self.probabilities else 0
         if self.blend == "hann":
-            return HannStitcher(height=height, width=width, tile_px=tile_px, halo_px=halo_px, classes=self.classes)
-        return CropStitcher(height=height, width=width, tile_px=tile_px, halo_px=halo_px)
-
-
-def _compose(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[_T]], fill: int | float) -> NDArray[_T]:
-    """Take each pixel of [..., h, w] from the scenario that ``source`` [h, w] names; ``fill`` where it names none."""
-    lowest = source.min()
-    whole = next((values for scenario, values in by_scenario.items() if scenario.provenance == lowest), None)
-    if whole is not None and source.max() == lowest:
-        return whole
-    like = next(iter(by_scenario.values()), None)
-    if like is None:
-        return np.full(source.shape, fill, np.uint8)
-    composed = np.full(like.shape, fill, like.dtype)
-    for scenario, values in by_scenario.items():
-        np.copyto(composed, values, where=source == scenario.provenance)
-    return composed
+            return HannStitcher(
+                height=height,
+                width=width,
+                tile_px=tile_px,
+                halo_px=halo_px,
+                classes=self.classes,
+                probabilities=probabilities,
+            )
+        return CropStitcher(height=height, width=width, tile_px=tile_px, halo_px=halo_px, probabilities=probabilities)

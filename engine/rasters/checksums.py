@@ -1,7 +1,7 @@
 """Checksums of what has been written into the unfinished maps, so that damage shows before it is published.
 
 First the SHA-256 of what the maps' files say of themselves; then a record per window and per time that it was written,
-28 bytes, little-endian: row, column, height and width, and the CRC-32 of the classes, the confidence and the provenance
+little-endian numbers of 4 bytes: row, column, height and width, and the CRC-32 of each map
 in it. The journal vouches for the first of them (:class:`engine.digested_file.FilePrefix`).
 """
 
@@ -20,11 +20,11 @@ from engine.digested_file import DigestedFile, FilePrefix, check_mark
 
 NAME = "windows.crc"
 HEAD_BYTES = 32
-_RECORD = struct.Struct("<7I")
 
 Place = tuple[int, int, int, int]
 """Row, column, height and width."""
-Sums = tuple[int, int, int]
+Sums = tuple[int, ...]
+"""CRC-32 of each map."""
 
 
 class Checksums:
@@ -34,14 +34,15 @@ class Checksums:
         folder: of the unfinished maps.
         head: SHA-256 of what the maps' files say of themselves, 32 bytes.
         mark: what the journal vouches for, when resuming; None starts anew.
+        layers: how many maps there are.
 
     Raises:
         OSError: the system refuses.
         ResumeError: the file is not what the journal vouches for.
     """
 
-    def __init__(self, folder: Path, head: bytes, mark: FilePrefix | None = None) -> None:
-        self._path = folder / NAME
+    def __init__(self, folder: Path, head: bytes, mark: FilePrefix | None = None, *, layers: int = 3) -> None:
+        self._path, self._record = folder / NAME, _record(layers)
         if mark is not None:
             check_mark(self._path, mark)
         self._file = DigestedFile(self._path, None if mark is None else mark.size_bytes)
@@ -56,7 +57,7 @@ class Checksums:
     def add(self, row: int, col: int, layers: Sequence[NDArray[Any]]) -> None:
         """Note a window."""
         height, width = layers[0].shape
-        self._file.write(_RECORD.pack(row, col, height, width, *checksums(layers)))
+        self._file.write(self._record.pack(row, col, height, width, *checksums(layers)))
 
     def sync(self) -> None:
         """Wait until the records are on the disk."""
@@ -67,7 +68,7 @@ class Checksums:
         self._file.close()
 
 
-def read_checksums(folder: Path, mark: FilePrefix) -> tuple[bytes, dict[Place, Sums]]:
+def read_checksums(folder: Path, mark: FilePrefix, *, layers: int = 3) -> tuple[bytes, dict[Place, Sums]]:
     """What a journal vouches for: the head, and the windows; of one written twice, what was written last.
 
     Raises:
@@ -76,13 +77,16 @@ def read_checksums(folder: Path, mark: FilePrefix) -> tuple[bytes, dict[Place, S
     """
     content = (folder / NAME).read_bytes()[: mark.size_bytes]
     try:
-        records = list(_RECORD.iter_unpack(content[HEAD_BYTES:]))
+        records = list(_record(layers).iter_unpack(content[HEAD_BYTES:]))
     except struct.error as error:
         raise ValueError(f"{folder / NAME} ends within a record") from error
-    return content[:HEAD_BYTES], {(a, b, c, d): (x, y, z) for a, b, c, d, x, y, z in records}
+    return content[:HEAD_BYTES], {record[:4]: record[4:] for record in records}
 
 
 def checksums(layers: Sequence[NDArray[Any]]) -> Sums:
-    """CRC-32 of each of three arrays."""
-    classes, confidence, provenance = (zlib.crc32(np.ascontiguousarray(layer).data) for layer in layers)
-    return classes, confidence, provenance
+    """CRC-32 of each array."""
+    return tuple(zlib.crc32(np.ascontiguousarray(layer).data) for layer in layers)
+
+
+def _record(layers: int) -> struct.Struct:
+    return struct.Struct(f"<{4 + layers}I")

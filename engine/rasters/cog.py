@@ -1,4 +1,4 @@
-"""The three maps out: spools that survive a crash while the run lasts, Cloud-Optimised GeoTIFFs when it is whole.
+"""The maps out: spools that survive a crash while the run lasts, Cloud-Optimised GeoTIFFs when it is whole.
 
 Beside those with a palette lies a style with its names, for QGIS (:mod:`engine.rasters.style`).
 
@@ -38,17 +38,21 @@ from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance
 from engine.digested_file import FilePrefix, check_mark
 from engine.grid import Window as GridWindow
+from engine.map_block import MapBlock
+from engine.probabilities import NODATA, STEPS
 from engine.rasters.checksums import NAME as CHECKSUMS_NAME
 from engine.rasters.checksums import Checksums, checksums, read_checksums
 from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
 from engine.rasters.style import paletted_style
-from engine.stitcher import MapBlock
 
+PROBABILITIES = "probabilities"
+"""The map that is written when it is asked for."""
 BLOCK_PX = 512
-SPOOL_BYTES_PER_PX = 4.0
-"""Three maps and their overviews (a third more), uncompressed."""
-COG_BYTES_PER_PX = 1.5
-"""What the COGs are allowed for in the check of free space; measured 0.4 to 1.2, nearly all of it confidence."""
+SPOOL_BYTES_PER_PX = 4 / 3
+"""Of one band: uncompressed, overviews a third more."""
+COG_BYTES_PER_PX = 0.6
+"""What a band of the COGs is allowed for in the check of free space; three maps took 0.4 to 1.2, nearly all of it
+confidence, and probabilities of six classes 3.3."""
 COG_TRAILER_BYTES = 4
 """The COG layout repeats the last four bytes of every block after it."""
 
@@ -57,7 +61,7 @@ _gdal_log = logging.getLogger("rasterio._env")
 
 @dataclass(frozen=True, kw_only=True)
 class _Map:
-    """One of the maps: always a single uint8 band."""
+    """One of the maps: uint8."""
 
     name: str
     nodata: int
@@ -65,14 +69,25 @@ class _Map:
     colours: Mapping[int, tuple[int, int, int]] | None
     labels: Mapping[int, str] = field(default_factory=dict)
     """Of the values that are no nodata, for the style; empty where the map has none."""
+    bands: tuple[str, ...] = ()
+    """What each holds; none is one band that holds what the map is called."""
+    scale: float | None = None
+    """What a value is multiplied by to be what it stands for."""
+    creation: Mapping[str, str] = field(default_factory=dict)
+    """Further creation options of the COG driver."""
+
+    @property
+    def count(self) -> int:
+        """Bands."""
+        return len(self.bands) or 1
 
 
-def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
+def _maps(classes: Sequence[ClassSpec], *, probabilities: bool) -> tuple[_Map, ...]:
     """What makes the maps readable without this project; order as in :meth:`MapWriter.write`.
 
     GDAL's own category names would need a side-car file, so that names are tags: ``CLASS_0=building``.
     """
-    return (
+    maps = (
         _Map(
             name="classes",
             nodata=NODATA_CLASS,
@@ -94,10 +109,25 @@ def _maps(classes: Sequence[ClassSpec]) -> tuple[_Map, _Map, _Map]:
             labels={source.value: label for source, label in PROVENANCE_LABELS.items() if source},
         ),
     )
+    if not probabilities:
+        return maps
+    return (
+        *maps,
+        _Map(
+            name=PROBABILITIES,
+            nodata=NODATA,
+            tags={"PROBABILITIES": f"class probability x {STEPS}, rounded"},
+            colours=None,
+            bands=tuple(spec.name for spec in classes),
+            scale=1 / STEPS,
+            creation={"PREDICTOR": "YES"},  # a fifth less
+        ),
+    )
 
 
 class MapWriter:
-    """Writes ``classes.tif``, ``confidence.tif``, ``provenance.tif`` by windows. Use from one thread at a time.
+    """Writes ``classes.tif``, ``confidence.tif``, ``provenance.tif`` and, where asked for, ``probabilities.tif`` by
+    windows. Use from one thread at a time.
 
     Every pixel has to be written once before :meth:`publish`; what was not holds 0.
     """
@@ -118,6 +148,7 @@ class MapWriter:
         *,
         resume: bool,
         mark: FilePrefix | None = None,
+        probabilities: bool = False,
     ) -> MapWriter:
         """Create the spools in ``partial_dir`` (made if missing), or open those of an interrupted run.
 
@@ -127,12 +158,13 @@ class MapWriter:
             classes: for the maps' palette and tags.
             resume: go on with the spools that are there.
             mark: the windows that the journal vouches for, when resuming; None of an empty map.
+            probabilities: write the probability of each class as well.
 
         Raises:
             OutputError: the folder is not writable, or the disk has no room for spools and maps.
             ResumeError: ``resume`` is set, and the spools are missing, of another size, or not what was written.
         """
-        maps = _maps(classes)
+        maps = _maps(classes, probabilities=probabilities)
         spools = [partial_dir / f"{each.name}.spool.tif" for each in maps]
         if resume:
             for spool in spools:
@@ -143,11 +175,11 @@ class MapWriter:
         else:
             with _writing(partial_dir):
                 partial_dir.mkdir(parents=True, exist_ok=True)
-                _check_room(partial_dir, grid)
+                _check_room(partial_dir, grid, sum(each.count for each in maps))
             for spool, each in zip(spools, maps, strict=True):
                 _create_spool(spool, grid, each)
         with _writing(partial_dir):
-            checksums = Checksums(partial_dir, _heads(spools), mark if resume else None)
+            checksums = Checksums(partial_dir, _heads(spools), mark if resume else None, layers=len(maps))
         return cls(spools, maps, grid, checksums)
 
     @property
@@ -155,25 +187,23 @@ class MapWriter:
         """What has been written, for the journal."""
         return self._checksums.mark
 
-    def write(
-        self,
-        row: int,
-        col: int,
-        classes: NDArray[np.uint8],
-        confidence: NDArray[np.uint8],
-        provenance: NDArray[np.uint8],
-    ) -> None:
-        """Write one window, uint8 [h, w] each, at (row, col).
+    def write(self, row: int, col: int, *layers: NDArray[np.uint8]) -> None:
+        """Write one window at (row, col).
+
+        Args:
+            row, col: its first pixel.
+            layers: classes, confidence and provenance, uint8 [h, w] each; where they are written, probabilities, uint8
+                [C, h, w].
 
         Raises:
             ValueError: the window leaves the grid, or the arrays are not uint8 of one shape.
             OutputError: the system refuses.
         """
-        layers = (classes, confidence, provenance)
-        if len({layer.shape for layer in layers}) > 1 or any(layer.dtype != np.uint8 for layer in layers):
+        height, width = layers[0].shape[-2:]
+        shapes = [(height, width) if each.count == 1 else (each.count, height, width) for each in self._maps]
+        if [layer.shape for layer in layers] != shapes or any(layer.dtype != np.uint8 for layer in layers):
             found = ", ".join(f"{layer.dtype} {layer.shape}" for layer in layers)
-            raise ValueError(f"the three maps must be uint8 [h, w] of one shape, received {found}")
-        height, width = classes.shape
+            raise ValueError(f"the maps must be uint8 of the shapes {shapes}, received {found}")
         if row < 0 or col < 0 or row + height > self._grid.height or col + width > self._grid.width:
             raise ValueError(
                 f"a window must lie inside {self._grid.height} rows x {self._grid.width} columns, received "
@@ -182,7 +212,7 @@ class MapWriter:
         window = Window(col, row, width, height)
         for spool, file, layer in zip(self._spools, self._files, layers, strict=True):
             with _writing(spool):
-                file.write(layer, 1, window=window)
+                file.write(layer.reshape(-1, height, width), window=window)
         with _writing(self._spools[0].parent):
             self._checksums.add(row, col, layers)
 
@@ -195,7 +225,7 @@ class MapWriter:
         for row in range(0, self._grid.height, BLOCK_PX):
             window = Window(0, row, self._grid.width, min(BLOCK_PX, self._grid.height - row))
             with _writing(self._spools[0].parent):
-                classes, confidence, provenance = (file.read(1, window=window) for file in self._files)
+                classes, confidence, provenance = (file.read(1, window=window) for file in self._files[:3])
             classes[provenance == Provenance.NONE] = NODATA_CLASS
             yield MapBlock(
                 window=GridWindow(row=row, col=0, height=window.height, width=window.width),
@@ -247,13 +277,15 @@ class MapWriter:
         try:
             with _writing(output_dir), unreferenced_is_fine():
                 output_dir.mkdir(parents=True, exist_ok=True)
-                for done, (spool, target) in enumerate(zip(self._spools, maps, strict=True), start=1):
+                for done, (spool, target, each) in enumerate(zip(self._spools, maps, self._maps, strict=True), start=1):
                     temporary = unfinished[target]
                     # ready-made overviews halve the time of the COG driver, which builds them in a compressed copy
                     with rasterio.open(spool, "r+", driver="GTiff") as file:
                         if factors:
                             file.build_overviews(factors, Resampling.nearest)
-                    rasterio.shutil.copy(spool, temporary, driver="COG", BLOCKSIZE=BLOCK_PX, COMPRESS="ZSTD", LEVEL=1)
+                    rasterio.shutil.copy(
+                        spool, temporary, driver="COG", BLOCKSIZE=BLOCK_PX, COMPRESS="ZSTD", LEVEL=1, **each.creation
+                    )
                     _check_whole(temporary, factors, COG_TRAILER_BYTES)
                     _settle(temporary)
                     if progress is not None:
@@ -344,15 +376,15 @@ def _writing(path: Path) -> Iterator[None]:
         _gdal_log.propagate = propagate
 
 
-def _check_room(partial_dir: Path, grid: Grid) -> None:
+def _check_room(partial_dir: Path, grid: Grid, bands: int) -> None:
     pixels = ceil(grid.width / BLOCK_PX) * ceil(grid.height / BLOCK_PX) * BLOCK_PX**2
-    needed = round(pixels * (SPOOL_BYTES_PER_PX + COG_BYTES_PER_PX))
+    needed = round(pixels * bands * (SPOOL_BYTES_PER_PX + COG_BYTES_PER_PX))
     free = shutil.disk_usage(partial_dir).free
     if free < needed:
         raise OutputError(
-            f"maps of {grid.width} x {grid.height} px need {needed / 1e6:,.0f} MB ({SPOOL_BYTES_PER_PX:g} bytes per "
-            f"pixel while the run lasts, about {COG_BYTES_PER_PX:g} for the results); {partial_dir} has "
-            f"{free / 1e6:,.0f} MB free: free space or pass another `output`"
+            f"maps of {grid.width} x {grid.height} px need {needed / 1e6:,.0f} MB ({bands * SPOOL_BYTES_PER_PX:.3g} "
+            f"bytes per pixel while the run lasts, about {bands * COG_BYTES_PER_PX:.3g} for the results); "
+            f"{partial_dir} has {free / 1e6:,.0f} MB free: free space or pass another `output`"
         )
 
 
@@ -365,7 +397,7 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
             driver="GTiff",
             width=grid.width,
             height=grid.height,
-            count=1,
+            count=each.count,
             dtype="uint8",
             crs=grid.crs,
             transform=grid.transform,
@@ -382,7 +414,10 @@ def _create_spool(spool: Path, grid: Grid, each: _Map) -> None:
             if each.colours is not None:
                 file.write_colormap(1, dict(each.colours))
             file.update_tags(**each.tags)
-            file.set_band_description(1, each.name)
+            for band, name in enumerate(each.bands or (each.name,), start=1):
+                file.set_band_description(band, name)
+            if each.scale is not None:
+                file.scales = (each.scale,) * each.count
         # the tag comes second: GDAL would write it to every pixel, which takes seconds per gigabyte
         with rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_PX), rasterio.open(spool, "r+", driver="GTiff") as file:
             file.nodata = each.nodata
@@ -431,14 +466,14 @@ def _check_content(spools: Sequence[Path], partial_dir: Path, mark: FilePrefix) 
     """See that the spools hold what was written into them."""
     again = "start over with overwrite=True"
     try:
-        head, written = read_checksums(partial_dir, mark)
+        head, written = read_checksums(partial_dir, mark, layers=len(spools))
         if _heads(spools) != head:
             raise ResumeError(f"the unfinished maps in {partial_dir} are damaged: {again}")
         with ExitStack() as stack, unreferenced_is_fine():
             files = [stack.enter_context(rasterio.open(spool, driver="GTiff")) for spool in spools]
             for (row, col, height, width), sums in written.items():
                 window = Window(col, row, width, height)
-                found = checksums([file.read(1, window=window) for file in files])
+                found = checksums([file.read(window=window) for file in files])
                 if found != sums:
                     spool = next(spool for spool, a, b in zip(spools, found, sums, strict=True) if a != b)
                     raise ResumeError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.contract.bundle import NODATA_CLASS
 from engine.grid import Window
-from engine.stitcher import MapBlock
+from engine.map_block import MapBlock
 
 CANVAS_PX = 1 << 24
 """Of larger maps every 2nd, 4th, ... pixel is shown while they grow; 48 MiB, taken as they fill."""

@@ -20,10 +20,10 @@ from engine.contract.sensors import Sensor
 from engine.frame_log import FrameRecord
 from engine.grid import Window
 from engine.job import TileReport
+from engine.map_block import MapBlock
 from engine.observer import Observer
 from engine.plan import Plan
 from engine.record import GridUsed, RasterUsed, RunRecord
-from engine.stitcher import MapBlock
 from engine.telemetry.status import Phase
 from engine.view import messages
 from engine.view.address import listen

@@ -309,7 +309,7 @@ def test_resuming_needs_whole_spools_of_the_same_size(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path: Path) -> None:
     side = 4_000_000
     grid = Grid(width=side, height=side, crs=LAMBERT, transform=GRID.transform)
-    with pytest.raises(OutputError, match=r"4000000 x 4000000 px need 88,0\d\d,\d\d\d MB .* has [\d,]+ MB free"):
+    with pytest.raises(OutputError, match=r"4000000 x 4000000 px need 92,8\d\d,\d\d\d MB .* has [\d,]+ MB free"):
         MapWriter.create(tmp_path / "partial", grid, CLASSES, resume=False)
     assert not any((tmp_path / "partial").iterdir())
 

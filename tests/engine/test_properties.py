@@ -20,7 +20,8 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, parse_sensors
 from engine.grid import Axis, Tile, TileGrid, Window, mirrored
 from engine.health.faults import Injection, Kind, kinds_of, parse_faults
 from engine.live.frame_name import Pattern
-from engine.stitcher import CropStitcher, HannStitcher, MapBlock, Stitcher
+from engine.map_block import MapBlock
+from engine.stitcher import CropStitcher, HannStitcher, Stitcher
 from engine.telemetry.endpoint import Address, parse_address
 
 CLASSES = 3
