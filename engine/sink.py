@@ -73,8 +73,14 @@ class FrameTally:
     pixels: PixelCounts = field(default_factory=PixelCounts)
     verdicts: dict[Sensor, Verdict] = field(default_factory=dict)
 
+    def begin(self, job: Job) -> None:
+        """Take note of the frame's first tile, which a resumed run may have counted before."""
+        if self.began_at is None:
+            self.began_at = job.available_at
+
     def add(self, job: Job) -> None:
         """Count a tile."""
+        self.begin(job)
         self.inferences.update(job.scenarios)
         self.verdicts = worst(self.verdicts, job.verdicts)
 
@@ -192,8 +198,7 @@ class FrameSink:
         frame = job.frame
         assert frame is not None
         self._frame = frame
-        if self._tally.began_at is None:
-            self._tally.began_at = job.available_at
+        self._tally.begin(job)
         if job.tile.index >= self._counted:
             self.monitor = job.monitor or self.monitor
             self.statistics.add_tile(job)
