@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import demo
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, InterruptedRunError, UsageError
 
 RESULTS = Path(__file__).parent / "results"
@@ -17,11 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def parser_of(name: str, description: str | None, *, result: str | None = None) -> argparse.ArgumentParser:
     """A parser for ``python -m benchmarks.NAME``; with ``result``, a file name, it has ``--bundle`` and ``--out``."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(f"benchmarks.{name}", description)
     if result is not None:
         parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, help="model (default: the demo's)")
         parser.add_argument(

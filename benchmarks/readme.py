@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.conditions import ROOT
 from benchmarks.tables import RESULTS, TABLES, block
 from engine.contract.atomic import write_whole
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, UsageError, writing
 
 PAGES = (ROOT / "README.md", ROOT / "export" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.readme", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table differs")
     parser.add_argument("--list", action="store_true", help="print the names of all tables")
     parser.add_argument(

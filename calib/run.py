@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, InterruptedRunError, OutputError, UsageError
 
 INSTALL = "pip install 'gemmnet-edge[calib]'"
@@ -56,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        prog="python -m calib.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_parser("calib.run", __doc__)
     options.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle to add int8 graphs to")
     options.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of labelled scenes")
     options.add_argument("--budget", type=float, default=0.5, metavar="POINTS", help="mF1 that int8 may cost (0.5)")

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.contract.command import called
 from engine.contract.errors import UsageError
 from engine.version import own_version
 
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return UsageError.exit_code
-    return int(module.main(given[1:]) or 0)
+    with called(f"gemmnet {name}"):
+        return int(module.main(given[1:]) or 0)
 
 
 def usage() -> str:

@@ -27,6 +27,7 @@ from typing import Any
 from engine.contract import trust
 from engine.contract.atomic import write_whole
 from engine.contract.bundle import MANIFEST_NAME, Bundle
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError, one_line, writing
 from engine.contract.formats import MalformedError, read_file
 from engine.contract.trust import KEYS_DOMAIN, LIST_NAME, MANIFEST_DOMAIN, ROOT_NAME, SIGNATURE_SUFFIX, key_id
@@ -45,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; also what the documentation is checked against."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.keys", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.keys", __doc__)
     words = parser.add_subparsers(required=True, metavar="COMMAND")
     new = words.add_parser("new", help="make a signing key")
     new.add_argument("key", type=Path, help="file of the private key; the public one gets the suffix .pub")

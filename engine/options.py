@@ -41,11 +41,12 @@ OPTIONS = {
     "watchdog_s": "--watchdog",
     "halo_px": "--halo",
     "audit_every": "--audit-every",
+    "drivers": "--live-driver",
     **{
         name: f"--{name}"
-        for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output")
+        for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output", "pattern")
     },
-    **{name: f"--{name}" for name in ("pattern", "sensors", "dsm", "dtm", "gsd")},
+    **{name: f"--{name}" for name in ("sensors", "dsm", "dtm", "gsd", "backend", "precision", "metrics")},
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
 

@@ -63,7 +63,7 @@ class LandingFolder:
 
     def __post_init__(self) -> None:
         if not self.drivers:
-            raise UsageError("at least one driver must be allowed, received none: pass --live-driver GTiff")
+            raise UsageError("at least one driver must be allowed, received none: name GTiff in `drivers`")
         if not self.sensors:
             raise UsageError("at least one sensor must deliver, received none: name some in `sensors`")
         check_positive(partner_wait_ms=self.partner_wait_ms, idle_exit_s=self.idle_exit_s)

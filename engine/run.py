@@ -35,6 +35,7 @@ import msgspec
 
 from engine.backends.resilient import leave
 from engine.console import Console, JsonLines, emit
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor
 from engine.fleet.here import map_list
@@ -88,9 +89,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; also what the documentation is checked against."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.run", __doc__)
     add_options(parser)
     return parser
 

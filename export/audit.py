@@ -30,6 +30,7 @@ from pathlib import Path
 import msgspec
 
 from engine.contract.bundle import Bundle, Precision
+from engine.contract.command import command_parser
 from engine.contract.errors import BundleError, EngineError
 from engine.contract.plan_cache import default_cache, find_plan, stored_plans, usable_plans
 from engine.contract.plans import EngineAudit, PlanAudit, PlanHost, measured_on, refusal
@@ -77,9 +78,7 @@ class GraphAudit:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        prog="python -m export.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_parser("export.audit", __doc__)
     add_shared(options)
     options.add_argument("--layers", action="store_true", help="every layer, not only totals")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all of it to a file")

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.contract.bundle import Bundle, Precision
+from engine.contract.command import command_parser
 from engine.contract.errors import BackendUnavailableError, EngineError, IntegrityError
 from engine.contract.plan_cache import (
     StoredPlan,
@@ -66,9 +67,7 @@ USABLE = "usable"
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        prog="python -m export.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_parser("export.build", __doc__)
     add_shared(options)
     options.add_argument("--force", action="store_true", help="build also what is up to date")
     options.add_argument("--list", action="store_true", help="say what is in the cache and whether it may be loaded")

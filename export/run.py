@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.contract.bundle import GOLDEN_LIMIT, Bundle, Precision, save_manifest
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, UsageError
 from engine.contract.files import FileRef
 from engine.contract.proof import prove
@@ -46,9 +47,7 @@ DEFAULT_SEED = 3_000_000
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(
-        prog="python -m export.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_parser("export.run", __doc__)
     options.add_argument("checkpoint", type=Path, help="best.safetensors of a training run")
     options.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--tile", type=int, default=DEFAULT_TILE_PX, metavar="PX", help="side of a tile (512)")

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from engine.contract.sensors import Sensor
 from train import checkpoint
 from train.checkpoint import CheckpointInfo
@@ -139,9 +140,7 @@ def _told(found: Stability) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.adapt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.adapt", __doc__)
     parser.add_argument(
         "--init", type=checkpoint.named, default="demo", metavar="FILE", help="checkpoint to adapt (demo, the shipped)"
     )

@@ -32,6 +32,7 @@ import msgspec
 import torch
 
 from engine.contract.atomic import replacing
+from engine.contract.command import command_parser
 from engine.contract.errors import InterruptedRunError, UsageError
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.contract.sensors import Scenario
@@ -240,9 +241,7 @@ def as_table(entries: Sequence[BenchmarkRow]) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.benchmark", __doc__)
     parser.add_argument("--presets", default=",".join(DEFAULT_PRESETS), help=f"({','.join(DEFAULT_PRESETS)})")
     budget.add_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the table")

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.contract.atomic import replacing
+from engine.contract.command import command_parser
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from train import checkpoint
 from train.checkpoint import BandStatistics
@@ -191,9 +192,7 @@ def evaluate(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.evaluate", __doc__)
     parser.add_argument("checkpoint", type=checkpoint.named, help="best.safetensors of a run, or demo")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", metavar="SOURCE", help=GRAMMAR)

@@ -41,6 +41,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine.contract.atomic import replacing
+from engine.contract.command import command_parser
 from engine.contract.errors import one_line
 from engine.contract.formats import from_builtins, from_json
 from engine.contract.sensors import Scenario
@@ -242,9 +243,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.run", __doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="edge", help="model and training defaults (edge)")
     parser.add_argument(
         "--model", metavar="JSON", default="{}", help="what differs from the preset's model: '{\"token_depth\": 2}'"

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from engine.contract.sensors import Scenario, scenarios_within
 from train import checkpoint
 from train.data.labels import IGNORE_INDEX
@@ -156,9 +157,7 @@ def _pooled(samples: Sequence[PixelSample], source: str) -> tuple[Tensor, Tensor
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.temperature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.temperature", __doc__)
     parser.add_argument("checkpoint", type=checkpoint.named, help="a .safetensors of a run")
     parser.add_argument("--data", action="append", required=True, metavar="SOURCE", help=f"{GRAMMAR}; several times")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="further labels for folder: scenes, <scene>.png")

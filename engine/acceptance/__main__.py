@@ -55,11 +55,13 @@ from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.health import parse_audit, parse_limits
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.audit import auditor_of
 from engine.health.faults import Injection, Kind, kinds_of
+from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import SensorRasters
 from engine.stitcher import CropStitcher
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.csv is not None:
             write_csv(options.csv, results)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -149,9 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.acceptance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.acceptance", __doc__)
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
     parser.add_argument("--rgir", type=Path, metavar="PATH", help="raster to fly over (default: the demo scene)")
     parser.add_argument("--ndsm", type=Path, metavar="PATH", help="its heights")

@@ -116,7 +116,7 @@ def _open(
         left_behind.set()  # to close it would be to wait for it
         raise BackendError(
             f"{backend.info} gave no answer to the golden tile for {answer_limit_s:g} s: it hangs, or needs a longer "
-            "--watchdog"
+            "`watchdog_s`"
         ) from error
     except BaseException:
         backend.close()

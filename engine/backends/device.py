@@ -48,7 +48,7 @@ def translated(what: str) -> Iterator[None]:
         yield
     except cuda.MemoryError as error:
         raise BackendError(
-            f"the GPU could not {what}: {error}: free memory on it, or use --backend openvino"
+            f"the GPU could not {what}: {error}: free memory on it, or use `backend=openvino`"
         ) from error
     except cuda.Error as error:
         raise BackendError(f"the GPU could not {what}: {error}") from error
@@ -63,7 +63,7 @@ def first_device() -> Device:
     try:
         cuda.init()
         if cuda.Device.count() == 0:
-            raise BackendUnavailableError("a CUDA device is needed, the driver lists none: use --backend openvino")
+            raise BackendUnavailableError("a CUDA device is needed, the driver lists none: use `backend=openvino`")
         device = cuda.Device(0)
         major, minor = device.compute_capability()
         return Device(
@@ -75,7 +75,7 @@ def first_device() -> Device:
     except cuda.Error as error:
         raise BackendUnavailableError(
             f"a CUDA device is needed, and the driver says: {error}: check it with nvidia-smi (tegrastats on a "
-            "Jetson), or use --backend openvino"
+            "Jetson), or use `backend=openvino`"
         ) from error
 
 

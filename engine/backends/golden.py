@@ -89,7 +89,7 @@ def check_golden_tile(
                     raise GoldenMismatchError(
                         f"{info}{_processor(info)} does not reproduce the golden tile{which} of {bundle.root}: "
                         f"scenario {scenario}, output {output} differs by {difference:.4g} {unit} (limit "
-                        f"{limit:.4g}): try --precision fp32 or another --backend"
+                        f"{limit:.4g}): try `precision=fp32` or another `backend`"
                     )
 
 

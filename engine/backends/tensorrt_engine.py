@@ -62,7 +62,7 @@ class TensorRt:
         except TypeError as error:  # what the bindings raise for a null pointer; the reason is in the log
             raise BackendUnavailableError(
                 f"{self} does not start on this device ({error}){self.complaints()}: check the driver with nvidia-smi "
-                "(tegrastats on a Jetson), or use --backend openvino"
+                "(tegrastats on a Jetson), or use `backend=openvino`"
             ) from error
         # A plan may carry a runtime of its own as host code; it would run with the rights of this process.
         self._runtime.engine_host_code_allowed = False

@@ -257,7 +257,7 @@ def _checked(limits: object, kind: type[Settings], texts: Sequence[str]) -> Sett
     try:
         return from_builtins(limits, kind)
     except MalformedError as error:
-        raise UsageError(f"--health {' '.join(texts)}: {error}: correct it") from error
+        raise UsageError(f"`health` {' '.join(texts)}: {error}: correct it") from error
 
 
 def _changes(text: str) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _changes(text: str) -> dict[str, Any]:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UsageError(
-            "--health takes SENSOR.LIMIT=VALUE, as in ndsm.max_height_m=80, rgir.noise.soft=12, rgir.noise=off or "
+            "`health` takes SENSOR.LIMIT=VALUE, as in ndsm.max_height_m=80, rgir.noise.soft=12, rgir.noise=off or "
             f"audit.agreement=0.6, or a .toml or .json file; received {text!r}"
         )
     nested: Any = _number(value, text)
@@ -281,10 +281,10 @@ def _file(path: Path) -> dict[str, Any]:
         content = read_file(path, LIMITS_BYTES)
         return from_toml(content, dict[str, Any]) if path.suffix == ".toml" else from_json(content, dict[str, Any])
     except OSError as error:
-        raise UsageError(f"--health {path} cannot be read ({error.strerror}): check the path") from error
+        raise UsageError(f"`health` {path} cannot be read ({error.strerror}): check the path") from error
     except MalformedError as error:
         raise UsageError(
-            f"--health {path} cannot be read as tables rgir, ndsm and audit: {error}: correct its content"
+            f"`health` {path} cannot be read as tables rgir, ndsm and audit: {error}: correct its content"
         ) from error
 
 
@@ -294,7 +294,7 @@ def _number(value: str, text: str) -> float | int | str:
     try:
         return int(value) if value.lstrip("+-").isdigit() else float(value)
     except ValueError as error:
-        raise UsageError(f"--health {text}: a number or off is needed, received {value!r}") from error
+        raise UsageError(f"`health` {text}: a number or off is needed, received {value!r}") from error
 
 
 def _merge(limits: dict[str, Any], changes: Mapping[str, Any], text: str) -> None:
@@ -302,16 +302,16 @@ def _merge(limits: dict[str, Any], changes: Mapping[str, Any], text: str) -> Non
     defaults.update({str(sensor): each for sensor, each in default_limits().items()})
     for sensor, table in changes.items():
         if sensor not in limits or not isinstance(table, dict):
-            raise UsageError(f"--health {text}: begin with one of {', '.join(limits)}, received {sensor!r}")
+            raise UsageError(f"`health` {text}: begin with one of {', '.join(limits)}, received {sensor!r}")
         known = [name for name in limits[sensor] if getattr(defaults[sensor], name) is not None]
         for name, value in table.items():
             if name not in known:
-                raise UsageError(f"--health {text}: {sensor} has the limits {', '.join(known)}; received {name!r}")
+                raise UsageError(f"`health` {text}: {sensor} has the limits {', '.join(known)}; received {name!r}")
             old = limits[sensor][name]
             if isinstance(value, dict):
                 parts = msgspec.to_builtins(getattr(defaults[sensor], name))
                 if not isinstance(parts, dict) or (unknown := sorted(set(value) - set(parts))):
                     has = f"has {' and '.join(parts)}" if isinstance(parts, dict) else "is a number"
-                    raise UsageError(f"--health {text}: {name} {has}, received {', '.join(unknown or value)}")
+                    raise UsageError(f"`health` {text}: {name} {has}, received {', '.join(unknown or value)}")
                 value = {**(old if isinstance(old, dict) else parts if "soft" not in parts else {}), **value}
             limits[sensor][name] = None if value == "off" else value

@@ -264,7 +264,7 @@ def write_cached(path: Path, content: bytes) -> None:
         write_whole(path, content, durable=True)
     except OSError as error:
         raise OutputError(
-            f"plans are kept in {path.parent}, which cannot be written ({error.strerror}): choose another --cache"
+            f"plans are kept in {path.parent}, which cannot be written ({error.strerror}): choose another folder"
         ) from error
 
 

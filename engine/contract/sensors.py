@@ -95,7 +95,7 @@ def parse_sensors(text: str) -> frozenset[Sensor]:
     unknown = sorted(set(names) - set(Sensor))
     if unknown or not names:
         raise UsageError(
-            f"--sensors takes a comma-separated list of {', '.join(Sensor)}; received {text!r}: "
-            "write for example --sensors rgir or --sensors rgir,ndsm"
+            f"`sensors` takes a comma-separated list of {', '.join(Sensor)}; received {text!r}: "
+            "write for example rgir or rgir,ndsm"
         )
     return frozenset(Sensor(name) for name in names)

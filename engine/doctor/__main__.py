@@ -33,6 +33,7 @@ import msgspec
 from engine import demo
 from engine.backends.base import ExecutionPrecision
 from engine.backends.instruction_sets import available
+from engine.contract.command import command_parser
 from engine.contract.errors import InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
 from engine.doctor.diagnosis import BACKENDS, BundleFinding, Diagnosis, Library, as_json, examine
@@ -40,7 +41,7 @@ from engine.doctor.host import Host
 from engine.doctor.probe import Probe
 from engine.doctor.rasters import look
 from engine.health.preflight import Advice
-from engine.options import parse_bands
+from engine.options import in_options, parse_bands
 from engine.rasters.names import raster_name
 
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ndsm_scale_m=options.ndsm_scale,
             )
     except (UsageError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -85,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.doctor", __doc__)
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
     parser.add_argument("--rgir", type=raster_name, metavar="PATH", help="raster to look at: near-infrared, red, green")
     parser.add_argument("--ndsm", type=raster_name, metavar="PATH", help="its heights above ground")

@@ -34,6 +34,7 @@ from engine.backends import BackendName
 from engine.backends.base import Output
 from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle, save_manifest
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.formats import from_builtins
 from engine.contract.health import AuditLimits, HealthLimits
@@ -42,6 +43,7 @@ from engine.grid import TileGrid
 from engine.health.audit import Auditor, Evidence, auditor_of, judge
 from engine.health.monitor import Monitor
 from engine.health.verdict import Fault
+from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import SensorRasters
 from engine.rasters.sources import Observation
@@ -111,11 +113,7 @@ def condemned(examined: Sequence[Examined], limits: AuditLimits) -> list[tuple[E
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.health.calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("engine.health.calibrate", __doc__)
     parser.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="model (default: the demo's)")
     parser.add_argument("--scene", type=Path, nargs="+", required=True, metavar="DIR", help="with rgir.tif, ndsm.tif")
     parser.add_argument("--rate", type=float, default=0.05, metavar="SHARE", help="see above (default: 0.05)")
@@ -128,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _calibrate(options)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -130,23 +130,23 @@ class Injection:
 
     def __post_init__(self) -> None:
         if self.first < 0 or (self.last is not None and self.last < self.first):
-            raise UsageError(f"--inject {self}: tiles run from a first one to a last one that is not before it")
+            raise UsageError(f"`inject` {self}: tiles run from a first one to a last one that is not before it")
         known = kinds_of(self.sensor) + degradations_of(self.sensor)
         if self.kind not in known:
-            raise UsageError(f"--inject {self}: {self.sensor} can be {', '.join(known)}")
+            raise UsageError(f"`inject` {self}: {self.sensor} can be {', '.join(known)}")
         if self.kind in REPEATING and self.first == 0:
             raise UsageError(
-                f"--inject {self}: a {self.kind} sensor repeats the tile before, so begin at tile 1 or later"
+                f"`inject` {self}: a {self.kind} sensor repeats the tile before, so begin at tile 1 or later"
             )
         if self.kind in FAILURES and self.strength is not None:
-            raise UsageError(f"--inject {self}: {self.kind} has no strength: leave ={self.strength:g} out")
+            raise UsageError(f"`inject` {self}: {self.kind} has no strength: leave ={self.strength:g} out")
         if self.kind is Kind.BANDS and f"{self.amount:g}" not in ORDERS:
-            raise UsageError(f"--inject {self}: an order of bands is one of {', '.join(ORDERS)}")
+            raise UsageError(f"`inject` {self}: an order of bands is one of {', '.join(ORDERS)}")
         if self.kind in WHOLE and self.amount not in WHOLE[self.kind]:
-            raise UsageError(f"--inject {self}: {self.kind} is one of {', '.join(map(str, WHOLE[self.kind]))}")
+            raise UsageError(f"`inject` {self}: {self.kind} is one of {', '.join(map(str, WHOLE[self.kind]))}")
         if not math.isfinite(self.amount) or (self.kind in UNSIGNED and self.amount < 0):
             raise UsageError(
-                f"--inject {self}: {self.kind} takes a number of at least 0, {DEGRADATIONS[self.kind].means}"
+                f"`inject` {self}: {self.kind} takes a number of at least 0, {DEGRADATIONS[self.kind].means}"
             )
 
     @property
@@ -187,7 +187,7 @@ def parse_faults(text: str) -> tuple[Injection, ...]:
         match = _ITEM.fullmatch(item.strip())
         if match is None or match["sensor"] not in list(Sensor) or match["kind"] not in list(Kind):
             raise UsageError(
-                f"--inject takes SENSOR:KIND@FIRST, @FIRST-LAST or @FIRST- joined by commas, a degradation also as "
+                f"`inject` takes SENSOR:KIND@FIRST, @FIRST-LAST or @FIRST- joined by commas, a degradation also as "
                 f"KIND=STRENGTH, with the sensors {', '.join(Sensor)}, the kinds {', '.join(Kind)} and tiles counted "
                 f"from 0; received {item.strip()!r}"
             )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, InterruptedRunError, UsageError
 
 INSTALL = "pip install 'gemmnet-edge[gis]'"
@@ -44,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.polygons", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.polygons", __doc__)
     parser.add_argument("map", type=Path, help="folder that engine.run --output wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".gpkg, .fgb or .parquet (MAP/polygons.gpkg)")
     parser.add_argument("--smallest", type=int, default=10, metavar="PX", help="give smaller areas away (10 pixels)")

@@ -17,7 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError
+from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
 from engine.report import write_report
 
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with gdal_environment(), tqdm(total=1.0, file=sys.stderr, bar_format="{l_bar}{bar}|", delay=1) as bar:
             target = write_report(options.output, progress=lambda share: _advance(bar, share))
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -40,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.report", __doc__)
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of a finished run")
     return parser
 

@@ -79,7 +79,7 @@ class Finished:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        hint = "pass the folder of a finished run (repeat an interrupted one with --resume)"
+        hint = "pass the folder of a finished run (repeat an interrupted one with `resume=True`)"
         try:
             self.record = RunRecord.read(output / RUN_NAME)
             self._collect(read_tile_log(output / TILE_LOG_NAME))

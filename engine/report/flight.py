@@ -87,9 +87,7 @@ def health(run: Finished) -> Section:
     """What every sensor was worth, and each change with its reason."""
     told = run.record.health
     if not run.watched:
-        return section(
-            "health", "Sensor health", tag("p", "Not watched in this run: the sensors were named with --sensors.")
-        )
+        return section("health", "Sensor health", tag("p", "Not watched in this run: its sensors were named."))
     rows: list[list[Content]] = []
     for sensor in run.sensors:
         states, faults = told.states.get(sensor, {}), told.faults.get(sensor, {})

@@ -59,6 +59,6 @@ def _counted(status: RunStatus, deadline_ms: float | None) -> Metrics:
         from engine.telemetry.metrics import Metrics
     except ImportError as error:
         raise UsageError(
-            f"--metrics needs prometheus-client, which cannot be imported ({error}): pip install prometheus-client"
+            f"`metrics` needs prometheus-client, which cannot be imported ({error}): pip install prometheus-client"
         ) from error
     return Metrics(status, deadline_s=None if deadline_ms is None else deadline_ms / 1e3)

@@ -22,8 +22,10 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.contract.command import command_parser
 from engine.contract.errors import EngineError
 from engine.contract.sensors import Sensor
+from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
 from engine.view.address import listen
 
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             asyncio.run(until_stopped())
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         pass  # before it served
@@ -67,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.view", __doc__)
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of a finished run")
     parser.add_argument(
         "--serve",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import run
 from engine.commands import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,13 @@ def test_a_command_runs_as_its_module_does(capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", "--help"])
     assert ended.value.code == 0
-    assert "--rgir" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("usage: gemmnet run ")
+    assert "    gemmnet run --rgir ortho.tif --ndsm height.tif --output map" in told
+    assert "python -m engine.run" not in told
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m engine.run ")
     assert main(["run", "--rate", "0"]) == 2
     assert "--rate must be a positive number" in capsys.readouterr().err
 

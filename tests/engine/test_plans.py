@@ -422,5 +422,5 @@ def test_a_measured_latency_is_kept_with_the_plan(cache: Path, key: PlanKey) -> 
 
 def test_a_cache_that_cannot_be_written_is_an_output_error(tmp_path: Path, key: PlanKey) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OutputError, match="choose another --cache"):
+    with pytest.raises(OutputError, match="choose another folder"):
         save(tmp_path / "file", key)

@@ -280,7 +280,7 @@ def test_a_cache_that_cannot_be_written_is_an_output_error(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert run(bundle, "--cache", str(tmp_path / "file" / "plans")) == 4
-    assert "choose another --cache" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_a_driver_that_does_not_start_is_told_in_the_librarys_own_words(

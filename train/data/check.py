@@ -18,7 +18,6 @@ Exit codes: 0 usable, 1 something must be repaired first, 2 no data set there.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from train.data.folder import FILES, FolderSource
 from train.data.isprs import CITIES, City, Part, TileFiles, find_tiles, read_tile
 from train.data.labels import ISPRS_LABELS, LabelSet, decode_colours
@@ -207,9 +207,7 @@ def kind_of(root: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train.data.check", __doc__)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set")
     parser.add_argument("--kind", choices=(*CITIES, "folder"), help="which layout (told from the file names)")
     options = parser.parse_args(argv)

@@ -5,13 +5,13 @@ python -m train.data.demo_scene --out engine/demo/scene
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
+from engine.contract.command import command_parser
 from train.data.synthetic import generate
 
 SEED = 3_000_001
@@ -24,11 +24,7 @@ NDSM_NODATA = -9999.0
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.data.demo_scene",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train.data.demo_scene", __doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for rgir.tif and ndsm.tif")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene (default {SEED})")
     parser.add_argument("--style", default=STYLE, help=f"kind of neighbourhood (default {STYLE})")

@@ -1,8 +1,10 @@
-"""Write procedural scenes as GeoTIFFs: `python -m train.data.synthetic --help`."""
+"""Write seeded procedural scenes as GeoTIFFs: NIR-R-G image, heights, labels.
+
+python -m train.data.synthetic --out scenes --count 8 --gsd 0.2 --preview
+"""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from tqdm import tqdm
 
+from engine.contract.command import command_parser
 from train.data.synthetic import STYLES, SyntheticScene, generate
 
 PALETTE = {
@@ -61,11 +64,7 @@ def contact_sheet(scene: SyntheticScene) -> NDArray[np.uint8]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.data.synthetic",
-        description="Write seeded procedural scenes: NIR-R-G image, heights, labels.",
-        epilog="example: python -m train.data.synthetic --out scenes --count 8 --gsd 0.2 --preview",
-    )
+    parser = command_parser("train.data.synthetic", __doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scene_00000, ...")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="scenes to write (default 1)")
     parser.add_argument("--size", type=int, default=768, metavar="PX", help="side in pixels (default 768)")
