@@ -1,4 +1,4 @@
-"""How far procedural scenes are from real images: by class, band and measure, and whether a classifier tells them apart.
+"""How far procedural scenes are from real images, by class and measure, and whether a classifier tells them apart.
 
     python -m benchmarks.gap --data ../shared/data/naip --labels train/data/labels/naip
     python -m benchmarks.gap --data ../shared/data/naip --scenes 100 --out gap.csv
@@ -133,7 +133,7 @@ def measures(rgir: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def distances(real: Sequence[Labelled], drawn: Sequence[Labelled], names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each class and measure, largest distance first."""
-    pools = [{index: pool for index, pool in enumerate(_pooled(side, len(names)))} for side in (real, drawn)]
+    pools = [dict(enumerate(_pooled(side, len(names)))) for side in (real, drawn)]
     rows = []
     for index, name in enumerate(names):
         mine, other = (pool[index] for pool in pools)
@@ -247,7 +247,9 @@ def draw(real: Sequence[NDArray[np.uint8]], drawn: Sequence[NDArray[np.uint8]], 
     for side in (real, drawn):
         chosen = [side[i] for i in np.linspace(0, len(side) - 1, SHOWN).astype(int)]
         rows.append(np.concatenate([scene[:, :256, :256] for scene in chosen], axis=2))
-    Image.fromarray(np.concatenate(rows, axis=1).transpose(1, 2, 0)).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    Image.fromarray(np.concatenate(rows, axis=1).transpose(1, 2, 0)).convert("P", palette=Image.Palette.ADAPTIVE).save(
+        path
+    )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@
     python -m benchmarks.real --data ../shared/data --precisions fp32,int8
     python -m benchmarks.real --data ../shared/data --checkpoint runs/mixed/best.safetensors   in PyTorch, float32
     python -m benchmarks.real --data ../shared/data/naip --part validation                   the places to tune with
+    python -m benchmarks.real --data ../shared/data --gsd off                                each raster as it is
 
 ``--data`` holds scenes (``<scene>/rgir.tif``, with ``ndsm.tif`` and ``labels.tif`` where there are any), folders of
 such scenes with a ``dataset.toml`` (:mod:`train.data.folder`), or both. Of a folder with a ``dataset.toml`` only
 ``--part`` counts (test by default), so that nothing is scored that may be trained on; of others every labelled scene.
 Rough labels from rules, ``labels_lidar_derived.tif``, are read where there are no others, and their rows say so.
+
+Maps are those that a user gets: ``engine.load().segment()`` reads the rasters, resamples them where the bundle maps
+best at another ground sampling distance (``--gsd``), and no sensor is doubted. A checkpoint does the same in PyTorch.
 
 A place is what stands before the year in ``<city>_<year>_<n>``, else the scene. Scores are of one confusion matrix of
 all labelled pixels of a place, in percent: mF1 and OA over pixels of the counted classes, as ISPRS scores, and
@@ -27,9 +31,10 @@ import csv
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +43,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from benchmarks.accuracy import NEEDS, whole_tile
-from benchmarks.agreement import BACKENDS, precisions_of, reference_of
+from benchmarks.accuracy import NEEDS
+from benchmarks.agreement import BACKENDS, precisions_of
 from benchmarks.command import exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.tables import TABLES
-from benchmarks.tiles import Tile
-from engine.backends import BackendName, open_backend
-from engine.backends.base import Backend, Output
+from engine.backends import BackendName
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
+from engine.model import Model, load
+from engine.options import gsd_of
+from engine.resolution import Gsd
 
 if TYPE_CHECKING:
+    from train.data.folder import FolderSource
     from train.data.scenes import Scene
     from train.metrics import Confusion
 
@@ -68,6 +75,7 @@ class RealScene:
     data: str
     """Name of the set."""
     scene: Scene
+    source: FolderSource
     rough: bool
     """Whether the labels follow rules."""
     trees: NDArray[np.int64]
@@ -82,13 +90,13 @@ class RealScene:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """Something that maps tiles: a backend with a precision, or PyTorch."""
+    """Something that maps scenes: a backend with a precision, or PyTorch."""
 
     name: str
     precision: str
     arithmetic: str
-    infer: Any
-    """(scenario, tile) -> (classes uint8 [T, T], confidence float [T, T] in 0..1)."""
+    mapped: Callable[[RealScene, Scenario], tuple[NDArray[np.uint8], NDArray[np.floating]]]
+    """Classes uint8 [H, W] and confidence in 0..1, float [H, W]."""
 
 
 @dataclass(kw_only=True)
@@ -166,6 +174,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="scenes, or folders of scenes")
     parser.add_argument("--part", choices=("train", "validation", "test"), default="test", help="which scenes (test)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="score a checkpoint in PyTorch instead")
+    parser.add_argument(
+        "--gsd", type=gsd_of, default="auto", metavar="auto|M|off", help="resolution to map at, as engine.run's (auto)"
+    )
     parser.add_argument("--backends", default="openvino", metavar="LIST", help=f"of {', '.join(BACKENDS)} (openvino)")
     parser.add_argument("--precisions", metavar="LIST", help="of fp32, fp16, int8, auto (default: all of the bundle)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -200,6 +211,7 @@ def score(options: argparse.Namespace) -> list[dict[str, object]]:
             "backend": way.name,
             "precision": way.precision,
             "arithmetic": way.arithmetic,
+            "gsd": options.gsd,
             **tally.row(),
             **about,
         }
@@ -215,38 +227,67 @@ def ways_of(options: argparse.Namespace, bundle: Bundle, stack: ExitStack) -> li
         EngineError: it cannot be opened.
     """
     if options.checkpoint is not None:
-        name, answers = reference_of(bundle, options.checkpoint)
-
-        def pytorch(scenario: Scenario, tile: Tile) -> tuple[NDArray[Any], NDArray[Any]]:
-            classes, probabilities = answers(scenario, tile)
-            return classes, probabilities.max(axis=0)
-
-        return [Way(name=name.split()[0], precision="fp32", arithmetic="f32", infer=pytorch)]
+        return [_pytorch(options)]
     names: list[BackendName] = listed(options.backends, BACKENDS, "--backends")
     ways = []
     for name in names:
         for precision in precisions_of(bundle, options.precisions):
-            backend = stack.enter_context(
-                open_backend(
-                    name,
-                    bundle,
-                    scenarios=Scenario,
-                    wanted=(Output.CLASSES, Output.CONFIDENCE),
-                    precision=precision,
-                    threads=options.threads,
-                )
-            )
-            info = backend.info
-            ways.append(Way(name=info.name, precision=info.graph, arithmetic=info.precision, infer=_inference(backend)))
+            model = stack.enter_context(load(bundle.root, backend=name, precision=precision, threads=options.threads))
+            info, mapped = model.backend, partial(_segmented, model, options.gsd)
+            ways.append(Way(name=info.name, precision=info.graph, arithmetic=info.precision, mapped=mapped))
     return ways
 
 
-def _inference(backend: Backend) -> Any:
-    def infer(scenario: Scenario, tile: Tile) -> tuple[NDArray[Any], NDArray[Any]]:
-        outputs = backend.infer(scenario, {sensor: tile[sensor] for sensor in scenario.sensors})
-        return outputs[Output.CLASSES], outputs[Output.CONFIDENCE] / np.float32(255)
+def _segmented(
+    model: Model, gsd: Gsd, found: RealScene, scenario: Scenario
+) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    files, source = found.source.files(found.scene.name), found.source
+    result = model.segment(
+        rgir=files["rgir"] if Sensor.RGIR in scenario.sensors else None,
+        ndsm=files["ndsm"] if Sensor.NDSM in scenario.sensors else None,
+        rgir_bands=None if source.rgir_bands == (1, 2, 3) or Sensor.RGIR not in scenario.sensors else source.rgir_bands,
+        ndsm_scale_m=None if source.ndsm_scale_m == 1 or Sensor.NDSM not in scenario.sensors else source.ndsm_scale_m,
+        watch=False,
+        gsd=gsd,
+    )
+    return result.classes, result.confidence / np.float32(255)
 
-    return infer
+
+def _pytorch(options: argparse.Namespace) -> Way:
+    """A checkpoint, at the resolutions that it was trained for."""
+    try:
+        import torch
+
+        from train import checkpoint
+        from train.predict import at_gsd, predictor, tiles
+
+        model, info = checkpoint.load(options.checkpoint)
+    except ImportError as error:
+        raise UsageError(NEEDS.format(error=error)) from error
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"--checkpoint takes a file of `python -m train.run`: {error}") from error
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.gsd not in ("auto", "off"):
+        within: tuple[float, float] | None = (options.gsd, options.gsd)
+    else:
+        within = info.gsd_m if options.gsd == "auto" else None
+
+    @torch.inference_mode()
+    def mapped(found: RealScene, scenario: Scenario) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+        scene, temperature = found.scene, info.temperatures.get(scenario, 1.0)
+        classes, confidence = np.zeros(scene.size_px, np.uint8), np.zeros(scene.size_px, np.float32)
+        predict = at_gsd(predictor(model, scenario), scene.gsd_m, within)
+        for tile in tiles(scene):
+            logits, _ = predict(tile.rgir[None].float(), tile.ndsm[None])
+            best = (logits[0] / temperature).softmax(dim=0).max(dim=0)
+            rows, cols = tile.core
+            row, col = tile.row + rows.start, tile.col + cols.start
+            place = np.s_[row : row + rows.stop - rows.start, col : col + cols.stop - cols.start]
+            classes[place], confidence[place] = (x.numpy()[tile.core] for x in (best.indices, best.values))
+        return classes, confidence
+
+    return Way(name="PyTorch", precision="fp32", arithmetic="f32", mapped=mapped)
 
 
 def scenes_of(root: Path, part: str, cache: Path) -> list[RealScene]:
@@ -289,7 +330,7 @@ def _described(root: Path, part: Any, cache: Path) -> Iterator[RealScene]:
     source = FolderSource(root=root, cache=cache)
     for scene in source.split(part):
         if scene.labelled:
-            yield RealScene(data=root.name, scene=scene, rough=False, trees=_trees(root / scene.name))
+            yield RealScene(data=root.name, scene=scene, source=source, rough=False, trees=_trees(root / scene.name))
 
 
 def _loose(root: Path, cache: Path) -> Iterator[RealScene]:
@@ -308,8 +349,10 @@ def _loose(root: Path, cache: Path) -> Iterator[RealScene]:
             with Raster(root / name / "rgir.tif") as grid, Raster(root / name / ROUGH) as raster:
                 arrays["labels"] = raster.read((1,), like=grid, nearest=True)[0][0]
         if "labels" in arrays:
-            scene = write_scene(cache / "loose" / name, arrays, {})
-            yield RealScene(data=root.name, scene=scene, rough=rough, trees=_trees(root / name))
+            with Raster(root / name / "rgir.tif") as grid:
+                about = {"gsd_m": grid.gsd_m}
+            scene = write_scene(cache / "loose" / name, arrays, about)
+            yield RealScene(data=root.name, scene=scene, source=source, rough=rough, trees=_trees(root / name))
 
 
 def _trees(folder: Path) -> NDArray[np.int64]:
@@ -336,11 +379,9 @@ def run(
     """
     from train.data.labels import ISPRS_LABELS
     from train.metrics import Confusion
-    from train.predict import tiles
 
     if bundle.manifest.classes != ISPRS_LABELS.classes:
         raise InputError("real scenes are labelled with the six ISPRS classes; the bundle tells others apart")
-    side, halo = bundle.manifest.tile_px, bundle.manifest.halo_px
     tallies: dict[Key, PlaceTally] = {}
     pictures: dict[str, list[NDArray[np.uint8]]] = {}
     palette = ISPRS_LABELS.palette()
@@ -354,13 +395,8 @@ def run(
             for number, way in enumerate(ways):
                 key = (found.data, found.place, scenario, number)
                 tally = tallies.setdefault(key, PlaceTally(confusion=Confusion(ISPRS_LABELS)))
-                mapped = np.full(scene.size_px, 255, np.uint8)
-                for window in tiles(scene, tile_px=side, halo_px=halo):
-                    classes, confidence = (x[window.core] for x in way.infer(scenario, whole_tile(window, side)))
-                    tally.add(window.labels[window.core], classes, confidence)
-                    rows, cols = window.core
-                    top, left = window.row + rows.start, window.col + cols.start
-                    mapped[top : top + classes.shape[0], left : left + classes.shape[1]] = classes
+                mapped, confidence = way.mapped(found, scenario)
+                tally.add(np.asarray(scene.labels()), mapped, confidence)
                 tally.trees += len(inside)
                 tally.hit += int((mapped[inside[:, 0], inside[:, 1]] == ISPRS_LABELS.names.index("tree")).sum())
                 if number == 0:

@@ -165,6 +165,11 @@ def unless_reference(cell: Cell) -> Cell:
     return lambda line: "" if line[0]["backend"] == "reference" else cell(line)
 
 
+def _quantiles(side: str) -> Cell:
+    """Low, middle and high of one side, nothing where there are none."""
+    return lambda line: " / ".join(value for at in (5, 50, 95) if (value := line[0][f"{side}_p{at}"]))
+
+
 def _seeds(scenario: Scenario) -> Cell:
     """Mean mF1 over seeds, with its range where there are several, and mean mIoU; in percent."""
 
@@ -321,6 +326,20 @@ TABLES = {
             "floor, ms": three("floor_ms", "{:.1f}"),
             "floor / time": three("share_of_floor", "{:.0f} %", scale=100),
             "time in nodes without a product": three("share_without_products", "{:.0f} %", scale=100),
+        },
+    ),
+    "gap": Table(
+        file="gap.csv",
+        command="python -m benchmarks.gap --data ../shared/data/naip --labels train/data/labels/naip",
+        meaning="Training scenes at the ground sampling distance of the real ones. *Distance*: Wasserstein-1 over the "
+        "standard deviation of the real pixels; of *told apart* the percentage of held-out crops that a linear "
+        "classifier calls real or procedural rightly (50: it cannot). The CSV has every class and measure.",
+        by=("class", "measure"),
+        only=lambda row: row["class"] == "all" or float(row["distance"]) >= 0.6,
+        cells={
+            **text("class", "measure", "distance"),
+            "real, 5 / 50 / 95 %": _quantiles("real"),
+            "procedural, 5 / 50 / 95 %": _quantiles("procedural"),
         },
     ),
     "real": Table(

@@ -195,7 +195,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--gsd",
-        type=_gsd,
+        type=gsd_of,
         default="auto",
         metavar="auto|M|off",
         help="map at M metres a pixel, resampled tile by tile; auto (default): what the bundle maps best at",
@@ -332,7 +332,8 @@ def parse_bands(text: str | None) -> tuple[int, int, int] | None:
     return nir, red, green
 
 
-def _gsd(text: str) -> Gsd:
+def gsd_of(text: str) -> Gsd:
+    """What ``--gsd`` takes; for argparse."""
     if text == "auto":
         return "auto"
     if text == "off":

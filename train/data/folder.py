@@ -134,6 +134,16 @@ class FolderSource:
             )
         return min(known), max(known)
 
+    @property
+    def rgir_bands(self) -> tuple[int, int, int]:
+        """Numbers of the bands of ``rgir.tif`` that hold NIR, red, green."""
+        return self._described.rgir_bands
+
+    @property
+    def ndsm_scale_m(self) -> float:
+        """Metres per unit of ``ndsm.tif``."""
+        return self._described.ndsm_scale_m
+
     def split(self, part: Part) -> tuple[Scene, ...]:
         """The scenes of a part, prepared where they are not yet.
 
