@@ -46,6 +46,7 @@ FEWEST_PIXELS = 2000
 """Of a class on both sides, below which nothing is said of it."""
 FOLDS = 5
 SHOWN = 6
+SHOWN_PX = 160
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """rgir uint8 [3, H, W] and labels uint8 [H, W]."""
@@ -246,7 +247,7 @@ def draw(real: Sequence[NDArray[np.uint8]], drawn: Sequence[NDArray[np.uint8]], 
     rows = []
     for side in (real, drawn):
         chosen = [side[i] for i in np.linspace(0, len(side) - 1, SHOWN).astype(int)]
-        rows.append(np.concatenate([scene[:, :256, :256] for scene in chosen], axis=2))
+        rows.append(np.concatenate([scene[:, :SHOWN_PX, :SHOWN_PX] for scene in chosen], axis=2))
     Image.fromarray(np.concatenate(rows, axis=1).transpose(1, 2, 0)).convert("P", palette=Image.Palette.ADAPTIVE).save(
         path
     )
