@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterOpenError
@@ -70,6 +71,12 @@ class Rasters(Protocol):
 
     def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> AbstractContextManager[Rasters]:
         """For the block: the same, to be read by these windows and in this order."""
+
+    def inside(self, window: Window) -> NDArray[np.bool_] | None:
+        """Which pixels of a window are to be mapped, bool [h, w]; None: all."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What the raster of each sensor is, as :class:`engine.record.RasterUsed` holds it."""
@@ -204,5 +211,4 @@ class RasterFrames:
 
     def identity(self) -> Mapping[str, Any]:
         """The files and how they are read."""
-        assert isinstance(self.rasters, SensorRasters)
         return self.rasters.identity()

@@ -79,6 +79,7 @@ def make_job(
     wait_s: float,
     read_s: float,
     verdicts: Mapping[Sensor, Verdict] | None = None,
+    inside: NDArray[np.bool_] | None = None,
     frame: OpenFrame | None = None,
     monitor: Mapping[str, Any] | None = None,
     release: Callable[[], None] = _nothing,
@@ -89,16 +90,21 @@ def make_job(
         tile: the tile.
         seen: what each sensor saw over ``tile.reads``; a sensor that delivered nothing is left out.
         verdicts: a sensor that is dead by them is not used, whatever it delivered.
+        inside: which pixels of ``tile.reads`` are to be mapped; None: all.
         available_at, wait_s, read_s, frame, monitor, release: see :class:`Job`.
     """
     verdicts = verdicts or {}
     usable = {sensor: each for sensor, each in seen.items() if sensor not in verdicts or verdicts[sensor].usable}
     window, shape = tile.reads, (tile.reads.height, tile.reads.width)
     scenario = scenario_for(usable)
-    if scenario is not None and all(each.whole for each in usable.values()):
+    if inside is not None and inside.all():
+        inside = None
+    if inside is None and scenario is not None and all(each.whole for each in usable.values()):
         provenance, counts = _everywhere(scenario.provenance, shape), {scenario.provenance: tile.target.pixels}
     else:
         provenance = provenance_of({sensor: each.valid_of(*shape) for sensor, each in usable.items()}, shape)
+        if inside is not None:
+            provenance = np.where(inside, provenance, np.uint8(Provenance.NONE))
         counts = pixels_of(provenance[tile.target.within(window)])
     present = sorted((source for source, count in counts.items() if count), key=lambda source: -counts[source])
     return Job(

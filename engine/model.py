@@ -26,6 +26,7 @@ from engine.frames import Frame, RasterOpener
 from engine.health.monitor import Absent, Fault
 from engine.interrupt import first_signal
 from engine.plan import Plan, plan_for
+from engine.rasters.area import AreaInput
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import RasterInput, SensorRasters
 from engine.request import RasterFiles, RunRequest
@@ -82,6 +83,7 @@ class Model:
         ndsm_scale_m: float | None = None,
         gsd: Gsd = "auto",
         probabilities: bool = False,
+        area: AreaInput | None = None,
     ) -> Result:
         """Map one raster, or a pair.
 
@@ -101,6 +103,8 @@ class Model:
                 come back on its own grid. ``"auto"`` is the nearest that the bundle maps best at, ``"off"`` the
                 raster's own.
             probabilities: keep the probability of each class as well.
+            area: the part to map, as a vector file or a box (left, bottom, right, top) in the raster's CRS; the maps
+                are as large as its bounds. None is all of the raster.
 
         Raises:
             UsageError: neither is given, or an argument makes no sense.
@@ -123,6 +127,7 @@ class Model:
             ndsm_scale_m=ndsm_scale_m,
             gsd=gsd,
             probabilities=probabilities,
+            area=area,
         )
         results: list[Result] = []
         with ExitStack() as stack:

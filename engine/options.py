@@ -46,7 +46,7 @@ OPTIONS = {
         name: f"--{name}"
         for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output", "pattern")
     },
-    **{name: f"--{name}" for name in ("sensors", "dsm", "dtm", "gsd", "backend", "precision", "metrics")},
+    **{name: f"--{name}" for name in ("sensors", "dsm", "dtm", "gsd", "area", "backend", "precision", "metrics")},
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
 
@@ -96,6 +96,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="of the list every N-th from the I-th, counted from 0, as in 0/4 to 3/4"
     )
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
+    inputs.add_argument(
+        "--area",
+        metavar="WHAT",
+        help="map this part alone: a vector file (FILE|layername=NAME), or left,bottom,right,top[@CRS]",
+    )
     live = parser.add_argument_group("live folder")
     live.add_argument("--live", type=Path, metavar="DIR", help="map the frames that land here, each into a folder")
     live.add_argument(
@@ -263,6 +268,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         readers=options.readers,
         gsd=options.gsd,
         probabilities=options.probabilities,
+        area=options.area,
     )
 
 

@@ -31,11 +31,13 @@ from engine.journal import Journal, Statistics
 from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
 from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
+from engine.rasters.area import AreaRasters, place
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import local_file
 from engine.rasters.raster import RasterInput
 from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
 from engine.record import (
+    AreaUsed,
     BundleUsed,
     FolderUsed,
     FrameCounts,
@@ -121,6 +123,7 @@ class Plan:
             bundle=BundleUsed(name=manifest.name, path=str(self.bundle.root), sha256=self.bundle.digest),
             inputs=inputs,
             live=FolderUsed.of(source) if isinstance(source, LandingFolder) else None,
+            area=AreaUsed.of(rasters.area) if isinstance(rasters, AreaRasters) else None,
             grid=grid,
             tiling=TilingUsed.of(self.tiling, None if grid is None else grid.gsd_m, tiles=self.tiles),
             scenarios=self.scenarios,
@@ -224,6 +227,7 @@ class Plan:
             bundle=planned.bundle,
             inputs=inputs,
             live=planned.live,
+            area=planned.area,
             grid=grid,
             tiling=TilingUsed.of(self.tiling, None if first_grid is None else first_grid.gsd_m, tiles=len(times)),
             scenarios=planned.scenarios,
@@ -356,7 +360,10 @@ def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) ->
             drop_oldest=request.when_behind == "drop-oldest",
             idle_exit_s=source.idle_exit_s,
         )
-    return RasterFrames(stack.enter_context(opener.open(source.paths)), source.paths)
+    rasters = stack.enter_context(opener.open(source.paths))
+    if request.area is None:
+        return RasterFrames(rasters, source.paths)
+    return RasterFrames(AreaRasters(rasters, place(request.area, rasters.grid)), source.paths)
 
 
 def _at_its_resolution(tiling: Tiling, gsd_m: float | None, manifest: Manifest) -> Tiling:

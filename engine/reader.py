@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.buffers import BufferPool, Buffers
 from engine.contract.errors import RasterOpenError
 from engine.contract.sensors import Sensor
@@ -44,6 +47,10 @@ class ReadTile:
     available_at: float
     began: float
     """``time.monotonic()`` when its reading began."""
+    inside: NDArray[np.bool_] | None = None
+    """Which pixels of ``tile.reads`` are to be mapped; None: all."""
+    outside: bool = False
+    """None is, so that nothing was read."""
     release: Callable[[], None] = _no_release
     """Gives the buffers back."""
 
@@ -125,11 +132,19 @@ class TileReader:
                 frame=frame, absent=absent, grid=rasters.grid, inputs=rasters.describe(), stitcher=stitcher
             )
             opening_s = time.monotonic() - began
-            windows = lambda: (tile.reads for tile in stitcher.tiles(first))  # noqa: E731
+
+            def outside(tile: Tile) -> bool:
+                inside = rasters.inside(tile.target)
+                return inside is not None and not inside.any()
+
+            windows = lambda: (tile.reads for tile in stitcher.tiles(first) if not outside(tile))  # noqa: E731
             with rasters.in_order(windows, readers=self._readers) as ordered:
                 for count, tile in enumerate(stitcher.tiles(first)):
                     due = None if self._rate_hz is None else began + count / self._rate_hz
                     self._wait_until(due)
+                    if outside(tile) and not self._stopped.is_set():
+                        yield self._unread(opened, tile)
+                        continue
                     buffers = None if self._stopped.is_set() else self._pool.take()
                     if buffers is None:
                         return
@@ -151,8 +166,14 @@ class TileReader:
             errors=errors,
             available_at=began if available_at is None else available_at,
             began=began,
+            inside=rasters.inside(tile.reads),
             release=partial(self._pool.give, buffers),
         )
+
+    def _unread(self, opened: OpenFrame, tile: Tile) -> ReadTile:
+        """A tile without a pixel that is to be mapped."""
+        now = time.monotonic()
+        return ReadTile(frame=opened, tile=tile, seen={}, outside=True, available_at=now, began=now)
 
     def _nothing(self, opened: OpenFrame, began: float) -> ReadTile:
         """What stands for a frame without a map."""
@@ -223,7 +244,7 @@ class JobSource:
             if trusted:
                 raise error
         verdicts: Mapping[Sensor, Verdict]
-        if read.frame.frame.dropped:
+        if read.frame.frame.dropped or read.outside:
             verdicts = {}
         elif past is not None:
             verdicts = past.verdicts
@@ -235,6 +256,7 @@ class JobSource:
             read.tile,
             {sensor: each for sensor, each in read.seen.items() if not isinstance(each, Absent)},
             verdicts=verdicts,
+            inside=read.inside,
             frame=read.frame,
             available_at=read.available_at,
             wait_s=read.began - read.available_at,

@@ -32,6 +32,7 @@ from engine.health.monitor import Fault, State
 from engine.health.preflight import Advice
 from engine.journal import Statistics, Switch
 from engine.live.folder import Arrivals
+from engine.rasters.area import Area
 from engine.rasters.georeference import Grid
 from engine.request import LandingFolder, WhenBehind
 from engine.stitcher import Blend, Tiling
@@ -73,6 +74,22 @@ class GridUsed(msgspec.Struct, frozen=True, kw_only=True):
     crs: str | None
     transform: tuple[float, ...] | None
     gsd_m: float | None
+
+
+class AreaUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the rasters that was mapped."""
+
+    name: str
+    """As it was asked for."""
+    polygons: int
+    row: int
+    col: int
+    """Where the maps begin in the rasters' grid."""
+
+    @classmethod
+    def of(cls, area: Area) -> AreaUsed:
+        """As it lies on the raster."""
+        return cls(name=area.name, polygons=len(area.polygons), row=area.window.row, col=area.window.col)
 
 
 class FolderUsed(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +156,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Of the only frame; None where there may be several, each with its own."""
     live: FolderUsed | None
     """None where no folder was watched."""
+    area: AreaUsed | None = None
+    """None: all of the rasters."""
     grid: GridUsed | None
     """Of the only frame, as ``inputs``."""
     tiling: TilingUsed

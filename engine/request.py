@@ -12,6 +12,7 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor
 from engine.health.faults import Injection
 from engine.live.frame_name import Pattern
+from engine.rasters.area import AreaInput
 from engine.rasters.raster import RasterInput
 from engine.resolution import Gsd
 from engine.stitcher import Blend
@@ -108,6 +109,8 @@ class RunRequest:
     ndsm_scale_m: float | None = None
     gsd: Gsd = "auto"
     """At which ground sampling distance rasters are mapped; see :mod:`engine.resolution`."""
+    area: AreaInput | None = None
+    """The part of the rasters that is mapped; None: all. See :mod:`engine.rasters.area`."""
     readers: int | None = None
     """Threads that decode a raster; None is as many as the backend leaves room for."""
     probabilities: bool = False
@@ -131,6 +134,8 @@ class RunRequest:
                 names = ", ".join(sensor for sensor in Sensor if sensor in self.source.sensors)
                 raise UsageError(f"`inject` names {injection.sensor}, but the run reads {names}: add that sensor")
         if isinstance(self.source, LandingFolder):
+            if self.area is not None:
+                raise UsageError("frames of a landing folder are mapped whole: leave `area` away")
             if self.rate_hz is not None:
                 raise UsageError("a landing folder is read at its own pace: leave rate_hz away")
         elif self.when_behind == "drop-oldest" and self.rate_hz is None:

@@ -182,7 +182,8 @@ class SensorRasters:
             )
             out.valid[first:stop] = valid
         settle(source.spec, out)
-        return replace(out, raster_valid=raster_valid)
+        whole = bool(raster_valid.all())
+        return replace(out, raster_valid=None if whole else raster_valid, whole=whole)
 
     def _read_one(
         self,
@@ -213,6 +214,9 @@ class SensorRasters:
             band[...] = pixels[at]
         out.valid[...] = inner.valid[at]
         return False
+
+    def inside(self, window: Window) -> None:
+        """All of it is to be mapped; see :meth:`engine.frames.Rasters.inside`."""
 
     @contextmanager
     def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> Iterator[SensorRasters]:
