@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command(module="engine.report.__main__", help="write the page of a finished run again"),
     "view": Command(module="engine.view.__main__", help="show a finished run's map in a browser", extra="view"),
     "keys": Command(module="engine.keys", help="keys, signatures and trust for bundles", extra="signed"),
+    "stac": Command(module="engine.stac.__main__", help="items of maps and models for a STAC catalogue"),
     "polygons": Command(module="engine.polygons.__main__", help="turn a map into polygons"),
     "acceptance": Command(module="engine.acceptance.__main__", help="every fault on every sensor, and what the map is"),
     "calibrate-health": Command(module="engine.health.calibrate", help="fit the audits of sensors to a model"),

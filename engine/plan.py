@@ -56,6 +56,7 @@ from engine.record import (
 )
 from engine.request import LandingFolder, RasterFiles, RunRequest
 from engine.sink import QUICKLOOK_NAME
+from engine.stac.items import ITEM_NAME
 from engine.stitcher import Stitcher, Tiling
 from engine.stream import jobs_alive
 from engine.tile_log import NAME as TILE_LOG_NAME
@@ -75,6 +76,7 @@ OUTPUT_NAMES = (
     "classes.qml",
     "provenance.qml",
     RUN_NAME,
+    ITEM_NAME,
     TILE_LOG_NAME,
     FRAME_LOG_NAME,
     QUICKLOOK_NAME,

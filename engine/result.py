@@ -28,6 +28,7 @@ from engine.rasters.cog import BLOCK_PX, PROBABILITIES, MapWriter
 from engine.rasters.georeference import Grid
 from engine.record import GridUsed, RasterUsed, RunRecord, TileTimes, described
 from engine.sink import QUICKLOOK_NAME, FrameTally
+from engine.stac.items import ITEM_NAME, map_item, write_item
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, row_of
 
@@ -109,6 +110,7 @@ class Result:
                     (journal.folder / TILE_LOG_NAME).replace(output / TILE_LOG_NAME)
                     (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
                     self.record.write(output / RUN_NAME)
+                write_item(output / ITEM_NAME, map_item(output, self.record))
             finally:
                 journal.remove()
         return output

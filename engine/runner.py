@@ -42,6 +42,7 @@ from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
 from engine.sink import FRAME_NAMES, MAKE_ROOM, FrameSink
+from engine.stac.items import ITEM_NAME, map_item, write_item
 from engine.stitcher import Tiling
 from engine.stream import stream
 from engine.tile_log import NAME as TILE_LOG_NAME
@@ -347,3 +348,5 @@ def _write_rest(output: Path, journal: Journal, record: RunRecord) -> None:
             shutil.copyfile(journal.folder / TILE_LOG_NAME, temporary)
         (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
         record.write(output / RUN_NAME)
+    if record.live is None:
+        write_item(output / ITEM_NAME, map_item(output, record))

@@ -23,7 +23,7 @@ from tests.engine.runs import request_for, run_told
 
 ROOT = Path(__file__).parent.parent.parent
 MAPS = {"classes.tif", "confidence.tif", "provenance.tif", "classes.qml", "provenance.qml"}
-OUTPUTS = {*MAPS, "run.json", "tiles.csv", "quicklook.png"}
+OUTPUTS = {*MAPS, "run.json", "tiles.csv", "quicklook.png", "item.json"}
 
 
 def command(*arguments: object) -> list[str]:

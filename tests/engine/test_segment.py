@@ -122,7 +122,7 @@ def test_resume_after_an_interrupt_ends_with_the_same_bytes(
     assert resumed["result"]["provenance_pixels"] == whole["result"]["provenance_pixels"]
     assert resumed["result"]["class_pixels"] == whole["result"]["class_pixels"]
     assert resumed["result"]["switches"] == whole["result"]["switches"]
-    others = ["classes.qml", "provenance.qml", "run.json", "tiles.csv", "quicklook.png"]
+    others = ["classes.qml", "provenance.qml", "run.json", "tiles.csv", "quicklook.png", "item.json"]
     assert sorted(path.name for path in stopped.iterdir()) == sorted([*MAPS, *others])
 
 
