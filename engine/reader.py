@@ -249,7 +249,7 @@ class JobSource:
         elif past is not None:
             verdicts = past.verdicts
         elif self._monitor is not None:
-            verdicts = self._monitor.assess(read.seen)
+            verdicts = self._monitor.assess(read.seen, (read.tile.reads.row, read.tile.reads.col))
         else:
             verdicts = _trust(read.seen)
         job = make_job(

@@ -279,7 +279,8 @@ def _survey(options: argparse.Namespace) -> int:
                 with SensorRasters.open(paths, specs, window_px=manifest.tile_px) as rasters:
                     line = Flight(rasters=rasters, tile_px=manifest.tile_px, halo_px=manifest.halo_px, tiles=tiles)
                     windows = [(each.reads.row, each.reads.col, each.reads.height, each.reads.width) for each in line]
-                    flight = degradations.SceneTiles(name=name, tiles=[rasters.read(*window) for window in windows])
+                    tiles_seen = [rasters.read(*window) for window in windows]
+                    flight = degradations.SceneTiles(name=name, tiles=tiles_seen, places=[each[:2] for each in windows])
                 clean.append(survey.clean(flight))
                 if len(paths) == len(Sensor):
                     for outcome in survey.outcomes(flight, matrix):

@@ -41,6 +41,8 @@ class SceneTiles:
 
     name: str
     tiles: Sequence[Mapping[Sensor, Observation]]
+    places: Sequence[tuple[int, int]] | None = None
+    """Row and column of each tile's upper left pixel; None where they do not lie on one raster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class DegradationFlights:
 
     def clean(self, flight: SceneTiles) -> Clean:
         """Count false alarms; a scene with one sensor counts too."""
-        verdicts, audits = self._watch(flight.tiles, self.infer)
+        verdicts, audits = self._watch(flight, flight.tiles, self.infer)
         blamed = [v for each in verdicts for v in each.values() if v.fault not in (None, Fault.NO_DATA)]
         return Clean(
             scene=flight.name,
@@ -134,7 +136,7 @@ class DegradationFlights:
                 maps[key] = self.infer(scenario, seen)
             return maps[key]
 
-        verdicts, _ = self._watch(spoiled, infer)
+        verdicts, _ = self._watch(flight, spoiled, infer)
         used, lost, pixels = 0.0, 0.0, 0
         for place in range(first, len(spoiled)):
             clean, seen, judged = truth[place], spoiled[place], verdicts[place]
@@ -166,10 +168,11 @@ class DegradationFlights:
         )
 
     def _watch(
-        self, tiles: Sequence[Mapping[Sensor, Observation]], infer: Infer
+        self, flight: SceneTiles, tiles: Sequence[Mapping[Sensor, Observation]], infer: Infer
     ) -> tuple[list[dict[Sensor, Verdict]], int]:
         monitor = Monitor(self.limits, Auditor(infer=infer, classes=self.classes, limits=self.audit))
-        return [monitor.assess(seen) for seen in tiles], monitor.audits
+        places: Sequence[tuple[int, int] | None] = flight.places or [None] * len(tiles)
+        return [monitor.assess(seen, place) for seen, place in zip(tiles, places, strict=True)], monitor.audits
 
 
 def cases() -> Iterator[tuple[Sensor, Kind, float]]:

@@ -58,6 +58,8 @@ class ColourLimits:
     """Nothing is seen where no two bands' detail is correlated by more."""
     structure: float = 1.1
     """Nothing is seen where the image changes by less than so many times as much over 16 px as over one."""
+    blurred: float = 9.5
+    """Where it changes by more than so many times as much it is out of focus, or was moved."""
     copied_dn: float = 1.0
     """Two bands are copies where their difference varies by less."""
     jumps: float = 0.04
@@ -78,6 +80,8 @@ class GroundLimits:
     """Least share of a tile's 64 blocks in which the ground shows; an audit acquits a closed forest, which has less."""
     below: float = 0.1
     """Largest share of pixels below ``low_m``."""
+    rise: float = 0.12
+    """Least step over 8 px of a tile of 512, as a share of how high it reaches: walls and crowns are steeper."""
 
 
 @dataclass(frozen=True, kw_only=True)

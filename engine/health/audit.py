@@ -32,12 +32,19 @@ RELIEF_M = 2.0
 LEAST_FLOOR = 0.25
 """Hardly a town and no open land has less ground; a closed forest has."""
 LEAST_RELIEF = 0.05
-LOW_ROOF_M = 1.2
+LOW_ROOF_M = 2.4
 """Roofs are higher, in metres."""
 ALIGNED_SIGMAS = 4.5
 """Edges that agree by more coincide."""
 FITTING_RANKS = 0.8
 """What is raised by the image is higher than what is not with this probability: its colours are right."""
+GREY_TREES = -0.03
+"""Trees that are less green than buildings by so much are none: the image is false."""
+LEAST_LIFT = 0.15
+"""What is ground by an image lies at the ground more often than any pixel does, by at least so much; else the image
+says nothing of heights."""
+PLAIN = 0.9
+"""A map that has one class in more of its pixels is hardly better with a doubtful sensor than without."""
 FAR_PX = 28
 """Nearer than this a displaced sensor is better than none."""
 
@@ -66,9 +73,16 @@ class Evidence:
     """Median height of what is a building by the image alone."""
     ranks: float | None
     """Probability that a pixel that is raised by the image is higher than one that is not."""
+    plain: float
+    """Share of the commonest class, by heights alone."""
     green: float | None
     """How much greener, by NDVI, a tree is than a building, by heights alone."""
     likeness: Likeness | None
+
+    @property
+    def blind(self) -> bool:
+        """The image says nothing of where the ground is."""
+        return self.near is not None and self.near - self.floor < LEAST_LIFT
 
     @property
     def aligned(self) -> bool:
@@ -117,6 +131,7 @@ def weigh(
         relief=float((np.abs(height) > RELIEF_M).mean()),
         roofs_m=float(np.median(height[roofs])) if _enough(roofs) else None,
         ranks=_ranks(height, raised) if _enough(ground) and _enough(raised) else None,
+        plain=float(np.bincount(by_heights).max() / by_heights.size),
         green=float(np.median(greenness[trees]) - np.median(greenness[built]))
         if _enough(trees) and _enough(built)
         else None,
@@ -133,12 +148,18 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
         limits: of the model.
     """
     image, heights = doubts.get(Sensor.RGIR, ()), doubts.get(Sensor.NDSM, ())
+    blurred = Fault.BLURRED in image
+    if blurred and evidence.plain > PLAIN and evidence.with_and_without_image < limits.harmless:
+        return {Sensor.RGIR: Finding(fault=Fault.BLURRED, hard=True, detail=_told(evidence, Sensor.RGIR))}
+    image = [each for each in image if each is not Fault.BLURRED]
     if image:
-        fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS
+        fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS or not evidence.blind
         if fits or evidence.with_and_without_image >= limits.harmless:
             return {}
         return {Sensor.RGIR: Finding(fault=next(iter(image)), hard=True, detail=_told(evidence, Sensor.RGIR))}
     fault, words = _height_fault(evidence, heights, limits)
+    if blurred and fault is Fault.MISPLACED:  # a blurred image has no edges to go by
+        fault = None
     if fault is not None and evidence.with_and_without_heights < limits.harmless:
         return {Sensor.NDSM: Finding(fault=fault, hard=True, detail=_told(evidence, Sensor.NDSM, words))}
     if (
@@ -148,7 +169,8 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
         and evidence.with_and_without_image < limits.harmless
     ):
         words = "colours contradict heights whose edges are those of the image"
-        return {Sensor.RGIR: Finding(fault=Fault.BANDS, hard=True, detail=_told(evidence, Sensor.RGIR, words))}
+        grey = evidence.green is not None and evidence.green < GREY_TREES
+        return {Sensor.RGIR: Finding(fault=Fault.BANDS, hard=grey, detail=_told(evidence, Sensor.RGIR, words))}
     return {}
 
 
@@ -167,6 +189,8 @@ def _height_fault(evidence: Evidence, doubts: Collection[Fault], limits: AuditLi
             return Fault.MISPLACED, "heights show a town where the image shows open ground"
     if Fault.UNITS in doubts and evidence.roofs_m is not None and evidence.roofs_m < LOW_ROOF_M:
         return Fault.UNITS, f"what is a building by the image is {evidence.roofs_m:.1f} m high"
+    if Fault.BLURRED in doubts and (alike is None or not evidence.aligned):
+        return Fault.BLURRED, "edges of the image are not where heights rise"
     if alike is None or ranks is None or evidence.aligned or evidence.relief < LEAST_RELIEF:
         return None, ""
     unlike = alike.explained < limits.explained
@@ -184,9 +208,9 @@ def _opposed(evidence: Evidence, limits: AuditLimits) -> bool:
     ranks, green = evidence.ranks, evidence.green
     if not evidence.aligned or ranks is None or evidence.floor < LEAST_FLOOR:
         return False
-    if evidence.with_and_without_heights > limits.agreement + 0.1:
-        return False
-    return ranks < limits.opposed or (green is not None and green < -0.1 and ranks < limits.ranks)
+    if evidence.blind and green is not None and green < GREY_TREES:
+        return True
+    return evidence.with_and_without_heights < limits.agreement + 0.1 and ranks < limits.opposed
 
 
 def _told(evidence: Evidence, suspect: Sensor, words: str = "the audit agrees") -> str:

@@ -37,7 +37,7 @@ from engine.contract.bundle import Bundle, save_manifest
 from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError
 from engine.contract.formats import from_builtins
-from engine.contract.health import AuditLimits, HealthLimits
+from engine.contract.health import AuditLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import TileGrid
 from engine.health.audit import Auditor, Evidence, auditor_of, judge
@@ -46,7 +46,6 @@ from engine.health.verdict import Fault
 from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import SensorRasters
-from engine.rasters.sources import Observation
 
 LEAST_TILES = 20
 BOUNDS = {
@@ -68,8 +67,8 @@ class Examined:
     scene: str
     tile: int
     evidence: Evidence
-    doubts: tuple[Fault, ...]
-    """Of the heights, by cheaper signs."""
+    doubts: Mapping[Sensor, tuple[Fault, ...]]
+    """By cheaper signs."""
 
 
 def fit(examined: Sequence[Examined], limits: AuditLimits, rate: float) -> AuditLimits:
@@ -108,7 +107,12 @@ def fit(examined: Sequence[Examined], limits: AuditLimits, rate: float) -> Audit
 
 def condemned(examined: Sequence[Examined], limits: AuditLimits) -> list[tuple[Examined, Sensor]]:
     """Clean tiles of which an audit would find a sensor guilty."""
-    return [(each, sensor) for each in examined for sensor in judge(each.evidence, {Sensor.NDSM: each.doubts}, limits)]
+    return [
+        (each, sensor)
+        for each in examined
+        for sensor, finding in judge(each.evidence, each.doubts, limits).items()
+        if finding.hard
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,13 +184,8 @@ def _examine(scenes: Sequence[Path], bundle: Bundle, auditor: Auditor) -> Iterat
                 seen = rasters.read(window.row, window.col, window.height, window.width)
                 evidence = auditor.examine(seen)
                 if evidence is not None:
-                    doubts = _doubts(seen, manifest.health)
+                    doubts = Monitor(manifest.health).doubts(seen)
                     yield Examined(scene=folder.name, tile=tile.index, evidence=evidence, doubts=doubts)
-
-
-def _doubts(seen: Mapping[Sensor, Observation], limits: Mapping[Sensor, HealthLimits]) -> tuple[Fault, ...]:
-    """What cheap signs suspect the heights of."""
-    return Monitor(limits).doubts(seen).get(Sensor.NDSM, ())
 
 
 def _write_csv(path: Path, examined: Sequence[Examined]) -> None:
@@ -195,7 +194,8 @@ def _write_csv(path: Path, examined: Sequence[Examined]) -> None:
         values = asdict(each.evidence)
         alike = values.pop("likeness") or {}
         rounded = {name: None if value is None else round(value, 4) for name, value in {**values, **alike}.items()}
-        rows.append({"scene": each.scene, "tile": each.tile, **rounded, "doubts": " ".join(each.doubts)})
+        doubts = " ".join(f"{sensor}:{fault}" for sensor, faults in each.doubts.items() for fault in faults)
+        rows.append({"scene": each.scene, "tile": each.tile, **rounded, "doubts": doubts})
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         with path.open("w", encoding="utf-8", newline="") as file:

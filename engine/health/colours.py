@@ -21,6 +21,8 @@ BITS = (5, 6)
 FEW = 1e-3
 """Of the pixels; so many may contradict that a bit is stuck."""
 FEW_LEVELS = 4
+LEAST_STRUCTURE_DN = 5.0
+"""Over 16 px, of three bands together: an image that changes by less shows nothing that could be blurred."""
 ROUNDING_DN = 0.5
 """Added to every standard deviation, in quadrature: what rounding to whole numbers does to a smooth band."""
 
@@ -35,6 +37,8 @@ class Colours:
     """Standard deviation of the difference of two bands, DN."""
     structure: float
     """How much more the mean of the bands changes over 16 px than from one pixel to the next; noise alone has 1."""
+    blur: float
+    """The same of an image that has structure, however smooth it is from one pixel to the next; 0 of others."""
     jumps: float
     """Share of neighbouring pixels that differ by 100 to 156 DN, of the band that has most: a damaged highest bit jumps
     by 128."""
@@ -82,11 +86,13 @@ def measure_colours(
     if min(detail.shape[1], coarse.size) < LEAST_PIXELS:
         return None
     level, step = _covariance(values), _covariance(detail)
+    far, near = _power(coarse), _power(close)
     jumps = max(np.count_nonzero((band >= 100) & (band <= 156)) for band in np.abs(fine)) / fine.shape[1]
     return Colours(
         detail=_pairs(step),
         difference=_differences(level),
-        structure=_power(coarse) / max(_power(close), 3 * ROUNDING_DN),
+        structure=far / max(near, 3 * ROUNDING_DN),
+        blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,
         jumps=jumps,
         crippled=next(filter(None, map(_crippled, histogram)), ""),
     )

@@ -6,12 +6,14 @@ measures what each of them does to the map, and from which strength on it is see
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from engine.contract.sensors import Sensor
 
@@ -29,6 +31,8 @@ class Degradation:
     """For each sensor that it can befall, what acceptance tries, from mild to severe; the last is the default."""
     means: str
     """What the strength says."""
+    unseen: bool = False
+    """No rule and no limit was made by looking at what this does: it says how far those carry."""
 
 
 RGIR, NDSM = Sensor.RGIR, Sensor.NDSM
@@ -67,8 +71,9 @@ def _shift(values: NDArray[np.float32], strength: float, *_: object) -> Values:
 
 
 def _elsewhere(values: NDArray[np.float32], strength: float, *_: object) -> Values:
-    """Another place with the same statistics: the tile turned by so many right angles."""
-    return np.rot90(values, int(strength), axes=(1, 2))
+    """Another place with the same statistics: the tile turned by so many right angles, from 4 on mirrored too."""
+    turned = np.rot90(values, int(strength) % 4, axes=(1, 2))
+    return turned[:, :, ::-1] if strength >= 4 else turned
 
 
 def _held(values: NDArray[np.float32], strength: float, _: np.random.Generator, moment: np.random.Generator) -> Values:
@@ -86,6 +91,88 @@ def _blur(values: NDArray[np.float32], strength: float, *_: object) -> Values:
         upper, lower = np.take(sums, range(width, width + length), axis), np.take(sums, range(length), axis)
         values = ((upper - lower) / width).astype(np.float32)
     return values
+
+
+def _smeared(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """The mean of so many pixels along each row: something moved while it was exposed."""
+    width = max(1, int(strength))
+    padded = np.pad(values, ((0, 0), (0, 0), (width, 0)), mode="symmetric")
+    sums = np.cumsum(padded, axis=2, dtype=np.float64)
+    smeared: NDArray[np.float32] = ((sums[:, :, width:] - sums[:, :, :-width]) / width).astype(np.float32)
+    return smeared
+
+
+def _torn(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """The lower half is read out later, when the place has moved on by so many pixels."""
+    torn, half = values.copy(), values.shape[1] // 2
+    torn[:, half:] = np.roll(values[:, half:], int(strength), axis=2)
+    return torn
+
+
+def _parted(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """The first band lies so many pixels to the right of the others, the last as many to the left."""
+    parted = values.copy()
+    parted[0], parted[-1] = np.roll(values[0], int(strength), axis=1), np.roll(values[-1], -int(strength), axis=1)
+    return parted
+
+
+def _gamma(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """A power: of grey levels as shares of 255, or of heights in metres."""
+    if len(values) > 1:
+        return 255 * (values / 255) ** np.float32(strength)
+    return np.sign(values) * np.abs(values) ** np.float32(strength)
+
+
+def _quantised(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    return np.round(values / np.float32(strength)) * np.float32(strength)
+
+
+def _wrapped(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """What a number that is too small for it makes of a height."""
+    return np.mod(values, np.float32(strength))
+
+
+def _clipped(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    return np.minimum(values, np.float32(strength))
+
+
+def _stripes(values: NDArray[np.float32], strength: float, device: np.random.Generator, _: object) -> Values:
+    """Every row of a detector has an offset of its own."""
+    return values + np.float32(strength) * device.standard_normal((len(values), values.shape[1], 1), np.float32)
+
+
+def _grain(values: NDArray[np.float32], strength: float, _: np.random.Generator, moment: np.random.Generator) -> Values:
+    return values + np.float32(strength) * moment.standard_normal(values.shape, np.float32)
+
+
+def _lumps(values: NDArray[np.float32], strength: float, _: np.random.Generator, moment: np.random.Generator) -> Values:
+    """Noise that is the same in squares of 16 px."""
+    bands, height, width = values.shape
+    lumps = moment.standard_normal((bands, -(-height // 16), -(-width // 16)), np.float32)
+    return values + np.float32(strength) * lumps.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+
+
+def _tinted(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """The gain of the first band alone."""
+    tinted = values.copy()
+    tinted[0] *= np.float32(strength)
+    return tinted
+
+
+def _blocks(values: NDArray[np.float32], strength: float, *_: object) -> Values:
+    """JPEG of so poor a quality, heights as decimetres."""
+    per_level = 1.0 if len(values) > 1 else 0.1
+    shown = np.clip(np.rint(values / per_level), 0, 255).astype(np.uint8)
+    packed = io.BytesIO()
+    Image.fromarray(np.moveaxis(shown, 0, 2) if len(shown) > 1 else shown[0]).save(
+        packed, "JPEG", quality=int(strength)
+    )
+    read = np.asarray(Image.open(packed), np.float32)
+    return np.float32(per_level) * (np.moveaxis(read, 2, 0) if len(shown) > 1 else read[None])
+
+
+def _upside_down(values: NDArray[np.float32], *_: object) -> Values:
+    return -values
 
 
 def _spikes(
@@ -135,7 +222,9 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "scale": Degradation(change=_scale, strengths={NDSM: (2, 3.28, 0.5, 0.3, 0.1)}, means="times the height"),
     "shift": Degradation(change=_shift, strengths={RGIR: (2, 10, 20, 50), NDSM: (2, 10, 20, 50)}, means="px off"),
     "elsewhere": Degradation(
-        change=_elsewhere, strengths={RGIR: (1, 2), NDSM: (1, 2)}, means="right angles by which the tile is turned"
+        change=_elsewhere,
+        strengths={RGIR: (1, 2, 4), NDSM: (1, 2, 4)},
+        means="right angles by which the tile is turned",
     ),
     "held": Degradation(
         change=_held,
@@ -157,4 +246,21 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     ),
     "gain": Degradation(change=_gain, strengths={RGIR: (0.3, 0.6, 1.5)}, means="times the grey level"),
     "vignette": Degradation(change=_vignette, strengths={RGIR: (0.4, 0.8)}, means="darkening of the corners"),
+    "smeared": Degradation(change=_smeared, strengths={RGIR: (9, 25, 75), NDSM: (9, 25, 75)}, means="px along rows"),
+    "torn": Degradation(
+        change=_torn, strengths={RGIR: (15, 65, 161), NDSM: (15, 65, 161)}, means="px of the lower half"
+    ),
+    "parted": Degradation(change=_parted, strengths={RGIR: (1, 3, 8, 24)}, means="px between the bands"),
+    "gamma": Degradation(change=_gamma, strengths={RGIR: (0.4, 0.7, 1.5, 2.5), NDSM: (0.4, 0.7, 1.4)}, means="power"),
+    "quantised": Degradation(change=_quantised, strengths={RGIR: (8, 32, 64), NDSM: (0.5, 2, 5)}, means="DN or m"),
+    "wrapped": Degradation(change=_wrapped, strengths={NDSM: (12.8, 6.4, 3.2)}, means="m after which 0 comes again"),
+    "clipped": Degradation(
+        change=_clipped, strengths={RGIR: (150, 110, 80), NDSM: (8, 4, 2)}, means="DN or m of the highest"
+    ),
+    "stripes": Degradation(change=_stripes, strengths={RGIR: (4, 12, 40), NDSM: (0.3, 1, 3)}, means="DN or m"),
+    "grain": Degradation(change=_grain, strengths={RGIR: (5, 10, 20, 60), NDSM: (0.2, 0.5, 1.2, 4)}, means="DN or m"),
+    "lumps": Degradation(change=_lumps, strengths={RGIR: (5, 15, 40), NDSM: (0.3, 1, 3)}, means="DN or m"),
+    "tinted": Degradation(change=_tinted, strengths={RGIR: (1.5, 0.6, 0.3)}, means="gain of the first band"),
+    "blocks": Degradation(change=_blocks, strengths={RGIR: (50, 15, 4), NDSM: (50, 15, 4)}, means="quality of JPEG"),
+    "negative": Degradation(change=_upside_down, strengths={NDSM: (1,)}, means="any: the sign is changed"),
 }

@@ -47,6 +47,7 @@ class Docket:
         self.tiles = 1 if audit and due else self.tiles + bool(self.tiles)
         return audit
 
-    def judged(self, guilty: bool, every: int) -> None:
-        """How the audit ended."""
+    def judged(self, guilty: bool, every: int, *, again: bool = False) -> None:
+        """How the audit ended, and whether the next tile has to confirm it."""
+        self.tiles = 0 if again else self.tiles
         self.wait, self.pause = (self.pause, min(2 * self.pause, every)) if guilty else (0, RETRIAL_TILES)

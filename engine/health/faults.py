@@ -74,6 +74,19 @@ class Kind(StrEnum):
     FOG = "fog"
     GAIN = "gain"
     VIGNETTE = "vignette"
+    SMEARED = "smeared"
+    TORN = "torn"
+    PARTED = "parted"
+    GAMMA = "gamma"
+    QUANTISED = "quantised"
+    WRAPPED = "wrapped"
+    CLIPPED = "clipped"
+    STRIPES = "stripes"
+    GRAIN = "grain"
+    LUMPS = "lumps"
+    TINTED = "tinted"
+    BLOCKS = "blocks"
+    NEGATIVE = "negative"
 
 
 FAILURES = tuple(kind for kind in Kind if kind.value not in DEGRADATIONS)
@@ -93,7 +106,12 @@ CONSTANT_VALUE = {Sensor.RGIR: 117, Sensor.NDSM: 12.0}
 STUCK_VALUES = {Sensor.RGIR: (0.0, 255.0), Sensor.NDSM: (2.0, 30.0)}
 OVERFLOW_M = 6553.5
 ORDERS = tuple("".join(order) for order in itertools.permutations("123") if order != tuple("123"))
-WHOLE = {Kind.COPIED: (1, 2, 3), Kind.INVERTED: (0, 1, 2, 3), Kind.BIT: tuple(range(8)), Kind.ELSEWHERE: (1, 2, 3)}
+WHOLE = {
+    Kind.COPIED: (1, 2, 3),
+    Kind.INVERTED: (0, 1, 2, 3),
+    Kind.BIT: tuple(range(8)),
+    Kind.ELSEWHERE: tuple(range(1, 8)),
+}
 """Kinds whose strength is one of a few whole numbers."""
 UNSIGNED = frozenset({Kind.SHIFT, Kind.HELD, Kind.BLUR, Kind.SPIKES, Kind.FOG, Kind.GAIN, Kind.VIGNETTE, Kind.TERRAIN})
 

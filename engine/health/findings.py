@@ -31,7 +31,9 @@ def tile_findings(
     """Every fault of a tile that has data, the one that explains the others first."""
     unit = UNITS[sensor]
     spread, bright = statistics.spread, statistics.bright
-    yield from _shares(Fault.SATURATED, limits.saturated, statistics.saturated, "of the values at 255 DN")
+    yield from _shares(
+        Fault.SATURATED, limits.saturated, statistics.saturated, "of the values at the highest grey level"
+    )
     if spread is not None and limits.constant_below is not None and min(spread) < limits.constant_below:
         yield from _constant(sensor, statistics, limits.constant_below, limits.flat_under_edges, image)
     if spread is not None and max(spread) > 0 and statistics.checksum == before.checksum:

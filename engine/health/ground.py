@@ -30,6 +30,8 @@ class Ground:
     of them are at the ground."""
     top_m: float
     """The 99th percentile of the heights."""
+    rise_m: float
+    """The same of the steps over an eighth of a block, which is 8 px of a tile of 512."""
 
 
 def measure_ground(
@@ -61,15 +63,28 @@ def measure_ground(
         return None
     base = np.sort(least[there])
     grounded = np.searchsorted(base, high_m, side="right") - np.searchsorted(base, low_m)
-    place = int(0.99 * (known.size - 1))
+    steps = sample[:, 1:] - sample[:, :-1] if valid is None else _steps(sample)
     return Ground(
         level_m=float(base[len(base) // 2]),
         lowest_m=float(base[len(base) // 10]),
         grounded=int(grounded) / len(base),
         below=float(np.count_nonzero(known < low_m)) / known.size,
         slope_m=_slope(least, there) if grounded < len(base) // 2 else None,
-        top_m=float(np.partition(known, place, axis=None)[place]),
+        top_m=_top(known),
+        rise_m=_top(np.abs(steps)) if steps.size else 0.0,
     )
+
+
+def _steps(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Between neighbours that both have data."""
+    known = np.isfinite(sample)
+    steps: NDArray[np.float32] = np.diff(np.where(known, sample, 0))[known[:, 1:] & known[:, :-1]]
+    return steps
+
+
+def _top(values: NDArray[np.float32]) -> float:
+    place = int(0.99 * (values.size - 1))
+    return float(np.partition(values, place, axis=None)[place])
 
 
 def _slope(least: NDArray[np.float32], there: NDArray[np.bool_]) -> float:

@@ -44,7 +44,7 @@ from engine.health.audit import Auditor, judge
 from engine.health.docket import Docket
 from engine.health.findings import Before, tile_findings, unclear
 from engine.health.novelty import Signature, likeness
-from engine.health.plausibility import IMPLAUSIBLE, LOW_RELIEF_M, height_findings, image_findings
+from engine.health.plausibility import IMPLAUSIBLE, LOW_TOWN_M, height_findings, image_findings
 from engine.health.tile_statistics import TileStatistics, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
 from engine.rasters.sources import Observation
@@ -53,9 +53,13 @@ __all__ = ["Absent", "Fault", "Monitor", "Sighting", "State", "Verdict"]
 
 REMEMBERED_TILES = 15
 """Clean tiles whose noise is the measure for the next one's."""
+GOES_ON, BREAKS_OFF, WAVERS = 0.9, 0.35, 0.6
+"""Where two tiles of a raster overlap they are the same, but for a sensor that changes between them: one that is
+correlated by less than the second shows another place. By less than the third it is rather at fault than one that is
+correlated by more than the first."""
 LEAST_EDGES = 0.04
 """Edges of image and heights that are correlated by less are suspected of showing different places."""
-HINTS = frozenset({Fault.UNITS, Fault.MISPLACED})
+HINTS = frozenset({Fault.UNITS, Fault.MISPLACED, Fault.BLURRED})
 """Doubts that open land raises without reason: they ask for an audit, and mean nothing without one."""
 UNSEEN = frozenset({Fault.BANDS, Fault.UNITS, Fault.MISPLACED})
 """Faults that cheap signs do not see in every tile: an audit alone acquits of them."""
@@ -83,6 +87,10 @@ class _Memory:
     """What it is not suspected of before the next audit is due, unless it gets worse than this."""
     convicted: bool = False
     """It is DEAD by an audit, with nothing that a cheaper sign sees."""
+    place: tuple[int, int] | None = None
+    """Row and column of the last tile with data, where they are known."""
+    sound: bool = False
+    """That tile had nothing that would have made the sensor DEAD: what comes next can be held against it."""
 
     @property
     def usual_noise(self) -> float | None:
@@ -109,13 +117,17 @@ class Monitor:
         """Tiles that were audited."""
         return self._docket.audits
 
-    def assess(self, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, Verdict]:
+    def assess(self, seen: Mapping[Sensor, Sighting], place: tuple[int, int] | None = None) -> dict[Sensor, Verdict]:
         """Judge one tile, all its sensors together; call once per tile, in order.
 
         The arrays are only looked at, and not kept.
+
+        Args:
+            seen: the sensors.
+            place: row and column of its upper left pixel. Tiles that overlap must go on where the last one ended.
         """
         good = {sensor: memory.good for sensor, memory in self._memory.items()}
-        there, statistics, observed, found = self._look(seen)
+        there, statistics, observed, found = self._look(seen, place)
         acquitted = self._audit(observed, found)
         if acquitted is None:  # no audit: a mere hint counts for nothing
             for all_ in found.values():
@@ -138,7 +150,7 @@ class Monitor:
         return {sensor: tuple(each.fault for each in all_ if each.doubt) for sensor, all_ in found.items()}
 
     def _look(
-        self, seen: Mapping[Sensor, Sighting]
+        self, seen: Mapping[Sensor, Sighting], place: tuple[int, int] | None = None
     ) -> tuple[
         dict[Sensor, Sighting], dict[Sensor, TileStatistics], dict[Sensor, Observation], dict[Sensor, list[Finding]]
     ]:
@@ -152,7 +164,7 @@ class Monitor:
                 found[sensor] = [Finding(fault=each.fault, hard=True, detail=each.detail)]
             elif statistics[sensor].valid:
                 found[sensor] = list(self._findings(sensor, statistics, observed, found))
-        self._compare(statistics, observed, found)
+        self._compare(statistics, observed, found, place)
         return there, statistics, observed, found
 
     def snapshot(self) -> dict[str, Any]:
@@ -168,6 +180,8 @@ class Monitor:
                     "signature": None if memory.signature is None else memory.signature.text,
                     "acquitted": {str(fault): size for fault, size in memory.acquitted.items()},
                     "convicted": memory.convicted,
+                    "sound": memory.sound,
+                    "place": memory.place,
                 }
                 for sensor, memory in self._memory.items()
             },
@@ -187,6 +201,8 @@ class Monitor:
                 signature=None if kept["signature"] is None else Signature.of_text(kept["signature"]),
                 acquitted={Fault(fault): size for fault, size in kept["acquitted"].items()},
                 convicted=kept["convicted"],
+                sound=kept["sound"],
+                place=None if kept["place"] is None else tuple(kept["place"]),
             )
             for sensor, kept in state.items()
             if sensor != "docket"
@@ -215,7 +231,7 @@ class Monitor:
             yield from image_findings(mine.colours, limits.colours, None if ground is None else ground.top_m)
         if mine.ground is not None and limits.ground is not None:
             town = limits.flat_under_edges
-            low = mine.ground.top_m < LOW_RELIEF_M and town is not None and image is not None
+            low = mine.ground.top_m < LOW_TOWN_M and town is not None and image is not None
             edges = strong_edges(image) if low and image is not None else None
             yield from height_findings(mine.ground, limits.ground, edges, 1.0 if town is None else town.soft)
 
@@ -228,15 +244,22 @@ class Monitor:
         statistics: Mapping[Sensor, TileStatistics],
         observed: Mapping[Sensor, Observation],
         found: Mapping[Sensor, list[Finding]],
+        place: tuple[int, int] | None,
     ) -> None:
         """Add what only both sensors together show; remember what they saw."""
         alike: dict[Sensor, float | None] = {}
+        goes_on: dict[Sensor, float | None] = {}
         for sensor, mine in statistics.items():
             memory = self._memory[sensor]
+            before, place_before = memory.signature, memory.place
             if mine.signature is not None:
-                alike[sensor] = None if memory.signature is None else likeness(memory.signature, mine.signature)
+                alike[sensor] = None if before is None else likeness(before, mine.signature)
+                if before is not None and place is not None and place_before is not None and place != place_before:
+                    moved = (place[0] - place_before[0], place[1] - place_before[1])
+                    side = observed[sensor].valid.shape[0]
+                    goes_on[sensor] = likeness(before, mine.signature, moved, side)
                 if mine.valid:
-                    memory.signature = mine.signature
+                    memory.signature, memory.place = mine.signature, place
         for sensor, same in alike.items():
             bound = self._limits[sensor].repeats
             partner = next((each for each in alike if each is not sensor), None)
@@ -246,12 +269,27 @@ class Monitor:
             if same > bound and other < bound / 2:  # type: ignore[operator]
                 detail = f"the last tile again but for noise (correlation {same:.2f}); the other sensor moves on"
                 found[sensor].append(Finding(fault=Fault.HELD, hard=True, detail=detail))
+        self._break_off(goes_on, found)
         if len(observed) == len(found) == len(Sensor) and not any(map(_hard, found.values())):
             edges = edge_agreement(observed[Sensor.RGIR], observed[Sensor.NDSM])
             if edges is not None and edges < LEAST_EDGES:
                 detail = f"edges of image and heights do not coincide (correlation {edges:.2f})"
                 finding = Finding(fault=Fault.MISPLACED, hard=False, detail=detail, doubt=True, size=-edges)
                 found[Sensor.NDSM].append(finding)
+
+    def _break_off(self, goes_on: Mapping[Sensor, float | None], found: Mapping[Sensor, list[Finding]]) -> None:
+        """Find a sensor that does not go on where its last tile ended."""
+        for sensor, same in goes_on.items():
+            if same is None or sensor not in found or _hard(found[sensor]) or not self._memory[sensor].sound:
+                continue
+            other = next((each for each in goes_on if each is not sensor), None)
+            partner = None if other is None or (goes_on[other] or 0.0) < GOES_ON else self._memory[other]
+            accused = partner is not None and partner.dead is Fault.MISPLACED  # one of the two has to be
+            if same < (WAVERS if accused else BREAKS_OFF):
+                detail = f"shows another place than where its last tile ended (correlation {same:.2f})"
+                found[sensor].append(Finding(fault=Fault.MISPLACED, hard=True, detail=detail))
+                if accused:
+                    partner.dead, partner.convicted, partner.suspicious = None, False, 0  # type: ignore[union-attr]
 
     def _audit(
         self, observed: Mapping[Sensor, Observation], found: Mapping[Sensor, list[Finding]]
@@ -280,13 +318,13 @@ class Monitor:
         if evidence is None:
             return None
         suspects = {sensor: [each.fault for each in all_ if each.doubt] for sensor, all_ in found.items()}
-        guilty = judge(evidence, suspects, self._auditor.limits)
+        guilty = self._known_liar(judge(evidence, suspects, self._auditor.limits))
         for sensor, all_ in found.items():
             memory = self._memory[sensor]
             if sensor in guilty:
                 memory.acquitted.clear()
                 fault = guilty[sensor].fault
-                memory.convicted = fault in UNSEEN or fault not in suspects[sensor]
+                memory.convicted = guilty[sensor].hard and (fault in UNSEEN or fault not in suspects[sensor])
                 hint = [each.detail for each in all_ if each.fault is fault]
                 all_[:] = [replace(guilty[sensor], detail="; ".join([*hint, guilty[sensor].detail]))]
             else:
@@ -294,8 +332,17 @@ class Monitor:
                     memory.acquitted.update({each.fault: each.size for each in all_ if each.doubt})
                 memory.convicted = memory.convicted and bool(guilty)
                 all_[:] = [each for each in all_ if not each.doubt]
-        self._docket.judged(bool(guilty), self._auditor.limits.every_tiles)
+        suspected = any(not each.hard for each in guilty.values())
+        self._docket.judged(bool(guilty), self._auditor.limits.every_tiles, again=suspected)
         return frozenset(found) if not guilty else frozenset()
+
+    def _known_liar(self, guilty: dict[Sensor, Finding]) -> dict[Sensor, Finding]:
+        """Of two sensors that show different places the one that has been at fault before is the wrong one."""
+        image, heights = self._memory[Sensor.RGIR], self._memory[Sensor.NDSM]
+        finding = guilty.get(Sensor.NDSM)
+        if finding is not None and finding.fault is Fault.MISPLACED and image.dead is not None and heights.dead is None:
+            return {Sensor.RGIR: finding}
+        return guilty
 
     def _judge(
         self, sensor: Sensor, statistics: TileStatistics | None, found: Sequence[Finding] | None, acquitted: bool
@@ -308,6 +355,7 @@ class Monitor:
             return Verdict(state=State.DEAD, fault=Fault.NO_DATA, detail="no pixel of the tile has data")
         memory = self._memory[sensor]
         memory.checksum = statistics.checksum
+        memory.sound = not _hard(found)
         finding = next((each for each in found if each.hard), found[0] if found else None)
         proves_nothing = unclear(statistics, self._limits[sensor]) if finding is None else ""
         if proves_nothing or (finding is None and memory.convicted):  # neither a good tile nor a bad one

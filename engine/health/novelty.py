@@ -1,4 +1,7 @@
-"""Is this tile new, or the last one again with noise on it? A signature of a tile, and how alike two of them are."""
+"""Is this tile new, or the last one again with noise on it? Does it go on where the last one ended?
+
+A signature of a tile answers both, by how alike two of them are at a displacement.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ UNIT = {"u": 1.0, "f": 0.1}
 NOTHING = -128
 """Where there is no data."""
 LEAST_PLACES = 128
+LEAST_SHARED = 48
+"""The same of two tiles that share a strip."""
 LEAST_SPREAD = 2.0
 """A signature whose steps vary by less shows nothing that could be recognised."""
 
@@ -56,14 +61,29 @@ def signature(seen: Observation) -> Signature:
     return Signature(np.where(known, np.rint(steps), NOTHING).astype(np.int8).ravel())
 
 
-def likeness(one: Signature, other: Signature) -> float | None:
-    """Correlation of two signatures: 1 for the same tile, about 0 for two places. None: nothing to recognise."""
+def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0), tile_px: int = 0) -> float | None:
+    """Correlation of two signatures: 1 for the same place, about 0 for two places. None: nothing to recognise.
+
+    Args:
+        one, other: of an earlier tile and a later one.
+        moved_px: how far down and to the right of the earlier tile the later one lies: where they overlap is compared.
+        tile_px: side of both, where they are moved.
+    """
     if one.steps.shape != other.steps.shape:
         return None
-    known = (one.steps != NOTHING) & (other.steps != NOTHING)
-    if np.count_nonzero(known) < LEAST_PLACES:
+    first, second, least = one.steps, other.steps, LEAST_PLACES
+    if moved_px != (0, 0):
+        cell = tile_px // SIDE
+        down, across = moved_px
+        if len(first) != SIDE**2 or min(down, across) < 0 or down % cell or across % cell:  # places do not coincide
+            return None
+        first = first.reshape(SIDE, SIDE)[down // cell :, across // cell :]
+        second = second.reshape(SIDE, SIDE)[: first.shape[0], : first.shape[1]]
+        least = LEAST_SHARED
+    known = (first != NOTHING) & (second != NOTHING)
+    if np.count_nonzero(known) < least:
         return None
-    first, second = one.steps[known].astype(np.float32), other.steps[known].astype(np.float32)
+    first, second = first[known].astype(np.float32), second[known].astype(np.float32)
     first, second = first - first.mean(), second - second.mean()
     power, other_power = float(first @ first), float(second @ second)
     if min(power, other_power) < LEAST_SPREAD**2 * first.size:

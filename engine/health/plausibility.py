@@ -9,15 +9,22 @@ from engine.health.colours import Colours
 from engine.health.ground import Ground
 from engine.health.verdict import Fault, Finding
 
-IMPLAUSIBLE = frozenset({Fault.BANDS, Fault.BLIND, Fault.GROUND, Fault.UNITS, Fault.HELD, Fault.MISPLACED})
+IMPLAUSIBLE = frozenset(
+    {Fault.BANDS, Fault.BLIND, Fault.BLURRED, Fault.GROUND, Fault.UNITS, Fault.HELD, Fault.MISPLACED}
+)
 """Faults of tiles that have data: used where there is nothing else to use."""
 BANDS = ("infrared", "red", "green")
 PAIRS = ((0, 1), (0, 2), (1, 2))
 IMPOSSIBLE_GROUND_M = 60.0
 """No forest and no roof covers a whole tile at this height."""
 LOW_RELIEF_M = 2.5
-SURE_DISORDER = 1.4
-"""Where the order of bands is so many times as odd as it may be no audit is asked; a dark forest is a little odd."""
+LOW_TOWN_M = 3.3
+"""In a town something is higher."""
+LEAST_RELIEF_M = 1.5
+"""Of less nobody can say that it is too smooth."""
+SURE_DISORDER = 2.0
+"""Where the order of bands is so many times as odd as it may be no audit is asked; a dark forest is a little odd, and
+so are red roofs, which are as bright in infrared as in red."""
 
 
 def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | None) -> Iterator[Finding]:
@@ -72,6 +79,9 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
         words += "name it first in --rgir-bands, or fix the input"
         hard = colours.disorder > SURE_DISORDER * limits.order
         yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, size=colours.disorder)
+    if colours.blur > limits.blurred:
+        words = f"changes over 16 px are {colours.blur:.0f} times those over 1 px: it is out of focus, or was moved"
+        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=colours.blur)
 
 
 def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, edge_limit: float) -> Iterator[Finding]:
@@ -93,7 +103,12 @@ def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, e
             words = f"ground is tilted, by {ground.slope_m:.1f} m across the tile"
         words += ": if it is a surface model, subtract the terrain; else fix the input"
         yield Finding(fault=Fault.GROUND, hard=hard, detail=words, doubt=not hard, size=ground.level_m)
-    if edges is not None and edges > edge_limit and ground.top_m < LOW_RELIEF_M:
+    if ground.top_m > LEAST_RELIEF_M and ground.rise_m < limits.rise * ground.top_m:
+        words = (
+            f"heights up to {ground.top_m:.1f} m rise by no more than {ground.rise_m:.2f} m over 8 px: they are smeared"
+        )
+        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=-ground.rise_m)
+    if edges is not None and edges > edge_limit and ground.top_m < LOW_TOWN_M:
         words = f"nothing is higher than {ground.top_m:.2f} m under an image with {edges:.0%} strong edges: if heights "
         words += "are in decimetres pass --ndsm-scale, metres per unit"
         yield Finding(fault=Fault.UNITS, hard=False, detail=words, doubt=True, size=-ground.top_m)

@@ -56,7 +56,7 @@ class TileStatistics:
     bright: float | None = None
     """99th percentile of the brightest band, DN."""
     saturated: float | None = None
-    """Share of values at 255 DN."""
+    """Share of values at the highest grey level of their band: at 255 DN, or where something else clips them."""
     outside: float | None = None
     """Share of pixels outside the range of heights that exist."""
     stuck: float | None = None
@@ -159,12 +159,14 @@ def _light(histogram: NDArray[np.intp]) -> dict[str, Any]:
     count = histogram.sum(axis=1)
     means = histogram @ grey / count
     variances = histogram @ grey**2 / count - means**2
+    top = 255 - np.argmax(histogram[:, ::-1] > 0, axis=1)
+    lit = np.flatnonzero((top == 255) | (np.count_nonzero(histogram, axis=1) > 1))  # a band of one level is constant
     bright = (np.cumsum(histogram, axis=1) < 0.99 * count[:, None]).sum(axis=1)
     return {
         "mean": float(means.mean()),
         "spread": tuple(float(each) for each in np.sqrt(np.maximum(variances, 0.0))),
         "bright": float(bright.max()),
-        "saturated": float(histogram[:, 255].sum() / histogram.sum()),
+        "saturated": float(histogram[lit, top[lit]].sum() / histogram.sum()),
     }
 
 

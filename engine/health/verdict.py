@@ -43,6 +43,8 @@ class Fault(StrEnum):
     """The last tile again, with noise on it."""
     MISPLACED = "misplaced"
     """Heights and image show different places."""
+    BLURRED = "blurred"
+    """Everything is smeared: out of focus, moved while exposed, interpolated between few points."""
     LATE = "late"
     """Nothing arrived before the deadline."""
     READ_ERROR = "read_error"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import msgspec
@@ -81,6 +82,42 @@ def test_colours_that_contradict_heights_which_fit_the_edges_are_found_guilty() 
     values = seen[RGIR].values.copy()
     inverted = {**seen, RGIR: observation(255 - values)}
     assert guilty(inverted) == {RGIR: Fault.BANDS}
+
+
+def test_a_blurred_image_is_no_witness_against_heights() -> None:
+    foreign = {**village(), NDSM: village(1)[NDSM]}
+    assert guilty(foreign, rgir=(Fault.BLURRED,)) == {}
+
+
+def test_a_blurred_image_is_given_up_where_heights_alone_are_sure() -> None:
+    evidence = AUDITOR.examine(village())
+    assert evidence is not None
+    sure = dataclasses.replace(evidence, plain=0.95, with_and_without_image=0.8)
+    assert list(judge(sure, {RGIR: (Fault.BLURRED,)}, LIMITS)) == [RGIR]
+    assert judge(sure, {}, LIMITS) == {}
+    varied = dataclasses.replace(sure, plain=0.6)
+    assert judge(varied, {RGIR: (Fault.BLURRED,)}, LIMITS) == {}
+
+
+def test_smeared_heights_are_given_up_unless_the_edges_fit() -> None:
+    evidence = AUDITOR.examine(village())
+    assert evidence is not None
+    assert evidence.likeness is not None
+    assert judge(evidence, {NDSM: (Fault.BLURRED,)}, LIMITS) == {}
+    chance = dataclasses.replace(evidence.likeness, sigmas=1.0)
+    apart = dataclasses.replace(evidence, likeness=chance, with_and_without_heights=0.7)
+    (finding,) = judge(apart, {NDSM: (Fault.BLURRED,)}, LIMITS).values()
+    assert finding.fault is Fault.BLURRED
+
+
+def test_trees_that_are_greyer_than_roofs_condemn_an_image_at_once_and_odd_roofs_alone_do_not() -> None:
+    evidence = AUDITOR.examine(village())
+    assert evidence is not None
+    odd = dataclasses.replace(evidence, ranks=0.4, with_and_without_heights=0.6, with_and_without_image=0.6)
+    (finding,) = judge(odd, {}, LIMITS).values()
+    assert (finding.fault, finding.hard) == (Fault.BANDS, False)
+    (finding,) = judge(dataclasses.replace(odd, green=-0.2, near=0.5, floor=0.5), {}, LIMITS).values()
+    assert finding.hard
 
 
 def test_a_sensor_that_does_no_harm_is_not_found_guilty() -> None:

@@ -29,7 +29,7 @@ def evidence(**values: object) -> Evidence:
 
 def clean(count: int = 40) -> list[Examined]:
     return [
-        Examined(scene="s", tile=tile, evidence=evidence(with_and_without_heights=0.7 + 0.005 * tile), doubts=())
+        Examined(scene="s", tile=tile, evidence=evidence(with_and_without_heights=0.7 + 0.005 * tile), doubts={})
         for tile in range(count)
     ]
 
@@ -44,7 +44,7 @@ def test_limits_stay_sharp_where_clean_tiles_allow_it_and_agreement_follows_the_
 
 def test_limits_give_way_until_no_clean_tile_is_condemned() -> None:
     hard = evidence(with_and_without_heights=0.7, near=0.5)
-    tiles = [*clean(), *(Examined(scene="h", tile=n, evidence=hard, doubts=(Fault.GROUND,)) for n in range(4))]
+    tiles = [*clean(), *(Examined(scene="h", tile=n, evidence=hard, doubts={NDSM: (Fault.GROUND,)}) for n in range(4))]
     assert condemned(tiles, AuditLimits())
     found = fit(tiles, AuditLimits(), 0.05)
     assert condemned(tiles, found) == []

@@ -259,3 +259,32 @@ def test_how_far_heights_are_off_is_told(down: int, across: int) -> None:
 
 def test_flat_heights_cannot_be_compared() -> None:
     assert edge_agreement(village()[RGIR], lake(side=SIDE)[NDSM]) is None
+
+
+# Blur, and what is clipped
+
+
+def smooth(values: NDArray, width: int) -> NDArray:
+    """The mean of so many pixels along rows and columns, twice, round the borders."""
+    for axis in (1, 1, 2, 2):
+        values = np.mean([np.roll(values, step, axis) for step in range(width)], axis=0)
+    return values
+
+
+def doubts(seen: dict[Sensor, Observation], sensor: Sensor) -> tuple[Fault, ...]:
+    return Monitor(default_limits()).doubts(seen)[sensor]
+
+
+@pytest.mark.parametrize(("sensor", "width"), [(RGIR, 15), (NDSM, 41)])
+def test_what_is_smeared_is_doubted_and_without_an_audit_used(sensor: Sensor, width: int) -> None:
+    seen = village()
+    values = smooth(seen[sensor].values.astype(np.float64), width).astype(seen[sensor].values.dtype)
+    smeared = {**seen, sensor: observation(values)}
+    assert Fault.BLURRED not in doubts(seen, sensor)
+    assert Fault.BLURRED in doubts(smeared, sensor)
+    assert Monitor(default_limits()).assess(smeared)[sensor].fault is not Fault.BLURRED
+
+
+def test_an_image_that_is_clipped_below_the_end_of_the_range_is_saturated() -> None:
+    assert judged(lambda values: np.minimum(values, 80)).fault is Fault.SATURATED
+    assert judged(lambda values: np.minimum(values, 200)).state is State.ALIVE
