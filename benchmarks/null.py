@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine.backends.base import Backend, BackendInfo, Inputs, Output, Outputs
 from engine.backends.openvino import OpenVinoBackend
 from engine.backends.options import BackendOptions
+from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario
 
@@ -51,6 +52,13 @@ class NullBackend(Backend):
 class NullOptions(BackendOptions):
     """Chooses it, in place of a backend that has a name."""
 
-    def open(self, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]) -> Backend:
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        scenarios: Iterable[Scenario],
+        wanted: Iterable[Output],
+        remembered: Remembered | None = None,
+    ) -> Backend:
         """Open it."""
         return NullBackend(bundle, scenarios, wanted)

@@ -186,6 +186,14 @@ class Journal:
         """There is an entry to go on from; a run that was killed before its first checkpoint left none."""
         return self._path.exists()
 
+    @property
+    def backend(self) -> str | None:
+        """What the unfinished run computes with; None where that cannot be told: :meth:`read` then says why."""
+        try:
+            return str(Entry.decode(read_file(self._path)).key["backend"])
+        except (OSError, MalformedError, KeyError):
+            return None
+
     def read(self, key: Mapping[str, Any]) -> Entry:
         """The entry of the unfinished run, provided it is the run that ``key`` describes.
 

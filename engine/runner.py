@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,6 +50,9 @@ from engine.tile_log import TileLog, read_tile_log
 from engine.version import own_version
 
 log = logging.getLogger(__name__)
+
+LEARN_TILES = 200
+"""A run of fewer is over before it would pay to measure which graph is the fastest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +103,10 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
     with ExitStack() as stack:
         stack.enter_context(owned(request.output))
         plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle)
-        backend = (
-            stack.enter_context(
-                open_chain(request.backend, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
-            )
-            if engines is None
-            else engines.backend
-        )
+        journal = Journal(request.output)
+        backend = stack.enter_context(_open_backend(plan, journal)) if engines is None else engines.backend
         opened, frames, events_before = backend.info, plan.frames, len(backend.events)
         backend.news()  # of the run before, which told them
-        journal = Journal(request.output)
         start = _start(plan, journal, opened)
         sink = _open_sink(plan, journal, start, stack, watcher)
         if not start.resumed:
@@ -187,6 +184,20 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
             log.warning("%s had no part in any pixel of the maps: see run.json and tiles.csv for the reason", sensor)
     watcher.finished(record)
     return record
+
+
+def _open_backend(plan: Plan, journal: Journal) -> ResilientBackend:
+    """The backend; of a run that is resumed with the graph that it began with, whatever ``auto`` has become since."""
+    options, remembers = plan.request.backend, True
+    begun_with = journal.backend if plan.request.resume else None
+    if begun_with is not None and options.precision == "auto":
+        options = replace(options, precision="int8") if "int8" in begun_with.split() else options
+        remembers = False
+    elif plan.tiles is None or plan.tiles >= LEARN_TILES:
+        learnt = options.learn(plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
+        if learnt:
+            log.info("%s", learnt)
+    return open_chain(options, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted, remembers=remembers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ SEARCH = (Phase.explicit, Phase.generate)  # shrinking may take minutes: leave i
 settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True, phases=SEARCH)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
+
+os.environ["GEMMNET_CACHE"] = ""  # nothing is kept from test to test, nor in the home of who runs them
 
 CLASSES = 4
 CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}

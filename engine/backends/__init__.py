@@ -12,8 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from engine.backends import instruction_sets
 from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint, left_behind
 from engine.backends.golden import check_golden_tile
+from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, IntegrityError
 from engine.contract.sensors import Scenario
@@ -44,6 +48,7 @@ def open_backend(
     hint: PerformanceHint = "throughput",
     plans: Path | None = None,
     answer_limit_s: float | None = None,
+    remembered: Remembered | None = None,
 ) -> Backend:
     """Prepare the graphs of ``scenarios`` and check each against the golden tile.
 
@@ -61,6 +66,8 @@ def open_backend(
         hint: what OpenVINO is arranged for.
         plans: folder of TensorRT plans; None is the one under the bundle.
         answer_limit_s: longest wait for the golden tile's answer; None waits without end.
+        remembered: what earlier starts found out, and a place for what this one does: OpenVINO's compiled graphs, and
+            that a backend on the processor has reproduced the golden tiles. None begins from nothing.
 
     Raises:
         BackendUnavailableError: the library, its device or its plans are not there.
@@ -71,13 +78,17 @@ def open_backend(
     """
     scenarios, wanted = tuple(scenarios), tuple(wanted)
     common: dict[str, Any] = {"precision": precision, "threads": threads}
-    options = {"tensorrt": {**common, "plans": plans}, "openvino": {**common, "hint": hint}, "onnxruntime": common}
+    options = {
+        "tensorrt": {**common, "plans": plans},
+        "openvino": {**common, "hint": hint, "remembered": remembered},
+        "onnxruntime": common,
+    }
     if name != "auto":
-        return _open(name, bundle, scenarios, wanted, answer_limit_s, **options[name])
+        return _open(name, bundle, scenarios, wanted, answer_limit_s, remembered, **options[name])
     refusals: dict[str, EngineError] = {}
     for each in CHAIN:
         try:
-            backend = _open(each, bundle, scenarios, wanted, answer_limit_s, **options[each])
+            backend = _open(each, bundle, scenarios, wanted, answer_limit_s, remembered, **options[each])
         except BackendError as error:
             refusals[each] = error
         except IntegrityError as error:
@@ -100,6 +111,7 @@ def _open(
     scenarios: tuple[Scenario, ...],
     wanted: tuple[Output, ...],
     answer_limit_s: float | None,
+    known: Remembered | None,
     **options: Any,
 ) -> Backend:
     module_name, class_name, install = _CLASSES[name]
@@ -110,6 +122,13 @@ def _open(
             f"the backend {name} needs a library that cannot be imported ({error}): {install}"
         ) from error
     backend: Backend = getattr(module, class_name)(bundle, scenarios, wanted, **options)
+    proof = {"bundle": bundle.digest, "by": msgspec.to_builtins(backend.info), "scenarios": scenarios, "wanted": wanted}
+    proof["instructions"] = instruction_sets.in_use() or instruction_sets.told()
+    if name == "tensorrt":  # its plans may have been built anew
+        known = None
+    if known is not None and known.note("golden", proof):
+        log.info("%s, which has reproduced the golden tiles before", backend.info)
+        return backend
     try:
         check_golden_tile(backend, bundle, scenarios=scenarios, wanted=wanted, limit_s=answer_limit_s)
     except TimeoutError as error:
@@ -121,5 +140,7 @@ def _open(
     except BaseException:
         backend.close()
         raise
+    if known is not None:
+        known.write("golden", proof, {"reproduced": True})
     log.info("%s, golden tile reproduced", backend.info)
     return backend

@@ -41,9 +41,9 @@ Outputs = Mapping[Output, NDArray[Any]]
 
 ExecutionPrecision = Literal["auto", "fp32", "fp16", "int8"]
 """Which of the bundle's graphs runs. ``fp32`` is that graph in really float32; ``fp16`` and ``int8`` are the graphs
-that have these types written into them. ``auto`` is the backend's choice: on a CPU the fp32 graph in its fastest
-floating type (bfloat16 where it has AMX or AVX512-BF16), in TensorRT what
-:func:`engine.contract.plan_cache.choose` says."""
+that have these types written into them. ``auto`` is the backend's choice: in OpenVINO the graph that was measured to be
+the fastest on this machine (:mod:`engine.backends.fastest`), else the fp32 graph in the processor's fastest floating
+type (bfloat16 where it has AMX or AVX512-BF16); in TensorRT what :func:`engine.contract.plan_cache.choose` says."""
 
 PerformanceHint = Literal["throughput", "latency"]
 """For which the CPU's cores are arranged, in OpenVINO's words: ``throughput`` computes several tiles at a time, each on

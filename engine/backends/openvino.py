@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import queue
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +18,15 @@ import openvino.properties.hint as hints
 
 from engine.backends import instruction_sets
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, Inputs, Output, Outputs, PerformanceHint
+from engine.backends.fastest import conditions, fastest
+from engine.backends.remembered import Remembered
 from engine.backends.signature import Tensor, check_signature
 from engine.backends.words import said
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
+
+log = logging.getLogger(__name__)
 
 DEVICE = "CPU"
 _MODES: dict[PerformanceHint, hints.PerformanceMode] = {
@@ -46,8 +52,8 @@ class OpenVinoBackend(Backend):
     """One compiled model per scenario on OpenVINO's streams, as many as the hint gives, one thread waiting on each.
 
     Waiting threads rather than ``start_async`` callbacks: a callback is not called when inference fails, so the failure
-    would be lost. Unwanted outputs are cut off before compiling, so that a map without blending never writes
-    probabilities to memory.
+    would be lost. Graphs are compiled, or taken as an earlier start left them. Unwanted outputs are cut
+    off before compiling, so that a map without blending never writes probabilities to memory.
     """
 
     def __init__(
@@ -59,8 +65,11 @@ class OpenVinoBackend(Backend):
         precision: ExecutionPrecision = "auto",
         threads: int | None = None,
         hint: PerformanceHint = "throughput",
+        remembered: Remembered | None = None,
     ) -> None:
-        graph: Precision = "fp32" if precision == "auto" else precision
+        graph: Precision = precision if precision != "auto" else fastest(remembered, bundle, threads, hint) or "fp32"
+        if bundle.signed_by is not None:  # what runs is what was signed, and nothing that was made of it
+            remembered = None
         self._wanted = tuple(wanted)
         config: dict[str, Any] = {hints.performance_mode: _MODES[hint]}
         if precision == "fp32" or instruction_sets.told() in instruction_sets.WITHOUT_BF16:
@@ -71,9 +80,30 @@ class OpenVinoBackend(Backend):
         self._answers: dict[Output, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         core = shared_core()
         try:
+            device = str(core.get_property(DEVICE, props.device.full_name)).strip()
+            key = {"library": ov.__version__, "device": device, "wanted": self._wanted, "graph": graph}
+            key |= {
+                **conditions(bundle, threads, hint),
+                "config": {str(name): str(value) for name, value in config.items()},
+            }
+
+            def prepared(scenario: Scenario) -> ov.CompiledModel:
+                """As an earlier start left it, or compiled now."""
+                mine = {**key, "scenario": scenario}
+                kept = b"" if remembered is None else remembered.content("compiled", mine)
+                if kept:
+                    try:
+                        return core.import_model(io.BytesIO(kept), DEVICE, config)
+                    except RuntimeError as error:
+                        log.info("a compiled graph that was kept is compiled again: %s", said(error))
+                compiled = core.compile_model(self._read(core, bundle, paths[scenario], scenario), DEVICE, config)
+                if remembered is not None:
+                    remembered.keep("compiled", mine, compiled.export_model().getvalue())
+                return compiled
+
             with bundle.opened(scenarios, graph) as paths:
-                for scenario, path in paths.items():
-                    compiled = core.compile_model(self._read(core, bundle, path, scenario), DEVICE, config)
+                for scenario in paths:  # one by one: OpenVINO's Python binding has been seen to lock itself up
+                    compiled = prepared(scenario)
                     slots = int(compiled.get_property(props.optimal_number_of_infer_requests))
                     ports = {name: compiled.output(name.value) for name in self._wanted}
                     self._answers = {name: (tuple(p.shape)[1:], p.element_type.to_dtype()) for name, p in ports.items()}
@@ -83,7 +113,7 @@ class OpenVinoBackend(Backend):
             self.info = BackendInfo(
                 name="openvino",
                 library=f"openvino {ov.__version__.split('-')[0]}",
-                device=str(core.get_property(DEVICE, props.device.full_name)).strip(),
+                device=device,
                 precision=str(compiled.get_property(hints.inference_precision).get_type_name()),
                 threads=int(compiled.get_property(props.inference_num_threads)),
                 slots=slots,

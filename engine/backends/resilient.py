@@ -31,6 +31,7 @@ from typing import NoReturn, TypeVar
 from engine.backends import CHAIN, BackendName
 from engine.backends.base import Backend, Inputs, Output, Outputs, left_behind
 from engine.backends.options import BackendOptions
+from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, DeviceLostError
 from engine.contract.sensors import Scenario
@@ -325,19 +326,29 @@ def _open_first(first: Callable[[], Backend]) -> Backend:
 
 
 def open_chain(
-    options: BackendOptions, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]
+    options: BackendOptions,
+    bundle: Bundle,
+    *,
+    scenarios: Iterable[Scenario],
+    wanted: Iterable[Output],
+    remembers: bool = True,
 ) -> ResilientBackend:
     """The backend that is asked for, opened again once if it fails; with ``auto`` the rest of :data:`CHAIN` follows.
 
-    Args and errors are those of :meth:`engine.backends.options.BackendOptions.open`.
+    Args and errors are those of :meth:`engine.backends.options.BackendOptions.open`; ``remembers`` makes use of what
+    earlier starts found out.
     """
     scenarios, wanted = tuple(scenarios), tuple(wanted)
 
-    def opener(name: BackendName) -> Callable[[], Backend]:
-        return lambda: replace(options, name=name).open(bundle, scenarios=scenarios, wanted=wanted)
+    def opener(name: BackendName, remembered: Remembered | None = None) -> Callable[[], Backend]:
+        asked = replace(options, name=name)
+        return lambda: asked.open(bundle, scenarios=scenarios, wanted=wanted, remembered=remembered)
 
     chain = CHAIN if options.name == "auto" else (options.name,)
-    return ResilientBackend(opener(options.name), {each: opener(each) for each in chain}, watchdog_s=options.watchdog_s)
+    first = opener(
+        options.name, Remembered.here() if remembers else None
+    )  # after a failure nothing that was remembered is believed
+    return ResilientBackend(first, {each: opener(each) for each in chain}, watchdog_s=options.watchdog_s)
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, EngineError
 from engine.contract.sensors import Scenario
 from engine.doctor.host import Host, examine_host
-from engine.doctor.probe import Probe, try_backend
+from engine.doctor.probe import WANTED, Probe, try_backend
 from engine.version import own_version
 
 BACKENDS: tuple[BackendName, ...] = tuple(name for name in get_args(BackendName) if name != "auto")
@@ -86,6 +87,8 @@ class Diagnosis:
     """Why ``engine.run`` cannot even be imported; empty if it can."""
     bundle: BundleFinding
     probes: tuple[Probe, ...]
+    auto: str = ""
+    """What ``--precision auto`` is here, in words; empty where nothing was measured."""
 
     @property
     def usable(self) -> tuple[tuple[Probe, ...], ...]:
@@ -142,7 +145,7 @@ class Diagnosis:
             found.append("the frequency governor is powersave: latencies are longer and vary more than they need to")
         if cpu.load is not None and cpu.load > cpu.cores + 1:
             found.append(f"the machine was busy (load {cpu.load:.1f} on {cpu.cores} cores): an idle one is faster")
-        return tuple(found)
+        return (*found, *filter(None, (self.auto,)))
 
 
 def examine(
@@ -178,7 +181,12 @@ def examine(
                     probes.append(probe)
                     bar.set_description(f"{name} {probe.precision} {probe.scenario}: {probe.outcome}")
                     bar.update()
+    works = {probe.precision for probe in probes if probe.backend == "openvino" and probe.works}
+    auto = ""
+    if loaded is not None and {"auto", "int8"} <= works:  # they have not brought a process down
+        auto = BackendOptions().learn(loaded, scenarios=Scenario, wanted=WANTED)
     return Diagnosis(
+        auto=auto,
         version=own_version(),
         host=host,
         libraries=_libraries(),
