@@ -25,6 +25,7 @@ from engine.rasters.height_models import HeightModels
 from engine.rasters.names import short_name
 from engine.rasters.raster import RasterInput, SensorRasters
 from engine.rasters.sources import Observation
+from engine.rasters.stretch import Stretch
 from engine.resolution import Resolution
 from engine.stitcher import Stitcher
 
@@ -112,6 +113,7 @@ class RasterOpener:
     tile_px: int
     rgir_bands: tuple[int, int, int] | None = None
     ndsm_scale_m: float | None = None
+    stretch: Stretch | None = None
     drivers: tuple[str, ...] | None = None
     """Of GDAL, for files from outside: nothing but a regular file of this machine is opened then, by one of them."""
     max_px: int | None = None
@@ -130,6 +132,7 @@ class RasterOpener:
             self.specs,
             rgir_bands=self.rgir_bands,
             ndsm_scale_m=self.ndsm_scale_m,
+            stretch=self.stretch,
             window_px=self.tile_px,
             ordered=True,
             drivers=self.drivers,

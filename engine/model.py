@@ -29,6 +29,7 @@ from engine.plan import Plan, plan_for
 from engine.rasters.area import AreaInput
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.raster import RasterInput, SensorRasters
+from engine.rasters.stretch import parse_stretch
 from engine.request import RasterFiles, RunRequest
 from engine.resolution import Gsd
 from engine.result import Result, ResultSink
@@ -83,6 +84,7 @@ class Model:
         ndsm_scale_m: float | None = None,
         gsd: Gsd = "auto",
         probabilities: bool = False,
+        stretch: str | None = None,
         area: AreaInput | None = None,
     ) -> Result:
         """Map one raster, or a pair.
@@ -103,6 +105,9 @@ class Model:
                 come back on its own grid. ``"auto"`` is the nearest that the bundle maps best at, ``"off"`` the
                 raster's own.
             probabilities: keep the probability of each class as well.
+            stretch: how ``rgir`` of more than 8 bits becomes 8: ``"percent"`` (2nd to 98th percentile of each band),
+                ``"percent=1,99"``, ``"reflectance=10000"``, ``"90:3000,60:1800,70:1500"`` for NIR, red and green, or
+                the ``run.json`` of an earlier run. None refuses it.
             area: the part to map, as a vector file or a box (left, bottom, right, top) in the raster's CRS; the maps
                 are as large as its bounds. None is all of the raster.
 
@@ -127,6 +132,7 @@ class Model:
             ndsm_scale_m=ndsm_scale_m,
             gsd=gsd,
             probabilities=probabilities,
+            stretch=None if stretch is None else parse_stretch(stretch),
             area=area,
         )
         results: list[Result] = []
@@ -146,6 +152,7 @@ class Model:
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
         gsd: Gsd = "auto",
+        stretch: str | None = None,
         probabilities: bool = False,
     ) -> Iterator[Result]:
         """Map frames one after the other, reading ahead; the order is kept.
@@ -159,6 +166,7 @@ class Model:
                 when the results are not wanted any more.
             watch: judge every sensor in every tile; False trusts whatever is delivered.
             health, halo_px, blend, rgir_bands, ndsm_scale_m, gsd, probabilities: see :meth:`segment`.
+            stretch: see there; not percentiles, which would stretch each frame in its own way.
 
         Yields:
             The maps of each frame, as soon as they are complete.
@@ -168,6 +176,9 @@ class Model:
             InputError: a raster of a frame cannot be used.
             BackendError: no backend is left that answers.
         """
+        chosen = None if stretch is None else parse_stretch(stretch)
+        if chosen is not None:
+            chosen.check_for_frames()
         request = RunRequest(
             source=RasterFiles(paths=dict.fromkeys(Sensor, Path())),
             bundle=self.bundle.root,
@@ -180,6 +191,7 @@ class Model:
             rgir_bands=rgir_bands,
             ndsm_scale_m=ndsm_scale_m,
             gsd=gsd,
+            stretch=chosen,
             probabilities=probabilities,
         )
         plan = plan_for(request, self.bundle, ExitStack(), frames=lambda opener: _GivenFrames(frames, opener))

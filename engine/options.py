@@ -18,6 +18,7 @@ from engine.live.frame_name import Pattern
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import raster_name
 from engine.rasters.raster import RasterInput
+from engine.rasters.stretch import parse_stretch
 from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
 from engine.resolution import Gsd
 from engine.stitcher import Blend
@@ -46,7 +47,10 @@ OPTIONS = {
         name: f"--{name}"
         for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output", "pattern")
     },
-    **{name: f"--{name}" for name in ("sensors", "dsm", "dtm", "gsd", "area", "backend", "precision", "metrics")},
+    **{
+        name: f"--{name}"
+        for name in ("sensors", "dsm", "dtm", "gsd", "area", "stretch", "backend", "precision", "metrics")
+    },
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
 
@@ -96,6 +100,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="of the list every N-th from the I-th, counted from 0, as in 0/4 to 3/4"
     )
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
+    inputs.add_argument(
+        "--stretch",
+        metavar="HOW",
+        help="to 8 bits, of RGIR with more: percent (the 2nd and 98th percentile), percent=LOW,HIGH, "
+        "reflectance=VALUE, LOW:HIGH for each band, or the run.json of an earlier run",
+    )
     inputs.add_argument(
         "--area",
         metavar="WHAT",
@@ -268,6 +278,7 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         readers=options.readers,
         gsd=options.gsd,
         probabilities=options.probabilities,
+        stretch=None if options.stretch is None else parse_stretch(options.stretch),
         area=options.area,
     )
 

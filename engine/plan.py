@@ -328,6 +328,7 @@ def plan_for(
         tile_px=manifest.tile_px,
         rgir_bands=request.rgir_bands,
         ndsm_scale_m=request.ndsm_scale_m,
+        stretch=request.stretch,
         drivers=request.source.drivers if isinstance(request.source, LandingFolder) else None,
         max_px=MAX_FRAME_PX if isinstance(request.source, LandingFolder) else None,
         resolution=tiling.resolution,

@@ -34,6 +34,7 @@ from engine.journal import Statistics, Switch
 from engine.live.folder import Arrivals
 from engine.rasters.area import Area
 from engine.rasters.georeference import Grid
+from engine.rasters.stretch import Range
 from engine.request import LandingFolder, WhenBehind
 from engine.stitcher import Blend, Tiling
 from engine.tile_log import STAGES, TileRow
@@ -62,6 +63,8 @@ class RasterUsed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How invalid pixels are told."""
     metres_per_unit: float | None
     warped: bool
+    stretch: tuple[Range, ...] | None = None
+    """The values of each band that became 0 and 255, where imagery has more than 8 bits."""
     minus: RasterUsed | None = None
     """What was subtracted pixel by pixel: the terrain model, where this is a surface model."""
 

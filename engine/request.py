@@ -14,6 +14,7 @@ from engine.health.faults import Injection
 from engine.live.frame_name import Pattern
 from engine.rasters.area import AreaInput
 from engine.rasters.raster import RasterInput
+from engine.rasters.stretch import Stretch
 from engine.resolution import Gsd
 from engine.stitcher import Blend
 
@@ -109,6 +110,8 @@ class RunRequest:
     ndsm_scale_m: float | None = None
     gsd: Gsd = "auto"
     """At which ground sampling distance rasters are mapped; see :mod:`engine.resolution`."""
+    stretch: Stretch | None = None
+    """How imagery of more than 8 bits becomes 8; None refuses it."""
     area: AreaInput | None = None
     """The part of the rasters that is mapped; None: all. See :mod:`engine.rasters.area`."""
     readers: int | None = None
@@ -134,6 +137,8 @@ class RunRequest:
                 names = ", ".join(sensor for sensor in Sensor if sensor in self.source.sensors)
                 raise UsageError(f"`inject` names {injection.sensor}, but the run reads {names}: add that sensor")
         if isinstance(self.source, LandingFolder):
+            if self.stretch is not None:
+                self.stretch.check_for_frames()
             if self.area is not None:
                 raise UsageError("frames of a landing folder are mapped whole: leave `area` away")
             if self.rate_hz is not None:

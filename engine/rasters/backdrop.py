@@ -24,6 +24,7 @@ from engine.grid import Window
 from engine.rasters.georeference import GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
 from engine.rasters.names import raster_name
 from engine.rasters.opening import open_raster
+from engine.rasters.stretch import Range, apply_stretch
 from engine.record import GridUsed, RasterUsed
 
 SAMPLE_PX = 512
@@ -35,6 +36,7 @@ class _Layer:
     view: Any
     bands: tuple[int, ...]
     scale: float
+    stretch: tuple[Range, ...] | None = None
 
     def read(self, window: Window, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values [B, height, width] and where they are valid, bool [height, width]."""
@@ -44,6 +46,9 @@ class _Layer:
         values = self.view.read(self.bands, window=place, out_shape=shape, resampling=near)
         masks = self.view.read_masks(self.bands, window=place, out_shape=shape, resampling=near)
         valid = masks.any(axis=0) & np.isfinite(values).all(axis=0)
+        if self.stretch is not None:
+            apply_stretch(values, self.stretch, shown := np.zeros(shape, np.uint8))
+            return shown, valid
         return (values if self.scale == 1 else values * np.float32(self.scale)), valid
 
 
@@ -110,7 +115,7 @@ class Backdrop:
             view = onto_grid(file, self._grid, name=str(name), grid_name="the map")
             if view is not file:
                 self._files.enter_context(view)
-        return _Layer(view=view, bands=used.bands, scale=used.metres_per_unit or 1.0)
+        return _Layer(view=view, bands=used.bands, scale=used.metres_per_unit or 1.0, stretch=used.stretch)
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""

@@ -107,7 +107,9 @@ def believed(what: str, name: RasterName) -> Iterator[None]:
         ) from error
 
 
-def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[int, ...] | None) -> tuple[int, ...]:
+def sensor_bands(
+    spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[int, ...] | None, *, stretched: bool = False
+) -> tuple[int, ...]:
     """The 1-based bands that carry the sensor, after checking their number and dtype.
 
     Those of RGIR that are not chosen are the ones that call themselves so; else they are all but alpha, in order.
@@ -136,10 +138,10 @@ def sensor_bands(spec: SensorSpec, name: RasterName, file: Any, chosen: tuple[in
     for band in alpha_bands(file, bands):
         _check_alpha(name, file, band)
     dtypes = sorted({file.dtypes[band - 1] for band in bands})
-    if spec.dtype == "uint8" and dtypes != ["uint8"]:
+    if spec.dtype == "uint8" and dtypes != ["uint8"] and not (stretched and len(dtypes) == 1):
         raise RasterFormatError(
-            f"{spec.sensor} must be 8-bit (uint8, 0..255); {name} holds {', '.join(dtypes)}: rescale it with "
-            "`gdal_translate -ot Byte -scale`, stretched as the model's training images were"
+            f"{spec.sensor} must be 8-bit (uint8, 0..255); {name} holds {', '.join(dtypes)}: pass "
+            "`stretch`, as in percent, or rescale it with `gdal_translate -ot Byte -scale`"
         )
     if any(dtype.startswith("complex") for dtype in dtypes):
         raise RasterFormatError(f"{spec.sensor} must hold real numbers; {name} holds {dtypes[0]}: pass its real part")

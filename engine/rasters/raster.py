@@ -38,6 +38,7 @@ from engine.rasters.sources import (
     open_source,
     settle,
 )
+from engine.rasters.stretch import Stretch
 from engine.resampling import chunks, mean_of_valid, taps
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class SensorRasters:
         *,
         rgir_bands: tuple[int, int, int] | None = None,
         ndsm_scale_m: float | None = None,
+        stretch: Stretch | None = None,
         window_px: int = 512,
         ordered: bool = False,
         drivers: Sequence[str] | None = None,
@@ -81,6 +83,7 @@ class SensorRasters:
             specs: what the graphs expect, at least for the sensors in ``paths``.
             rgir_bands: 1-based bands of the RGIR raster that hold NIR, red, green.
             ndsm_scale_m: metres per unit of nDSM value, after the file's own scale and offset tags.
+            stretch: how imagery of more than 8 bits becomes 8; None refuses it.
             window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
             ordered: most will be read :meth:`in_order`, so that GDAL need not remember blocks as well.
             drivers: see :func:`engine.rasters.opening.open_raster`.
@@ -100,7 +103,7 @@ class SensorRasters:
             for sensor in (sensor for sensor in Sensor if sensor in paths):
                 given, spec = paths[sensor], specs[sensor]
                 if isinstance(given, np.ndarray):
-                    sources[sensor] = array = ArraySource.of(spec, given, ndsm_scale_m)
+                    sources[sensor] = array = ArraySource.of(spec, given, ndsm_scale_m, stretch)
                     grid, grid_name = _array_grid(sensor, array, grid, grid_name), grid_name or f"{sensor} (array)"
                     continue
                 if isinstance(given, HeightModels):
@@ -117,6 +120,7 @@ class SensorRasters:
                     *(stack, sensor, given, spec, grid, grid_name, drivers),
                     bands=rgir_bands if sensor is Sensor.RGIR else None,
                     scale_m=ndsm_scale_m,
+                    stretch=stretch,
                 )
                 grid, grid_name = grid or Grid.of(source.file), grid_name or f"{sensor} {source.name}"
             assert grid is not None

@@ -36,6 +36,7 @@ from engine.rasters.opening import (
     spread,
     to_metres,
 )
+from engine.rasters.stretch import Range, Stretch, apply_stretch, ranges_of, ranges_of_array
 from engine.resampling import nearest
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class FileSource:
     """GDAL's mask tells what is valid."""
     alpha: tuple[int, ...]
     """Bands that hold 0 where a pixel is invalid, whatever else says that it is valid."""
+    stretch: tuple[Range, ...] | None = None
+    """Of imagery that has more than 8 bits: the values of each band that become 0 and 255."""
     again: Callable[[ExitStack], FileSource] | None = None
     """Opens the same once more, for another thread; None where that may not be, or would not pay."""
 
@@ -129,7 +132,12 @@ class FileSource:
         if opaque is not None:
             np.logical_and(out.valid, (opaque > 0).all(axis=0), out=out.valid)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told by isfinite
-            if not direct:
+            if self.stretch is not None:
+                if raw.dtype.kind == "f":
+                    np.logical_and(out.valid, np.isfinite(raw).any(axis=0), out=out.valid)
+                    whole = whole and bool(out.valid.all())
+                apply_stretch(raw, self.stretch, out.values)
+            elif not direct:
                 np.copyto(out.values, raw, casting="unsafe")
             if (self.scale, self.offset) != (1.0, 0.0):
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
@@ -218,19 +226,25 @@ class ArraySource:
     values: NDArray[Any]
     """[B, H, W]."""
     scale: float
+    stretch: tuple[Range, ...] | None = None
 
     @classmethod
-    def of(cls, spec: SensorSpec, array: NDArray[Any], scale_m: float | None) -> ArraySource:
+    def of(
+        cls, spec: SensorSpec, array: NDArray[Any], scale_m: float | None, stretch: Stretch | None = None
+    ) -> ArraySource:
         """See that an array is one of that sensor's."""
         bands, sensor = len(spec.bands), spec.sensor
         values = array[None] if array.ndim == 2 and bands == 1 else array
         if values.ndim != 3 or len(values) != bands or 0 in values.shape:
             shape = f"[{bands}, H, W]" if bands > 1 else "[H, W] or [1, H, W]"
             raise RasterFormatError(f"{sensor} must be an array {shape} with pixels, received {list(array.shape)}")
-        if spec.dtype == "uint8" and values.dtype != np.uint8:
+        ranges = None
+        if spec.dtype == "uint8" and values.dtype != np.uint8 and stretch is not None and values.dtype.kind in "iuf":
+            ranges = ranges_of_array(stretch, values)
+        elif spec.dtype == "uint8" and values.dtype != np.uint8:
             raise RasterFormatError(
-                f"{sensor} must be 8-bit (uint8, 0..255), received {values.dtype}: rescale it as the model's training "
-                "images were"
+                f"{sensor} must be 8-bit (uint8, 0..255), received {values.dtype}: pass `stretch`, as in percent, or "
+                "rescale it as the model's training images were"
             )
         if spec.dtype == "float32" and values.dtype.kind != "f" and (scale_m is None or values.dtype.kind not in "iu"):
             raise RasterFormatError(
@@ -239,21 +253,28 @@ class ArraySource:
             )
         if scale_m is not None and not (math.isfinite(scale_m) and scale_m > 0):
             raise RasterFormatError(f"ndsm_scale_m must be a positive number of metres, received {scale_m}")
-        return cls(spec=spec, values=values, scale=1.0 if scale_m is None or spec.dtype == "uint8" else scale_m)
+        scale = 1.0 if scale_m is None or spec.dtype == "uint8" else scale_m
+        return cls(spec=spec, values=values, scale=scale, stretch=ranges)
 
     def read(self, row: int, col: int, out: Observation) -> bool:
         """See :meth:`FileSource.read`."""
         height, width = out.valid.shape
         window = self.values[:, row : row + height, col : col + width]
         with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out.values, np.ma.getdata(window), casting="unsafe")
+            if self.stretch is not None:
+                apply_stretch(np.ma.getdata(window), self.stretch, out.values)
+            else:
+                np.copyto(out.values, np.ma.getdata(window), casting="unsafe")
             if self.scale != 1.0:
                 np.multiply(out.values, np.float32(self.scale), out=out.values)
         if isinstance(window, np.ma.MaskedArray):
             out.valid[...] = ~np.ma.getmaskarray(window).all(axis=0)  # valid in any band is valid
+        else:
+            out.valid[...] = True
+        if self.stretch is not None and window.dtype.kind == "f":
+            np.logical_and(out.valid, np.isfinite(np.ma.getdata(window)).any(axis=0), out=out.valid)
             return False
-        out.valid[...] = True
-        return _finite(out.values)
+        return not isinstance(window, np.ma.MaskedArray) and _finite(out.values)
 
     def blank(self, height: int, width: int) -> Observation:
         """See :meth:`FileSource.blank`."""
@@ -275,6 +296,7 @@ class ArraySource:
             "nodata": rules + (["NaN or infinite"] if self.values.dtype.kind == "f" else []),
             "metres_per_unit": self.scale if self.spec.dtype == "float32" else None,
             "warped": False,
+            "stretch": self.stretch,
         }
 
 
@@ -322,20 +344,21 @@ def open_source(
     *,
     bands: tuple[int, ...] | None = None,
     scale_m: float | None = None,
+    stretch: Stretch | None = None,
 ) -> FileSource:
     """A file or an open dataset, checked and brought onto the grid, if there is one yet.
 
     Args:
         stack: closes what is opened.
         what: messages call it: the sensor, ``dsm`` or ``dtm``.
-        bands, scale_m: see :meth:`SensorRasters.open`.
+        bands, scale_m, stretch: see :meth:`SensorRasters.open`.
     """
     with believed(what, given if isinstance(given, str | Path) else given.name):
         if isinstance(given, str | Path):
             name, file = given, stack.enter_context(open_raster(what, given, drivers))
         else:  # whoever opened it closes it
             name, file = given.name, given
-        bands = sensor_bands(spec, name, file, bands)
+        bands = sensor_bands(spec, name, file, bands, stretched=stretch is not None)
         scale, offset = to_metres(what, name, file, bands[0], scale_m) if spec.dtype == "float32" else (1, 0)
         view = file
         if grid is None:
@@ -357,6 +380,10 @@ def open_source(
             masked=masked,
             alpha=alpha_bands(file, bands) if view is file else (),
         )
+        if stretch is not None and spec.dtype == "uint8" and file.dtypes[bands[0] - 1] != "uint8":
+            ranges = ranges_of(stretch, name, file, bands, source.alpha)
+            log.info("%s is stretched to 8 bits, band by band: %s", name, ", ".join(f"{a:g}:{b:g}" for a, b in ranges))
+            source = replace(source, stretch=ranges)
         _description(source)  # whatever is asked of the file later has an answer
         if not isinstance(given, str | Path) or drivers is not None or file.driver != "GTiff":
             return source
@@ -420,6 +447,7 @@ def _identity(source: FileSource) -> dict[str, Any]:
         "bands": list(source.bands),
         "scale": source.scale,
         "offset": source.offset,
+        "stretch": None if source.stretch is None else [list(each) for each in source.stretch],
     }
 
 
@@ -446,4 +474,5 @@ def _description(source: FileSource) -> dict[str, Any]:
         "nodata": source.nodata_rules(),
         "metres_per_unit": source.scale if source.spec.dtype == "float32" else None,
         "warped": source.view is not source.file,
+        "stretch": source.stretch,
     }
