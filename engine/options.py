@@ -15,6 +15,7 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
 from engine.health.faults import parse_faults
 from engine.live.frame_name import Pattern
+from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import raster_name
 from engine.rasters.raster import RasterInput
@@ -222,6 +223,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.tif, a band for each class"
     )
+    results.add_argument(
+        "--polygons",
+        type=Path,
+        metavar="FILE",
+        help="also write the map as polygons: .gpkg, .fgb or .parquet (pip install 'gemmnet-edge[gis]')",
+    )
+    results.add_argument(
+        "--smallest", type=int, default=SMALLEST_PX, metavar="PX", help="give smaller polygons away (10 pixels)"
+    )
+    results.add_argument(
+        "--simplify", type=float, default=SIMPLIFY_PX, metavar="PX", help="move their borders by so much (1 pixel)"
+    )
     results.add_argument("--report", action="store_true", help="also write report.html, to read in a browser")
     results.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
     results.add_argument(
@@ -280,6 +293,26 @@ def request_of(options: argparse.Namespace) -> RunRequest:
         probabilities=options.probabilities,
         stretch=None if options.stretch is None else parse_stretch(options.stretch),
         area=options.area,
+    )
+
+
+def polygons_of(options: argparse.Namespace) -> Polygons | None:
+    """The polygons that are asked for; None where none are.
+
+    Raises:
+        UsageError: they make no sense, or cannot be made of what is mapped.
+    """
+    if options.polygons is None:
+        return None
+    if options.live is not None or options.list is not None:
+        raise UsageError(
+            "--polygons belongs to one raster: leave it away, and run `python -m engine.polygons` on the maps you want"
+        )
+    return Polygons(
+        path=options.polygons,
+        smallest_px=options.smallest,
+        simplify_px=options.simplify,
+        overwrite=options.overwrite or options.resume,
     )
 
 

@@ -40,7 +40,7 @@ from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor
 from engine.fleet.here import map_list
 from engine.observer import Observers
-from engine.options import add_options, in_options, request_of
+from engine.options import add_options, in_options, polygons_of, request_of
 from engine.plan import make_plan
 from engine.rasters.georeference import gdal_environment
 from engine.record import RunRecord
@@ -71,6 +71,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         with gdal_environment():
             if options.list is not None:
+                polygons_of(options)
                 map_list(options)
                 return 0
             if options.shard is not None:
@@ -101,7 +102,9 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _dry_run(options: argparse.Namespace) -> int:
     """Say what would run."""
-    request = request_of(options)
+    request, polygons = request_of(options), polygons_of(options)
+    if polygons is not None:
+        polygons.check()
     with ExitStack() as stack:
         described = {**msgspec.to_builtins(make_plan(request, stack).describe()), "output": str(request.output)}
     print(json.dumps({"event": "plan", **described}) if options.json else json.dumps(described, indent=2))
@@ -110,7 +113,9 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Map what is asked for, watched by whoever is to watch."""
-    request = request_of(options)
+    request, polygons = request_of(options), polygons_of(options)
+    if polygons is not None:
+        polygons.check()
     stall_s = max(STALL_S, 2 * request.backend.watchdog_s)
     with ExitStack() as stack:
         teller = [JsonLines()] if options.json else [] if options.quiet else [stack.enter_context(Console())]
@@ -119,6 +124,10 @@ def _run(options: argparse.Namespace) -> int:
         )
         page = [] if options.serve is None else [stack.enter_context(Page(options.serve, request.output))]
         record = run(request, Observers([*teller, *watchers.observers, *page]))
+    if polygons is not None:
+        count = polygons.write(request.output, bar=False if options.json or options.quiet else None)
+        if not (options.json or options.quiet):
+            print(f"polygons: {polygons.path}, {count} of them", file=sys.stderr)
     if options.report:
         report = write_report(request.output)
         if not (options.json or options.quiet):

@@ -6,7 +6,7 @@
 
 Each polygon is a connected area of one class with its name, its size, the mean confidence of its pixels and the share
 of them that each sensor saw. Neighbours share their borders, also after --simplify. Memory grows with the width of the
-map and its largest area, not with its height.
+map and its largest area, not with its height. A style for QGIS lies beside the file.
 
 Exit codes: 0 done; 2 options, or the extra gis is missing; 3 the map; 4 the file; 130 interrupted (nothing is written).
 """
@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from engine.contract.command import command_parser
-from engine.contract.errors import EngineError, InterruptedRunError, UsageError
-
-INSTALL = "pip install 'gemmnet-edge[gis]'"
+from engine.contract.errors import EngineError, InterruptedRunError
+from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except ImportError as error:
-        print(f"error: polygons need {error.name or error}: {INSTALL}", file=sys.stderr)
-        return UsageError.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)
         return InterruptedRunError.exit_code
@@ -48,8 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("engine.polygons", __doc__)
     parser.add_argument("map", type=Path, help="folder that engine.run --output wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".gpkg, .fgb or .parquet (MAP/polygons.gpkg)")
-    parser.add_argument("--smallest", type=int, default=10, metavar="PX", help="give smaller areas away (10 pixels)")
-    parser.add_argument("--simplify", type=float, default=1.0, metavar="PX", help="move borders by so much (1 pixel)")
+    parser.add_argument(
+        "--smallest", type=int, default=SMALLEST_PX, metavar="PX", help="give smaller areas away (10 pixels)"
+    )
+    parser.add_argument(
+        "--simplify", type=float, default=SIMPLIFY_PX, metavar="PX", help="move borders by so much (1 pixel)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     return parser
 
@@ -60,28 +58,14 @@ def polygonise(options: argparse.Namespace) -> None:
     Raises:
         EngineError: it cannot be done; nothing was written.
     """
-    from engine.polygons.vector_file import check_suffix, write_areas
-    from engine.rasters.map_reader import MapReader
-    from engine.rasters.polygons import Area, areas
-
-    path: Path = options.out or options.map / "polygons.gpkg"
-    check_suffix(path)
-    if options.smallest < 1 or not 0 <= options.simplify < 100:
-        raise UsageError(
-            f"--smallest is at least 1 px and --simplify lies in [0, 100) px, received {options.smallest} and "
-            f"{options.simplify:g}"
-        )
-    if path.exists() and not options.overwrite:
-        raise UsageError(f"{path} exists: pass --overwrite to replace it, or another --out")
-    with MapReader(options.map) as maps, tqdm(total=maps.height, unit="row", disable=None, leave=False) as bar:
-
-        def found() -> Iterator[Area]:
-            for area, rows in areas(maps, smallest_px=options.smallest, tolerance_px=options.simplify):
-                bar.update(rows - bar.n)
-                yield area
-
-        count = write_areas(found(), path, maps.grid, maps.classes, written=lambda n: bar.set_postfix(areas=n))
-    print(f"{path}: {count} polygons")
+    polygons = Polygons(
+        path=options.out or options.map / "polygons.gpkg",
+        smallest_px=options.smallest,
+        simplify_px=options.simplify,
+        overwrite=options.overwrite,
+    )
+    count = polygons.write(options.map)
+    print(f"{polygons.path}: {count} polygons")
 
 
 if __name__ == "__main__":

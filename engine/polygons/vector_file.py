@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import geopandas
+import pyarrow
 import pyarrow.parquet
 import pyogrio
 import shapely
 
 from engine.contract.bundle import ClassSpec
-from engine.contract.errors import OutputError, UsageError
+from engine.contract.errors import OutputError
 from engine.rasters.georeference import Grid
 from engine.rasters.polygons import Area
 
-SUFFIXES = (".gpkg", ".fgb", ".parquet")
+logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of each batch
 LAYER = "land_cover"
 BATCH = 20_000
 """Areas written at once."""
 
 
-def check_suffix(path: Path) -> None:
-    """See that the file's name tells a format.
+def is_ours(path: Path) -> bool:
+    """Whether a file holds what :func:`write_areas` writes, by its columns."""
+    try:
+        if path.suffix == ".parquet":
+            names = set(pyarrow.parquet.read_schema(path).names)
+        else:
+            names = set(pyogrio.read_info(path, layer=LAYER if path.suffix == ".gpkg" else 0)["fields"])
+    except (OSError, pyarrow.ArrowException, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        return False
+    return names >= {"class", "class_index", "pixels", "confidence", "share_both", "share_rgir", "share_ndsm"}
 
-    Raises:
-        UsageError: it does not.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"polygons are written as {', '.join(SUFFIXES)}; received {path.name!r}: change the name")
 
-
-def write_areas(
-    areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence[ClassSpec], *, written: Callable[[int], None]
-) -> int:
+def write_areas(areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence[ClassSpec]) -> int:
     """Write areas with their class, size, confidence and provenance as attributes.
 
     Args:
@@ -45,16 +47,13 @@ def write_areas(
         path: of the file; one that is there is replaced once the new one is whole.
         grid: where the pixels lie.
         classes: of the map.
-        written: told after each batch how many areas are in the file.
 
     Returns:
         How many areas were written.
 
     Raises:
-        UsageError: the suffix is none of :data:`SUFFIXES`.
         OutputError: the file cannot be written.
     """
-    check_suffix(path)
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,6 @@ def write_areas(
                     frame, collected, layer=LAYER, append=count > 0, geometry_type="MultiPolygon", promote_to_multi=True
                 )
                 count += len(batch)
-                written(count)
             if not count:
                 raise OutputError("the map holds no area to write: every pixel is nodata")
             whole = collected if path.suffix == ".gpkg" else _converted(collected, Path(folder) / path.name)

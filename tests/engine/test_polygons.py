@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
@@ -19,6 +20,8 @@ from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MapReader
 from engine.rasters.polygons import areas
+from engine.run import main as run_command
+from tests.conftest import make_scene
 
 CLASSES = tuple(
     ClassSpec(name=name, rgb=(40 * k, 90, 200 - 40 * k)) for k, name in enumerate(("street", "roof", "tree"))
@@ -173,5 +176,47 @@ def test_what_is_there_is_not_replaced_and_what_is_no_map_is_refused(tmp_path, c
     assert (tmp_path / "polygons.gpkg").read_text() == "mine"
     write_maps(tmp_path, np.full((HEIGHT, WIDTH), 255, np.uint8))
     assert main([str(tmp_path), "--overwrite"]) == 4
-    assert "every pixel is nodata" in capsys.readouterr().err
+    assert "holds no polygons of this project" in capsys.readouterr().err
     assert (tmp_path / "polygons.gpkg").read_text() == "mine"
+    assert main([str(tmp_path), "--out", str(tmp_path / "other.fgb")]) == 4
+    assert "every pixel is nodata" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".parquet"])
+def test_polygons_of_ours_are_replaced_and_a_style_of_others_is_not(tmp_path, suffix, capsys) -> None:
+    write_maps(tmp_path, classes_of(1))
+    path = tmp_path / f"cover{suffix}"
+    assert main([str(tmp_path), "--out", str(path)]) == 0
+    style = ElementTree.parse(path.with_suffix(".qml")).getroot()
+    assert [each.get("value") for each in style.iter("category")] == [spec.name for spec in CLASSES]
+    path.with_suffix(".qml").write_text("mine")
+    write_maps(tmp_path, np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert main([str(tmp_path), "--out", str(path), "--overwrite"]) == 0
+    assert "1 polygons" in capsys.readouterr().out
+    assert path.with_suffix(".qml").read_text() == "mine"
+
+
+def test_a_run_writes_the_polygons_of_its_map(toy_bundle, write_scene, tmp_path, capsys) -> None:
+    paths = write_scene(make_scene(149, 211, holes=False))
+    options = [f"--bundle={toy_bundle.root}", f"--output={tmp_path / 'map'}", "--quiet", "--sensors=rgir,ndsm"]
+    options += [f"--{sensor}={path}" for sensor, path in paths.items()]
+    path = tmp_path / "cover.gpkg"
+    assert run_command([*options, f"--polygons={path}", "--smallest=1", "--simplify=0"]) == 0
+    frame = geopandas.read_file(path)
+    with rasterio.open(tmp_path / "map" / "classes.tif") as file:
+        drawn = features.rasterize(
+            zip(frame.geometry, frame["class_index"], strict=True), file.shape, transform=file.transform, dtype="uint8"
+        )
+        assert (drawn == file.read(1)).all()
+    assert run_command([*options, f"--polygons={path}", "--overwrite", "--smallest=200"]) == 0
+    assert len(geopandas.read_file(path)) < len(frame)
+    capsys.readouterr()
+    for wrong, code, told in (
+        ([f"--polygons={path}"], 2, "exists: pass --overwrite"),
+        (["--polygons=cover.shp"], 2, "received 'cover.shp'"),
+    ):
+        assert run_command([*options[:1], f"--output={tmp_path / 'other'}", *options[2:], *wrong]) == code
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "other").exists(), "told before anything is mapped"
+    live = ["--live", str(tmp_path), f"--output={tmp_path / 'other'}", "--polygons=x.gpkg"]
+    assert run_command(live) == 2
