@@ -39,6 +39,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "run": Command(module="engine.run", help="map rasters, or frames that land in a folder"),
+    "fleet": Command(module="engine.fleet.__main__", help="map many rasters on many machines", extra="fleet"),
     "doctor": Command(module="engine.doctor.__main__", help="what works on this machine, and why the rest does not"),
     "report": Command(module="engine.report.__main__", help="write the page of a finished run again"),
     "view": Command(module="engine.view.__main__", help="show a finished run's map in a browser", extra="view"),

@@ -26,7 +26,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -63,6 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
+    return guarded(options, _do)
+
+
+def _do(options: argparse.Namespace) -> int:
+    if options.list is not None:
+        polygons_of(options)
+        map_list(options)
+        return 0
+    if options.shard is not None:
+        raise UsageError("--shard is a part of a list: pass --list PATH")
+    return _dry_run(options) if options.dry_run else _run(options)
+
+
+def guarded(options: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -> int:
+    """Do what a command line asks for, with its logs, its signals and its errors; returns the exit code."""
     quiet = options.quiet or (options.json and options.log_format == "text")
     log.configure(options.log_format, level=logging.ERROR if quiet else options.log_level.upper())
     for name in ("rasterio._env", "rasterio._err"):  # our errors say what GDAL's said, once a tile
@@ -70,13 +85,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with gdal_environment():
-            if options.list is not None:
-                polygons_of(options)
-                map_list(options)
-                return 0
-            if options.shard is not None:
-                raise UsageError("--shard is a part of a list: pass --list PATH")
-            return _dry_run(options) if options.dry_run else _run(options)
+            return work(options)
     except EngineError as error:
         message = in_options(str(error))
         if options.json:

@@ -12,9 +12,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {"engine", "export", "calib", "train", "benchmarks"}
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "modelopt", "scipy", "safetensors")
-HEAVY += ("prometheus_client", "shapely", "geopandas", "pyogrio", "pyarrow", "starlette", "uvicorn")
+HEAVY += ("prometheus_client", "shapely", "geopandas", "pyogrio", "pyarrow", "starlette", "uvicorn", "ray", "obstore")
 BEHIND_AN_EXTRA = {"onnxruntime.py", "device.py", "tensorrt.py", "tensorrt_pipeline.py", "metrics.py"}
-BEHIND_AN_EXTRA |= {"polygons.py", "vector_file.py", "web.py", "events.py", "guard.py", "serve.py", "process.py"}
+BEHIND_AN_EXTRA |= {
+    "polygons.py",
+    "vector_file.py",
+    "web.py",
+    "events.py",
+    "guard.py",
+    "serve.py",
+    "process.py",
+    "cluster.py",
+    "bucket.py",
+}
 """Modules of the engine that import a library of an optional extra; nobody imports them unless it is wanted."""
 
 
@@ -68,6 +78,8 @@ def test_only_one_place_imports_each_boundary_library() -> None:
         "onnxruntime": {"onnxruntime.py"},
         "pycuda": {"device.py"},
         "prometheus_client": {"metrics.py"},
+        "ray": {"cluster.py"},
+        "obstore": {"bucket.py"},
         "rasterio": {path.name for path in sources("engine/rasters")},
     }
     for path in sources("engine"):

@@ -93,6 +93,11 @@ class Book:
         return sum(self.states.values())
 
     @property
+    def waiting(self) -> int:
+        """Units that :meth:`take` can hand out now."""
+        return len(self._waiting)
+
+    @property
     def seconds(self) -> float:
         """Since it began."""
         return time.perf_counter() - self._began
@@ -134,13 +139,18 @@ class Book:
         self._write(outcome, self._attempts.pop(unit.name))
         self._tell(self, outcome)
 
-    def close(self, *, bundle: str, ended: str = "complete", shard: str | None = None) -> FleetRecord:
+    def close(
+        self, *, bundle: str, ended: str = "complete", shard: str | None = None
+    ) -> tuple[FleetRecord, tuple[str, str]]:
         """Put ``units.csv`` and ``fleet.json`` in place.
 
         Args:
             bundle: SHA-256 of its manifest.
             ended: see :class:`FleetRecord`.
             shard: which, as in ``3/10``; then both files are called after it.
+
+        Returns:
+            The record, and what both files are called.
 
         Raises:
             OutputError: they cannot be written.
@@ -162,12 +172,13 @@ class Book:
             failed=self.failed,
         )
         label = "" if shard is None else f"-{shard.replace('/', '-of-')}"
+        units, sums = (name.replace(".", f"{label}.") for name in (UNITS_NAME, NAME))
         with writing(self._folder):
             self._rows.close()
-            self._temporary.replace(self._folder / UNITS_NAME.replace(".", f"{label}."))
+            self._temporary.replace(self._folder / units)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-            write_whole(self._folder / NAME.replace(".", f"{label}."), content, durable=True)
-        return record
+            write_whole(self._folder / sums, content, durable=True)
+        return record, (units, sums)
 
     def _write(self, outcome: Outcome, attempts: int) -> None:
         marker = outcome.marker

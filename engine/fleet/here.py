@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.contract.errors import InterruptedRunError, TilesLostError, UnitsFailedError, UsageError
@@ -13,7 +13,7 @@ from engine.contract.sensors import Scenario, Sensor, parse_sensors, scenarios_w
 from engine.fleet.book import NAME, UNITS_NAME, Book, FleetRecord
 from engine.fleet.console import Bar, JsonUnits, Teller
 from engine.fleet.lists import read_units
-from engine.fleet.store import FolderStore
+from engine.fleet.store import Store, store_at
 from engine.fleet.units import RASTER_OPTIONS, Unit
 from engine.fleet.worker import State, Worker
 from engine.options import pattern_of
@@ -35,10 +35,43 @@ _ONE_RASTER = (
 
 
 def map_list(options: argparse.Namespace) -> FleetRecord:
-    """Map the units of a list in this process, or those of a shard.
+    """Map the units of a list in this process, or those of a shard; see :func:`drive` for the errors.
 
     Args:
         options: of ``engine.run``; ``list`` is given.
+    """
+    units, store = listed(options), store_at(options.output or OUTPUT)
+    with Worker(options, store, scenarios_of(units, options)) as worker:
+
+        def work(book: Book, teller: Teller) -> None:
+            while book.ended < book.total:
+                unit = book.take()
+                if unit is None:
+                    time.sleep(book.wait_s() or 0.0)
+                else:
+                    book.settle(unit, worker.map(unit, teller))
+
+        return drive(options, units, store, work, bundle=worker.bundle.digest, where=worker.name)
+
+
+def drive(
+    options: argparse.Namespace,
+    units: Sequence[Unit],
+    store: Store,
+    work: Callable[[Book, Teller], None],
+    *,
+    bundle: str,
+    where: str,
+) -> FleetRecord:
+    """Have the units of a list mapped, and keep the books.
+
+    Args:
+        options: of the command.
+        units: to be mapped.
+        store: where to.
+        work: maps all that the book hands out.
+        bundle: SHA-256 of its manifest.
+        where: who maps, in words.
 
     Raises:
         UsageError: the options contradict each other, or the list cannot be used.
@@ -47,31 +80,19 @@ def map_list(options: argparse.Namespace) -> FleetRecord:
         UnitsFailedError: some units failed; the others are published.
         TilesLostError: all are published, but some lack tiles.
     """
-    units, output, shard = listed(options), options.output or OUTPUT, options.shard
-    with (
-        teller_of(options) as teller,
-        Worker(options, FolderStore(output), scenarios_of(units, options)) as worker,
-        Book(units, output, tell=teller.unit) as book,
-    ):
-        teller.begin(len(units), worker.name)
+    with teller_of(options) as teller, Book(units, store.books, tell=teller.unit) as book:
+        teller.begin(len(units), where)
         ended = "complete"
         try:
-            _work(book, worker, teller)
+            work(book, teller)
         except (InterruptedRunError, KeyboardInterrupt):
             ended = "interrupted"
-        record = book.close(bundle=worker.bundle.digest, ended=ended, shard=shard)
-        teller.end(record, str(output))
-    check_whole(record, output)
+        record, names = book.close(bundle=bundle, ended=ended, shard=options.shard)
+        for name in names:
+            store.keep(name)
+        teller.end(record, str(options.output or OUTPUT))
+    check_whole(record, options.output or OUTPUT)
     return record
-
-
-def _work(book: Book, worker: Worker, teller: Teller) -> None:
-    while book.ended < book.total:
-        unit = book.take()
-        if unit is None:
-            time.sleep(book.wait_s() or 0.0)
-        else:
-            book.settle(unit, worker.map(unit, teller))
 
 
 def listed(options: argparse.Namespace) -> list[Unit]:

@@ -40,6 +40,7 @@ def read_units(source: Path, *, sensor: Sensor | None, pattern: Pattern) -> list
     Raises:
         UsageError: it is neither, or holds no unit.
     """
+    source = source.absolute()  # others may read it from elsewhere
     what = "folder" if source.is_dir() else "list"
     try:
         found = list(_distinct(_in_folder(source, sensor, pattern) if what == "folder" else _in_list(source)))

@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from engine.contract.formats import MalformedError, read_file
 from engine.fleet.marker import NAME as MARKER_NAME
 from engine.fleet.marker import Marker
 from engine.ownership import IN_USE
+from engine.rasters.names import RasterName
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,29 @@ class Store(Protocol):
 
     def publish(self, claim: Claim, marker: Marker) -> bool:
         """Put the maps in their place with their marker; False where somebody else has, and theirs stay."""
+
+    @property
+    def books(self) -> Path:
+        """The folder of this machine where the books of the fleet are kept."""
+
+    def keep(self, name: str) -> None:
+        """A file of :attr:`books` is complete."""
+
+    def shown(self) -> AbstractContextManager[str]:
+        """For the block: a word that whoever writes to the same place can see."""
+
+    def sees(self, word: str) -> bool:
+        """Whether that word is there."""
+
+
+def store_at(output: RasterName, scratch: Path | None = None) -> Store:
+    """The store that an output names.
+
+    Args:
+        output: a folder.
+        scratch: folder of this machine for maps that are published elsewhere.
+    """
+    return FolderStore(Path(output))
 
 
 class FolderStore:
@@ -130,6 +155,34 @@ class FolderStore:
             claim.folder.rename(place)
             sync(self._output)
         return True
+
+    @property
+    def books(self) -> Path:
+        """See :attr:`Store.books`."""
+        return self._output
+
+    def keep(self, name: str) -> None:
+        """See :meth:`Store.keep`."""
+
+    @contextmanager
+    def shown(self) -> Iterator[str]:
+        """See :meth:`Store.shown`."""
+        word = uuid.uuid4().hex
+        path = self._word(word)
+        with writing(self._output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        try:
+            yield word
+        finally:
+            path.unlink(missing_ok=True)
+
+    def sees(self, word: str) -> bool:
+        """See :meth:`Store.sees`."""
+        return self._word(word).exists()
+
+    def _word(self, word: str) -> Path:
+        return self._own / f"driver-{word}"
 
 
 def _locked(path: Path) -> int | None:

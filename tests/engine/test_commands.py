@@ -52,7 +52,7 @@ def test_a_command_runs_as_its_module_does(capsys) -> None:
 
 def test_an_unknown_command_is_named_with_those_there_are(capsys) -> None:
     assert main(["fly"]) == 2
-    assert "run, doctor" in capsys.readouterr().err
+    assert "run, fleet, doctor" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named_with_its_install_command() -> None:

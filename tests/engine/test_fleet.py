@@ -229,7 +229,7 @@ def test_a_unit_that_fails_is_tried_three_times_behind_the_others(tmp_path: Path
             taken.append(unit.name)
             state = State.FAILED if unit.name == "bad" else State.MAPPED
             book.settle(unit, Outcome(unit=unit.name, state=state, reason="broken pipe", again=True))
-        record = book.close(bundle="")
+        record, _ = book.close(bundle="")
     assert taken == ["bad", "good", "bad", "bad"]
     assert ended == ["good", "bad"]
     assert (record.retries, record.failed) == (2, {"bad": "broken pipe"})

@@ -1,0 +1,55 @@
+"""A fleet on a real Ray node: the maps of lone runs, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import run as command
+from engine.contract.bundle import Bundle
+from tests.conftest import make_scene
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gemmnet-edge[fleet]'")
+MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
+
+
+@pytest.mark.slow
+def test_units_on_ray_are_those_of_one_process_and_each_is_mapped_once_though_a_worker_is_killed(
+    toy_bundle: Bundle, write_scene, tmp_path: Path
+) -> None:
+    lines = ["rgir,ndsm"]
+    for seed in range(12):
+        paths = write_scene(make_scene(260, 330, seed=seed), f"scene{seed}")
+        lines.append(",".join(map(str, paths.values())))
+    lines.append("gone.tif,")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    model = ["--list", str(tmp_path / "pairs.csv"), "--bundle", str(toy_bundle.root), "--precision", "fp32"]
+    assert command.main([*model, "--output", str(tmp_path / "alone"), "--quiet"]) == 9
+
+    output = tmp_path / "fleet"
+    fleet = [sys.executable, "-m", "engine.fleet", *model, "--output", str(output), "--cpus", "1", "--json"]
+    environment = {**os.environ, "RAY_DISABLE_IMPORT_WARNING": "1"}
+    with subprocess.Popen(fleet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        killed = None
+        for line in running.stdout:
+            told = json.loads(line)
+            if killed is None and told["event"] == "unit" and told["state"] == "mapped":
+                killed = json.loads((output / told["unit"] / "unit.json").read_text())["worker"]
+                os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
+        errors = running.stderr.read() if running.stderr else ""
+    assert running.returncode == 9, errors
+    assert killed is not None
+    told = json.loads((output / "fleet.json").read_text())
+    assert told["states"] == {"mapped": 12, "there": 0, "failed": 1}
+    assert set(told["workers"]) - {killed}
+    for seed in range(12):
+        for name in MAPS:
+            mine, theirs = (tmp_path / each / f"scene{seed}" / name for each in ("fleet", "alone"))
+            assert mine.read_bytes() == theirs.read_bytes()
