@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.contract.atomic import write_whole
+from engine.contract.atomic import sync, write_whole
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.formats import MalformedError, from_json, read_file
@@ -33,7 +34,7 @@ from engine.digested_file import FilePrefix
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
 from engine.map_block import MapBlock
-from engine.ownership import is_marked, mark
+from engine.ownership import is_marked, is_unmarked, mark
 
 FOLDER = ".unfinished"
 _MARK = "unfinished run"
@@ -222,13 +223,14 @@ class Journal:
         write_whole(self._path, encoded, durable=True)
 
     def make(self) -> None:
-        """Make the folder of an unfinished run.
+        """Make the folder of an unfinished run; a power cut leaves it, or nothing of it.
 
         Raises:
             OSError: the system refuses.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         mark(self.folder, _MARK)
+        sync(self.folder.parent)
 
     def remove(self) -> None:
         """Forget the unfinished run.
@@ -238,11 +240,9 @@ class Journal:
         """
         if not os.path.lexists(self.folder):
             return
-        if not self.ours:
-            try:
-                self.folder.rmdir()  # made by a run that was killed before it could mark it
-            except OSError as error:
-                raise OutputError(
-                    f"{self.folder} was not made by this project: move it away, or pass another `output`"
-                ) from error
+        if not (self.ours or is_unmarked(self.folder)):
+            raise OutputError(f"{self.folder} was not made by this project: move it away, or pass another `output`")
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)  # first: what it promises is taken away next
+            sync(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)

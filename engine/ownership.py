@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from engine.contract.atomic import sync, write_whole
 from engine.contract.errors import OutputError, writing
 from engine.contract.formats import MalformedError, from_json, read_file
 
@@ -46,6 +47,9 @@ def owned(output: Path) -> Iterator[None]:
             raise OutputError(f"`output` must be a folder; {output} is a file: pass another `output`")
         made = [each for each in (output, *output.parents) if not each.exists()]
         handle = _locked(output)
+        for folder in made:
+            with suppress(PermissionError):  # one may be allowed to make a folder and not to list those beside it
+                sync(folder.parent)
     try:
         yield
     except BaseException:
@@ -102,7 +106,7 @@ def mark(folder: Path, what: str) -> None:
         folder: that was made by this project.
         what: is in it; :func:`is_marked` asks for the same.
     """
-    (folder / MARKER).write_text(_content(what), encoding="utf-8")
+    write_whole(folder / MARKER, _content(what).encode(), durable=True)
 
 
 def is_marked(folder: Path, what: str) -> bool:
@@ -111,6 +115,11 @@ def is_marked(folder: Path, what: str) -> bool:
         return not folder.is_symlink() and read_file(folder / MARKER, 1024) == _content(what).encode()
     except (OSError, MalformedError):
         return False
+
+
+def is_unmarked(folder: Path) -> bool:
+    """Whether a folder, which is no link, holds nothing but what a run leaves that dies while it marks it."""
+    return not folder.is_symlink() and all(path.name.startswith((MARKER, f".{MARKER}.")) for path in folder.iterdir())
 
 
 def remove_marked(folder: Path, what: str, ours: Collection[str]) -> None:

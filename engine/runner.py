@@ -353,9 +353,11 @@ def _keep(plan: Plan, sink: FrameSink) -> None:
 
 
 def _write_rest(output: Path, journal: Journal, record: RunRecord) -> None:
-    """tiles.csv and run.json, each written whole or not at all."""
+    """tiles.csv and run.json, each written whole or not at all, and on the disk before the journal is forgotten."""
     with writing(output, MAKE_ROOM):
-        with replacing(output / TILE_LOG_NAME) as temporary:  # a copy: the log itself is needed should this be repeated
+        with replacing(
+            output / TILE_LOG_NAME, durable=True
+        ) as temporary:  # a copy: the log itself is needed should this be repeated
             shutil.copyfile(journal.folder / TILE_LOG_NAME, temporary)
         (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
         record.write(output / RUN_NAME)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from engine.contract.atomic import sync
 from engine.contract.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -170,6 +171,8 @@ def publishing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         fresh.mkdir()
         yield fresh
+        for path in (*fresh.rglob("*"), fresh):  # a power cut leaves the old bundle or the new one
+            sync(path)
         check_target(target, overwrite=overwrite)
         if target.exists():
             target.rename(old)
@@ -179,6 +182,7 @@ def publishing(target: Path, *, overwrite: bool) -> Iterator[Path]:
             if old.exists():
                 old.rename(target)
             raise
+        sync(target.parent)
     except OSError as error:
         raise OutputError(f"the bundle could not be written to {target}: {error}") from error
     finally:

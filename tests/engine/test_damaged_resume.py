@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.contract.bundle import Bundle
-from engine.contract.errors import InterruptedRunError, ResumeError
+from engine.contract.errors import InterruptedRunError, OutputError, ResumeError
 from engine.contract.sensors import Sensor
 from engine.journal import FOLDER, Entry, Statistics
 from engine.rasters.georeference import gdal_environment
@@ -91,6 +91,51 @@ def test_whatever_byte_is_damaged_the_run_refuses_or_ends_as_if_never_stopped(
                 for name, content in whole.items():
                     assert (stopped.output / name).read_bytes() == content, f"{file} at {place}: {name}"
     assert refused >= 12
+
+
+class StopsAtPublishing(Watcher):
+    """Stops the run when every tile is in the maps and none of them is published."""
+
+    def publishing(self) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("blend", ["crop", "hann"])
+def test_a_run_that_was_stopped_behind_its_last_tile_has_only_to_publish(
+    toy_bundle: Bundle, write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path, blend: str
+) -> None:
+    request = request_for(
+        toy_bundle, write_scene(make_scene(180, 230)), tmp_path / "out", watch=True, backend="onnxruntime", blend=blend
+    )
+    whole = run(replace(request, output=tmp_path / "whole"))
+    with pytest.raises(InterruptedRunError, match="stopped after 20 of 20 tiles"):
+        run(request, StopsAtPublishing())
+    resumed = run(replace(request, resume=True))
+    for name in PRODUCTS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert (resumed.result, resumed.health, resumed.frames.done) == (whole.result, whole.health, 1)
+    assert (resumed.resumed_at_tile, resumed.inputs, resumed.grid) == (20, whole.inputs, whole.grid)
+
+
+@pytest.mark.parametrize("left", [(), (".gemmnet",), ("..gemmnet.123",)])
+def test_a_folder_that_a_dying_run_could_not_mark_is_in_nobodys_way(
+    toy_bundle: Bundle, write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """A power cut may leave the name of a file and not its content."""
+    folder = tmp_path / "out" / FOLDER
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).touch()
+    request = request_for(
+        toy_bundle, write_scene(make_scene(100, 100)), tmp_path / "out", backend="onnxruntime", overwrite=True
+    )
+    run(request)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "mine.txt").touch()
+    with pytest.raises(OutputError, match="was not made by this project"):
+        run(request)
+    assert (folder / "mine.txt").exists()
 
 
 @pytest.mark.parametrize("name", ["journal.json", "tiles.csv", "frame/windows.crc", "frame/preview.bin"])
