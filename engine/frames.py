@@ -6,9 +6,11 @@ A raster is a flight of one frame. Everything behind a :class:`FrameSource` is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import GridError, RasterOpenError
+from engine.contract.errors import GridError, RasterOpenError, RasterSilentError
 from engine.contract.sensors import Sensor
+from engine.deadline import Caller, DeadlineError
 from engine.grid import Window
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
 from engine.rasters.height_models import HeightModels
-from engine.rasters.names import short_name
+from engine.rasters.names import local_file, short_name
 from engine.rasters.raster import RasterInput, SensorRasters
 from engine.rasters.sources import Observation
 from engine.rasters.stretch import Stretch
@@ -83,6 +86,9 @@ class Rasters(Protocol):
         """What the raster of each sensor is, as :class:`engine.record.RasterUsed` holds it."""
 
 
+TOUCHED_BYTES = 64 << 10
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenFrame:
     """A frame that is being mapped.
@@ -120,6 +126,8 @@ class RasterOpener:
     """The largest frame that is mapped; None maps any."""
     resolution: Resolution | None = None
     """At which they are to be mapped."""
+    limit_s: float | None = None
+    """Longest wait for the disk of a file that is to be opened; None waits without end."""
 
     def open(self, files: Mapping[Sensor, RasterInput]) -> SensorRasters:
         """The rasters on one grid.
@@ -127,6 +135,8 @@ class RasterOpener:
         Raises:
             InputError: one cannot be used, or they do not fit together.
         """
+        if self.limit_s is not None:
+            self._await(files.values(), self.limit_s)
         rasters = SensorRasters.open(
             files,
             self.specs,
@@ -151,6 +161,33 @@ class RasterOpener:
                 rasters.close()
                 raise
         return rasters
+
+    def _await(self, files: Iterable[RasterInput], limit_s: float) -> None:
+        """See that the disks answer. While GDAL opens a file, rasterio lets no other thread of Python run: a disk that
+        hangs would stop the whole process, and whoever watches it.
+
+        Raises:
+            RasterSilentError: one does not.
+        """
+        within = Caller(limit_s)
+        try:
+            for given in files:
+                for name in given.files if isinstance(given, HeightModels) else (given,):
+                    path = local_file(name) if isinstance(name, str | Path) else None
+                    if path is not None and path.is_file():
+                        within(partial(_touch, path))
+        except DeadlineError as error:
+            raise RasterSilentError(f"{path} cannot be opened: {error}; see whether its disk answers") from error
+        finally:
+            within.close()
+
+
+def _touch(path: Path) -> None:
+    """Read a file's first and last bytes; what is wrong with it is for GDAL to say."""
+    with suppress(OSError), path.open("rb") as stream:
+        stream.read(TOUCHED_BYTES)
+        stream.seek(-min(TOUCHED_BYTES, path.stat().st_size), os.SEEK_END)
+        stream.read(TOUCHED_BYTES)
 
 
 class FrameSource(Protocol):

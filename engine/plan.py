@@ -66,6 +66,8 @@ log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 MOST_READERS = 8
+READ_LIMIT_S = 480.0
+"""A raster may take so long to give a window: longer than GDAL lets a server take with all its tries."""
 MAX_FRAME_PX = 1 << 30
 """Of a landing frame: a header that claims more is damaged, or not meant for a service."""
 OUTPUT_NAMES = (
@@ -332,6 +334,7 @@ def plan_for(
         drivers=request.source.drivers if isinstance(request.source, LandingFolder) else None,
         max_px=MAX_FRAME_PX if isinstance(request.source, LandingFolder) else None,
         resolution=tiling.resolution,
+        limit_s=read_limit_s(request),
     )
     source = _open_frames(request, opener, stack) if frames is None else frames(opener)
     if isinstance(source, RasterFrames):
@@ -345,6 +348,12 @@ def plan_for(
         limits=limits,
         audit=audit,
     )
+
+
+def read_limit_s(request: RunRequest) -> float:
+    """Longest time that a tile may be read; a frame is a file of this machine, and a raster may be on a server."""
+    live = isinstance(request.source, LandingFolder)
+    return request.backend.watchdog_s if live else max(request.backend.watchdog_s, READ_LIMIT_S)
 
 
 def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) -> FrameSource:

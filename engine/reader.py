@@ -64,6 +64,10 @@ class Reader(Protocol):
     def stop(self) -> None:
         """End the iteration before the next tile, from any thread."""
 
+    @property
+    def reading(self) -> object | None:
+        """See :attr:`TileReader.reading`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
@@ -105,6 +109,12 @@ class TileReader:
         self._tile_px = tile_px
         self._tiles_done, self._rate_hz, self._waits = tiles_done, rate_hz, waits
         self._stopped = threading.Event()
+        self._reading: object | None = None
+
+    @property
+    def reading(self) -> object | None:
+        """The read that is under way, another object for each; None while there is none. From any thread."""
+        return self._reading
 
     def __iter__(self) -> Iterator[ReadTile]:
         for frame in self._frames.frames(self._waits):
@@ -156,7 +166,9 @@ class TileReader:
     ) -> ReadTile:
         """One tile; the first one's reading includes the time in which its frame was opened."""
         began = time.monotonic() - opening_s
+        self._reading = tile
         seen, errors = rasters.read_into(tile.reads, buffers)
+        self._reading = None
         failed = {s: Absent(fault=Fault.READ_ERROR, detail=str(first_cause(e))) for s, e in errors.items()}
         available_at = due if opened.frame.available_at is None else opened.frame.available_at
         return ReadTile(
@@ -212,6 +224,11 @@ class FaultyReader:
         """See :meth:`Reader.stop`."""
         self._reader.stop()
 
+    @property
+    def reading(self) -> object | None:
+        """See :attr:`TileReader.reading`."""
+        return self._reader.reading
+
 
 class JobSource:
     """Judges tiles as they are read; a :class:`engine.stream.Source`.
@@ -236,6 +253,11 @@ class JobSource:
     def stop(self) -> None:
         """See :meth:`Reader.stop`."""
         self._reader.stop()
+
+    @property
+    def reading(self) -> object | None:
+        """See :attr:`TileReader.reading`."""
+        return self._reader.reading
 
     def _judge(self, read: ReadTile) -> Job:
         past = self._past.get(read.tile.index)

@@ -37,7 +37,7 @@ from engine.journal import Entry, Journal, Statistics
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
 from engine.ownership import RUN_NAME, frame_mark, owned, remove_marked
-from engine.plan import REPORT_NAME, Plan, make_plan
+from engine.plan import REPORT_NAME, Plan, make_plan, read_limit_s
 from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
@@ -140,6 +140,7 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
                     report=report,
                     drop_oldest=request.when_behind == "drop-oldest" and not frames.live,
                     scenario=start.entry.statistics.scenario,
+                    read_limit_s=read_limit_s(request),
                 )
             if received and not frames.live:
                 raise KeyboardInterrupt  # only now: every tile that was read is written

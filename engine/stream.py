@@ -19,10 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Protocol
 
 from engine.backends.base import Backend, Outputs
+from engine.contract.errors import RasterSilentError
 from engine.contract.sensors import Scenario
+from engine.deadline import watched
 from engine.job import Job, TileReport
 from engine.job_queue import JobQueue
 
@@ -35,6 +38,10 @@ class JobStream(Protocol):
 
     def stop(self) -> None:
         """End the iteration soon, from any thread: whatever it waits for, it wakes up."""
+
+    @property
+    def reading(self) -> object | None:
+        """The read that is under way, another object for each; None while there is none. From any thread."""
 
 
 class Sink(Protocol):
@@ -64,6 +71,7 @@ def stream(
     report: Callable[[TileReport], None],
     drop_oldest: bool = False,
     scenario: Scenario | None = None,
+    read_limit_s: float | None = None,
 ) -> None:
     """Send the jobs of ``source`` through the pipeline.
 
@@ -77,6 +85,8 @@ def stream(
         drop_oldest: when jobs come faster than they are inferred, skip the one that waited longest; else the source
             waits.
         scenario: that of the last tile before the first, for a run that is resumed.
+        read_limit_s: longest time that a tile may be read; None waits without end. Beyond it the read thread, which
+            hangs, is left behind, and the error is a :class:`~engine.contract.errors.RasterSilentError`.
     """
     depth = _depth(backend.info.slots)
     waiting = JobQueue(depth, drop_oldest=drop_oldest)
@@ -92,6 +102,14 @@ def stream(
             waiting.end(error)
         else:
             waiting.end(None)
+
+    hung = threading.Event()
+
+    def silent() -> None:
+        hung.set()
+        waiting.end(
+            RasterSilentError(f"a raster gave no window for {read_limit_s:g} s: see whether its disk or server answers")
+        )
 
     def finish(
         job: Job, answers: Mapping[Scenario, Future[Outputs]], submitted: float, queue_depth: int
@@ -130,8 +148,9 @@ def stream(
         return done
 
     behind: deque[Future[TileReport | None]] = deque()
-    reading = threading.Thread(target=read, name="read")
-    with ThreadPoolExecutor(1, "write") as writing:
+    reading = threading.Thread(target=read, name="read", daemon=True)  # joined, unless it hangs
+    watching = nullcontext() if read_limit_s is None else watched(lambda: source.reading, read_limit_s, silent)
+    with watching, ThreadPoolExecutor(1, "write") as writing:
 
         def collect(at_most: int) -> None:
             """Report what has been written, and wait until no more than so many tiles are on their way."""
@@ -161,4 +180,5 @@ def stream(
         finally:
             waiting.close()
             source.stop()
-            reading.join()
+            while reading.is_alive() and not hung.is_set():
+                reading.join(1.0)

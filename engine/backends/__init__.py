@@ -15,12 +15,13 @@ from typing import Any, Literal
 import msgspec
 
 from engine.backends import instruction_sets
-from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint, left_behind
+from engine.backends.base import Backend, ExecutionPrecision, Output, PerformanceHint
 from engine.backends.golden import check_golden_tile
 from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, IntegrityError
 from engine.contract.sensors import Scenario
+from engine.deadline import left_behind
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -16,9 +15,6 @@ from numpy.typing import NDArray
 
 from engine.contract.bundle import Precision
 from engine.contract.sensors import Scenario, Sensor
-
-left_behind = threading.Event()
-"""Set once a library hangs and is left to itself: the process must then end without waiting for its threads."""
 
 
 class Output(StrEnum):

@@ -29,12 +29,13 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from engine.backends import CHAIN, BackendName
-from engine.backends.base import Backend, Inputs, Output, Outputs, left_behind
+from engine.backends.base import Backend, Inputs, Output, Outputs
 from engine.backends.options import BackendOptions
 from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, DeviceLostError
 from engine.contract.sensors import Scenario
+from engine.deadline import left_behind
 from engine.telemetry.streams import let_go_of_streams
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@
     ├── UsageError               2   options that contradict each other
     ├── InputError               3   a sensor raster cannot be used
     │   ├── RasterOpenError          missing, unreadable or truncated file
+    │   │   └── RasterSilentError        its disk or server gives no answer
     │   ├── RasterFormatError        wrong band count, dtype or unit
     │   └── GridError                rasters that do not overlap or cannot be aligned
     ├── OutputError              4   results cannot be written (exists, no space, no permission)
@@ -69,6 +70,10 @@ class InputError(EngineError):
 
 class RasterOpenError(InputError):
     """A raster is missing, unreadable or truncated."""
+
+
+class RasterSilentError(RasterOpenError):
+    """A raster's disk or server gives no answer within the deadline."""
 
 
 class RasterFormatError(InputError):

@@ -7,6 +7,7 @@ is not thread-safe: one thread at a time may use a :class:`SensorRasters`.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,8 @@ class SensorRasters:
     def __init__(self, sources: Mapping[Sensor, AnySource | Blocks], grid: Grid, files: ExitStack) -> None:
         self._sources = dict(sources)
         self._files = files
+        self._under_way = threading.Event()
+        """A read is."""
         self.grid = grid
 
     @classmethod
@@ -156,6 +159,7 @@ class SensorRasters:
         """
         seen: dict[Sensor, Observation] = {}
         errors: dict[Sensor, RasterOpenError] = {}
+        self._under_way.set()
         for sensor, source in self._sources.items():
             try:
                 if out[sensor].valid.shape == (window.height, window.width):
@@ -165,6 +169,7 @@ class SensorRasters:
                     seen[sensor] = self._read_resampled(source, window, out[sensor])
             except RasterOpenError as error:
                 errors[sensor] = error
+        self._under_way.clear()
         return seen, errors
 
     def _read_resampled(self, source: AnySource | Blocks, window: Window, out: Observation) -> Observation:
@@ -231,7 +236,9 @@ class SensorRasters:
             readers: threads that decode ahead, where a raster can be opened more than once; 1: the caller decodes.
         """
         with in_blocks(self._sources, (self.grid.height, self.grid.width), windows, readers) as sources:
-            yield _Ordered(sources, self.grid, windows(), ahead=readers if readers > 1 else 0)
+            ordered = _Ordered(sources, self.grid, windows(), ahead=readers if readers > 1 else 0)
+            self._under_way = ordered._under_way
+            yield ordered
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must be unchanged for a run to be resumed; plain values, ready for JSON."""
@@ -248,8 +255,9 @@ class SensorRasters:
         }
 
     def close(self) -> None:
-        """Close the files; a second call does nothing."""
-        self._files.close()
+        """Close the files; a second call does nothing. Under a read that hangs in another thread they stay open."""
+        if not self._under_way.is_set():
+            self._files.close()
 
     def __enter__(self) -> SensorRasters:
         return self

@@ -20,12 +20,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from engine.backends import open_backend, resilient
-from engine.backends.base import Backend, Output, left_behind
+from engine.backends.base import Backend, Output
 from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, What
 from engine.contract.bundle import Bundle, FileRef, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
+from engine.deadline import left_behind
 from tests.conftest import toy_probabilities
 
 ROOT = Path(__file__).parent.parent.parent
@@ -229,7 +230,8 @@ import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from engine.backends import open_backend
-from engine.backends.base import Backend, Output, left_behind
+from engine.backends.base import Backend, Output
+from engine.deadline import left_behind
 from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, leave
 from engine.contract.bundle import Bundle, FileRef, save_manifest

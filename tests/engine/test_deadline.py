@@ -1,0 +1,148 @@
+"""A raster whose server falls silent is given up in time; what else there is goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.contract.bands import ndsm_spec, rgir_spec
+from engine.contract.errors import RasterSilentError
+from engine.contract.sensors import Sensor
+from engine.deadline import Caller, DeadlineError, left_behind
+from engine.frames import RasterOpener
+from engine.rasters.georeference import gdal_environment
+from engine.runner import run
+from tests.conftest import Scene, make_scene
+from tests.engine.runs import Watcher, request_for
+
+SPECS = {Sensor.RGIR: rgir_spec(), Sensor.NDSM: ndsm_spec()}
+TILE_PX = 64
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    yield
+    left_behind.clear()
+
+
+SERVER = """
+import http.server, pathlib, sys, time
+folder, silence = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(200, (folder / self.path.strip("/")).read_bytes(), body=False)
+    def do_GET(self):
+        while silence.exists():
+            time.sleep(0.1)
+        content = (folder / self.path.strip("/")).read_bytes()
+        first, last = self.headers.get("Range", f"bytes=0-{len(content) - 1}")[6:].split("-")
+        part = content[int(first) : int(last) + 1]
+        self.answer(206, part, f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+    def answer(self, code, content, range="", body=True):
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Range", range) if range else self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        self.wfile.write(content) if body else None
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+"""In a process of its own: while GDAL opens a file, no thread of this one runs."""
+
+
+@pytest.fixture
+def served(
+    write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, dict[Sensor, Path | str]]]:
+    """RGIR on disk, nDSM behind a server that says nothing while the first file is there."""
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    paths, silence = write_scene(make_scene(900, 900, holes=False)), tmp_path / "silence"
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "scene"), str(silence)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        yield silence, {**paths, Sensor.NDSM: f"/vsicurl/http://127.0.0.1:{port}/ndsm.tif"}
+        server.kill()
+
+
+def test_a_call_that_hangs_is_left_behind_and_the_next_one_is_made() -> None:
+    within, forever = Caller(0.1), threading.Event()
+    assert within(lambda: 7) == 7
+    with pytest.raises(KeyError):
+        within(lambda: {}["x"])
+
+    def its_own() -> None:
+        raise TimeoutError("of the function")
+
+    with pytest.raises(TimeoutError, match="of the function"):
+        within(its_own)
+    assert not left_behind.is_set()
+    with pytest.raises(DeadlineError, match=r"no answer for 0\.1 s"):
+        within(forever.wait)
+    assert left_behind.is_set()
+    assert within(lambda: 8) == 8
+    forever.set()
+    within.close()
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_run_whose_raster_falls_silent_ends_with_what_it_has(
+    served, toy_bundle, tmp_path, monkeypatch, readers
+) -> None:
+    silence, files = served
+    monkeypatch.setattr("engine.plan.READ_LIMIT_S", 0.0)
+    request = request_for(
+        toy_bundle, files, tmp_path / "out", watch=True, backend="onnxruntime", watchdog_s=1.0, readers=readers
+    )
+    with gdal_environment(cache_bytes=1 << 20):
+        with pytest.raises(RasterSilentError, match=r"gave no window for 1 s: see whether its disk or server answers"):
+            run(request, Silences(silence, after_tiles=30))
+        silence.unlink()
+        run(replace(request, resume=True))
+        whole = replace(request, output=tmp_path / "whole")
+        run(whole)
+    for name in ("classes.tif", "confidence.tif", "provenance.tif"):
+        assert (request.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+class Silences(Watcher):
+    """Has the server fall silent after so many tiles."""
+
+    def __init__(self, silence: Path, *, after_tiles: int) -> None:
+        super().__init__()
+        self._silence, self._after_tiles = silence, after_tiles
+
+    def tile_done(self, report: object) -> None:
+        super().tile_done(report)
+        if self.tiles == self._after_tiles:
+            self._silence.touch()
+
+
+def test_a_file_whose_disk_does_not_answer_is_not_opened(
+    write_scene: Callable[[Scene], dict[Sensor, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a file that another process has leased waits for it, in the kernel."""
+    paths = write_scene(make_scene(100, 100))
+    previous = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with paths[Sensor.NDSM].open("r+b") as leased:
+        try:
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            pytest.skip(f"this file system has no leases: {error}")
+        with pytest.raises(RasterSilentError, match=r"ndsm\.tif cannot be opened: no answer for 0\.3 s"):
+            RasterOpener(specs=SPECS, tile_px=TILE_PX, limit_s=0.3).open(paths)
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, previous)
+    RasterOpener(specs=SPECS, tile_px=TILE_PX, limit_s=10).open(paths).close()
