@@ -7,6 +7,7 @@ name and renamed, so a reader never sees half a file.
 from __future__ import annotations
 
 import hashlib
+import io
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from train.system import System
 from train.systems import build
 
 FORMAT = 1
+SEAL = b"gemmnet training "
 DEMO = Path(__file__).parent / "demo.safetensors"
 """The shipped model's, for ``--init demo``."""
 
@@ -92,7 +94,7 @@ def save(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> Non
     """Write ``path`` (.safetensors) and the .json beside it."""
     text = msgspec.json.encode(info)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         metadata = {"info": text.decode(), "weights_sha256": _digest(tensors)}
         # save_file would make a file that only its owner may read
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -146,14 +148,29 @@ def load(path: Path) -> tuple[System, CheckpointInfo]:
     return model.eval(), info
 
 
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a training goes on from, with its SHA-256 in front: torch itself reads altered numbers unseen."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    sealed = hashlib.sha256(content.getbuffer()).hexdigest().encode()
+    with replacing(path, durable=True) as temporary, temporary.open("wb") as stream:
+        stream.write(SEAL + sealed + b"\n")
+        stream.write(content.getbuffer())
+
+
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What :meth:`train.trainer.Trainer.state` said when ``path`` was written.
+    """What :meth:`train.trainer.Trainer.state` said when :func:`save_state` wrote ``path``.
 
     Raises:
         ValueError: the file is damaged.
     """
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        content = path.read_bytes()
+        if not content.startswith(b"PK"):  # an earlier version wrote what torch writes
+            seal, content = content[: len(SEAL) + 65], content[len(SEAL) + 65 :]
+            if seal != SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n":
+                raise ValueError("it is not what was written")
+        found = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # zipfile's, pickle's and torch's own, with no class in common
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {one_line(error, 300)}): start from the weights that are left "

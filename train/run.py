@@ -40,7 +40,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from engine.contract.atomic import replacing
 from engine.contract.command import command_parser
 from engine.contract.errors import one_line
 from engine.contract.formats import from_builtins, from_json
@@ -49,6 +48,7 @@ from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS, LossWeights, ModelConfig, Preset, differences
 from train.data.dataset import ZOOM, CropDataset, Pool, band_statistics
+from train.data.fingerprint import differing, fingerprint
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
@@ -196,8 +196,8 @@ class TrainingRun:
         if metrics and info.mean_f1 > trainer.best_score:
             trainer.best_score = info.mean_f1
             checkpoint.save(self.out / "best.safetensors", weights, info)
-        with replacing(self.out / "resume.pt") as temporary:
-            torch.save(trainer.state(), temporary)
+        state = {**trainer.state(), "data": fingerprint(self.mix, self.pools)}
+        checkpoint.save_state(self.out / "resume.pt", state)
 
     def _loader(self, done_steps: int) -> DataLoader[dict[str, Tensor]]:
         config = self.trainer.preset.train
@@ -347,8 +347,8 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     if options.resume:
         known = checkpoint.load(options.out / "last.safetensors")[1]
         if (known.model, known.train) != (preset.model, preset.train):
-            differing = [*differences(known.model, preset.model), *differences(known.train, preset.train)]
-            raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(differing)}")
+            others = [*differences(known.model, preset.model), *differences(known.train, preset.train)]
+            raise ValueError(f"--resume needs the options of the first run; differing: {'; '.join(others)}")
 
     initial = None
     if options.init and not options.resume:
@@ -377,9 +377,16 @@ def prepare(options: argparse.Namespace, command: str, group: Group | None = Non
     if options.resume:
         state = checkpoint.load_state(state_path, trainer.device)
         try:
+            changes = differing(state["data"], mix, pools) if "data" in state else []  # of an earlier version: unknown
             trainer.restore(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{state_path} is not the state of this training: {one_line(error, 300)}") from error
+        if changes:
+            told = "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+            raise ValueError(
+                f"--resume needs the data of the first run; {told}: bring it back, or start another --out with "
+                f"--init {options.out / 'last.safetensors'}"
+            )
     return TrainingRun(
         trainer=trainer,
         out=options.out,

@@ -31,7 +31,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,26 +71,50 @@ class Policy:
     """Folder in which the highest number of each bundle is remembered."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _PolicyFile:
+class _PolicyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A name that is not known is refused: what was misspelt might be the rule itself."""
+
     require_signature: bool = False
     keys: str = "keys"
     minimum_number: int = 0
     state: str | None = None
 
 
-def installed_policy(require_signature: bool = False) -> Policy:
+class _Numbers(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The highest number of each bundle, and their SHA-256: a name that is damaged would be forgotten unseen."""
+
+    numbers: dict[str, int]
+    sha256: str
+
+    @classmethod
+    def of(cls, numbers: dict[str, int]) -> _Numbers:
+        return cls(numbers=numbers, sha256=hashlib.sha256(msgspec.json.encode(numbers, order="sorted")).hexdigest())
+
+    @classmethod
+    def read(cls, path: Path) -> _Numbers:
+        found = from_json(read_file(path, SMALL_BYTES), cls)
+        if found != cls.of(found.numbers):
+            raise MalformedError("it is not what was written")
+        return found
+
+    def write(self, path: Path) -> None:
+        write_whole(path, msgspec.json.encode(self), durable=True)
+
+
+def installed_policy(require_signature: bool = False, *, folders: Sequence[Path] | None = None) -> Policy:
     """The policy of this installation.
 
     Args:
         require_signature: asked for beyond it.
+        folders: that may hold a ``trust.toml``; None is :data:`POLICY_FOLDERS`.
 
     Raises:
         SignatureError: a policy is there and cannot be read: then nothing is run rather than everything.
     """
     require = require_signature or os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0")
     found: list[Policy] = []
-    for folder in POLICY_FOLDERS:
+    places = POLICY_FOLDERS if folders is None else tuple(folders)
+    for folder in places:
         path = folder / POLICY_NAME
         try:
             told = from_toml(read_file(path, SMALL_BYTES), _PolicyFile)
@@ -108,7 +132,7 @@ def installed_policy(require_signature: bool = False) -> Policy:
                 state=None if told.state is None else folder / told.state,
             )
         )
-    own = POLICY_FOLDERS[0] / "keys"
+    own = places[0] / "keys"
     first = found[0] if found else Policy(keys=own if own.is_dir() else SHIPPED_KEYS)
     return Policy(
         require_signature=require or any(each.require_signature for each in found),
@@ -160,11 +184,14 @@ def check_number(name: str, number: int, path: Path, policy: Policy) -> None:
     state = None if policy.state is None else policy.state / STATE_NAME
     if state is not None:
         try:
-            numbers = from_json(read_file(state, SMALL_BYTES), dict[str, int])
+            numbers = _Numbers.read(state).numbers
         except FileNotFoundError:
             numbers = {}
         except (OSError, MalformedError) as error:
-            raise SignatureError(f"{state} remembers the bundles' numbers and cannot be read: {error}") from error
+            raise SignatureError(
+                f"{state} remembers the bundles' numbers and cannot be read ({error}): set minimum_number to the "
+                "last that ran, and delete it"
+            ) from error
         lowest = max(lowest, numbers.get(name, 0))
     if number < lowest:
         raise SignatureError(
@@ -173,7 +200,7 @@ def check_number(name: str, number: int, path: Path, policy: Policy) -> None:
     if state is not None and numbers.get(name, -1) < number:
         try:
             state.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(state, msgspec.json.encode({**numbers, name: number}), durable=True)
+            _Numbers.of({**numbers, name: number}).write(state)
         except OSError as error:
             raise SignatureError(f"{state} cannot be written ({error.strerror}): check its permissions") from error
 

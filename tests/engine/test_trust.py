@@ -285,7 +285,11 @@ def test_the_highest_number_is_remembered(aircraft: Aircraft, tmp_path: Path) ->
     aircraft.edit(number=8)
     keys.sign_manifest(aircraft.root, aircraft.good)
     Bundle.load(aircraft.root, policy)
-    assert msgspec.json.decode((tmp_path / "state" / "numbers.json").read_bytes()) == {"toy": 8}
+    remembered = tmp_path / "state" / "numbers.json"
+    assert msgspec.json.decode(remembered.read_bytes())["numbers"] == {"toy": 8}
+    remembered.write_bytes(remembered.read_bytes().replace(b"toy", b"boy"))
+    with pytest.raises(SignatureError, match="is not what was written"):
+        Bundle.load(aircraft.root, policy)
 
 
 def test_the_installation_decides_and_nobody_asks_for_less(
@@ -302,6 +306,9 @@ def test_the_installation_decides_and_nobody_asks_for_less(
     assert (policy.require_signature, policy.minimum_number, policy.keys) == (True, 4, tmp_path / "etc" / "keys")
     with pytest.raises(SignatureError, match="must be signed|holds manifest.json.sig"):
         Bundle.load(toy_bundle.root)
+    (tmp_path / "etc" / "trust.toml").write_text("require_signatures = true\n")  # a letter too many
+    with pytest.raises(SignatureError, match="says which bundles are trusted"):
+        installed_policy()
     (tmp_path / "etc" / "trust.toml").write_bytes(b"\xff")
     with pytest.raises(SignatureError, match="says which bundles are trusted"):
         Bundle.load(toy_bundle.root)

@@ -3,13 +3,13 @@
     python -m tests.fuzz --minutes 60              every target in turn
     python -m tests.fuzz --minutes 5 --only TIFF   one of them
 
-A failing input is printed, to be added to ``ONCE_FAILING`` in tests/fuzz/targets.py. Exit codes: 0 none failed, 1 one
-did.
+A failing input is written into tests/fuzz/corpus, which the tests read. Exit codes: 0 none failed, 1 one did.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import sys
 import time
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 
 from engine.rasters.georeference import gdal_environment
 from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import TARGETS, check
+from tests.fuzz.targets import CORPUS, TARGETS, check
 
 BATCH = 200
 
@@ -48,15 +48,24 @@ def main() -> int:
 def _batch(name: str) -> bool:
     """A batch of new inputs; whether all of them were read or refused as they should be."""
 
+    failing: list[bytes] = []
+
     @settings(max_examples=BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(content=mutated(TARGETS[name].example()))
     def attempt(content: bytes) -> None:
-        check(name, content)
+        try:
+            check(name, content)
+        except Exception:
+            failing.append(content)  # the last one is the smallest that Hypothesis finds
+            raise
 
     try:
         attempt()
     except Exception as error:  # whatever it is, it is the finding
-        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        path = CORPUS / name.replace(" ", "-") / hashlib.sha256(failing[-1]).hexdigest()[:12]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(failing[-1])
+        print(f"{name}: {type(error).__name__}: {error}; kept as {path}", file=sys.stderr)
         return False
     return True
 

@@ -27,7 +27,7 @@ from engine.contract.onnx_files import external_files
 from engine.contract.plans import CachedPlan
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
-from engine.contract.trust import Policy, check_signature
+from engine.contract.trust import Policy, check_signature, installed_policy
 from engine.frame_log import read_frame_log
 from engine.journal import Entry, Statistics
 from engine.live.frame_name import Sidecar
@@ -124,6 +124,11 @@ TARGETS: dict[str, Target] = {
         read=lambda content: from_npz(io.BytesIO(content), {"a": (np.float32, (3, 4)), "b": (np.uint8, (2, 2))}),
     ),
     "graph": Target(example=lambda: (demo.BUNDLE / "full.onnx").read_bytes(), read=external_files),
+    "trust policy": Target(
+        example=lambda: b'require_signature = true\nkeys = "keys"\nminimum_number = 7\nstate = "."\n',
+        read=_in_a_file("trust.toml", lambda path: installed_policy(folders=[path.parent])),
+        errors=(SignatureError,),
+    ),
     "signature": Target(
         example=_signature,
         read=_in_a_file(
@@ -136,25 +141,13 @@ TARGETS: dict[str, Target] = {
     "TIFF": Target(example=_tiff, read=_in_a_file("a.tif", _raster), errors=(InputError,)),
 }
 
-ONCE_FAILING: dict[str, tuple[bytes, ...]] = {
-    "manifest": (
-        b"\xff",
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"schema_version": 1e400}',
-        b'{"tile_px": 4611686018427387904}',
-    ),
-    "sidecar": (b"\xff\xfe", b"[" * 100_000, b'{"sensor":"rgir","stamp":"run.json","file":"a"}', b'{"file":"\\u0000"}'),
-    "frame log": (b"\xff\n", b"[" * 100_000 + b"\n", json.dumps({**_FRAME, "stamp": "../x"}).encode() + b"\n"),
-    "limits": (b"\xff", b"a = " + b"[" * 10_000, "[ndsm]".encode("utf-16")),
-    "tile log": (b"\xff", b"a,b\n", f"{','.join(COLUMNS)}\n{_ROW.replace('64', '9' * 400)}\n".encode()),
-    "archive": (b"PK\x05\x06" + bytes(18), b""),
-    "journal": (b"", b"{}", b'{"sha256":"' + b"0" * 64 + b'","key":{}}'),
-    "run record": (b"\xff", b"[" * 100_000),
-    "plan record": (b"\xff", b"[" * 100_000),
-    "TIFF": (b"II*\0", b"II*\0\x08\0\0\0", b"II+\0" + b"\xff" * 40),
-}
-"""Inputs that ended in a traceback, a hang or a wrong answer once."""
+CORPUS = Path(__file__).parent / "corpus"
+"""Inputs that ended in a traceback, a hang or a wrong answer once: a folder for each target, with ``-`` for a space."""
+
+
+def once_failing(name: str) -> list[Path]:
+    """The corpus of a target."""
+    return sorted((CORPUS / name.replace(" ", "-")).glob("*"))
 
 
 def check(name: str, content: bytes) -> None:

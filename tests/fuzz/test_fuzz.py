@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.rasters.georeference import gdal_environment
 from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import ONCE_FAILING, TARGETS, check
+from tests.fuzz.targets import CORPUS, TARGETS, check, once_failing
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,17 @@ def test_the_whole_example_is_read(name: str) -> None:
         TARGETS[name].read(TARGETS[name].example())
 
 
-@pytest.mark.parametrize("name", ONCE_FAILING)
+def test_every_input_that_failed_once_belongs_to_a_target() -> None:
+    known = {path for name in TARGETS for path in once_failing(name)}
+    assert len(known) >= 30
+    assert known == {path for path in CORPUS.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if once_failing(name)])
 def test_what_failed_once_is_refused(name: str) -> None:
-    for content in ONCE_FAILING[name]:
+    for path in once_failing(name):
         with pytest.raises(TARGETS[name].errors):
-            TARGETS[name].read(content)
+            TARGETS[name].read(path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,6 +137,35 @@ def test_a_finished_run_is_not_overwritten(cache, finished, capsys):
 def test_resuming_with_other_options_names_the_difference(cache, finished, capsys):
     assert run.main(options(cache, finished, "--resume", "--lr", "0.5")) == 2
     assert "lr: was 0.002, now 0.5" in capsys.readouterr().err
+
+
+def test_resuming_with_other_data_names_the_difference(cache, finished, tmp_path, capsys):
+    assert run.main(options(cache, finished, "--resume", "--synthetic", "1")) == 2
+    assert "needs the data of the first run" in capsys.readouterr().err
+    assert run.main(options(cache, finished, "--resume", "--zoom", "1-2")) == 2
+    assert "zoom of" in capsys.readouterr().err
+    other = Path(shutil.copytree(cache, tmp_path / "cache"))
+    heights = sorted(other.rglob("ndsm.npy"))
+    labels = sorted(other.rglob("labels.npy"))
+    for path in labels:  # labels may change: those that came meanwhile are used
+        np.save(path, np.load(path)[:, ::-1])
+    assert run.main(options(other, finished, "--resume")) == 0
+    np.save(heights[0], np.load(heights[0]) + np.float16(1))
+    assert run.main(options(other, finished, "--resume")) == 2
+    message = capsys.readouterr().err
+    assert "has changed: bring it back" in message
+    assert message.rstrip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_one_bit_of_a_saved_state_is_never_resumed_from(finished, tmp_path, place):
+    """torch does not look at the checksums of its own archive."""
+    content = bytearray((finished / "resume.pt").read_bytes())
+    checkpoint.load_state(finished / "resume.pt", CPU)
+    content[int(place * len(content))] ^= 1
+    (tmp_path / "resume.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"resume\.pt is damaged .*not what was written"):
+        checkpoint.load_state(tmp_path / "resume.pt", CPU)
 
 
 def test_resuming_what_was_never_started_is_refused(cache, tmp_path, capsys):
