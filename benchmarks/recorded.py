@@ -169,7 +169,8 @@ class _Reader:
             yield "write", path, None if handle in self._appending else self._places.get(handle, 0), content
             self._places[handle] = self._places.get(handle, 0) + result
         elif name in ("pwrite64", "pwritev"):
-            yield "write", path, numbers[-1], b"".join(texts)[:result]
+            # Linux appends whatever the offset says (pwrite(2), BUGS)
+            yield "write", path, None if handle in self._appending else numbers[-1], b"".join(texts)[:result]
         elif name == "ftruncate":
             yield "truncate", path, numbers[-1]
         elif name == "fallocate":

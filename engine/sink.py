@@ -250,9 +250,9 @@ class FrameSink:
             OutputError: the system refuses; publishing can be tried again.
         """
         assert self._maps is not None
+        assert self._frame is not None
         began = time.perf_counter()
-        # no tile has passed where a run was killed behind its last one and is resumed
-        whole, stamp = self._folder / "maps", "" if self._frame is None else self._frame.frame.stamp
+        whole, stamp = self._folder / "maps", self._frame.frame.stamp
         self._maps.writer.publish(whole)
         place = self.output / stamp
         with writing(place, MAKE_ROOM):
@@ -281,10 +281,9 @@ class FrameSink:
 
     def complete(self) -> FrameRecord:
         """Write down that the frame under way is done."""
-        if self._last is None or self._frame is None:
-            record = self._mapped_before()
-        else:
-            record = self._tally.record(self._frame, self._last)
+        assert self._last is not None
+        assert self._frame is not None
+        record = self._tally.record(self._frame, self._last)
         self._tally, self._last = FrameTally(), None
         if self.records is None:
             self._done.append(record)
@@ -295,24 +294,6 @@ class FrameSink:
             _tell(record)
         self.frame_done(record)
         return record
-
-    def _mapped_before(self) -> FrameRecord:
-        """The frame of a raster run that was killed behind its last tile: only publishing was left to do."""
-        pixels = self.statistics.pixels.provenance
-        return FrameRecord(
-            stamp="",
-            files={},
-            absent={},
-            verdicts={},
-            scenario=max(Scenario, key=lambda each: pixels[each.provenance]) if any(pixels[1:]) else None,
-            inferences=self.statistics.inferences,
-            provenance_pixels=self.statistics.pixels.by_provenance,
-            tiles=self.tiles_done,
-            mapped=True,
-            dropped=False,
-            partner_wait_ms=0.0,
-            latency_ms=round(self.publish_s * 1e3, 3),
-        )
 
     def done(self) -> list[FrameRecord]:
         """The frames that are done, those before a resume included."""

@@ -16,7 +16,8 @@ def damaged(content: bytes, seed: int) -> bytes:
     whole = content
     while content == whole:
         if chance.random() < 0.06:
-            return _others(whole, chance)
+            content = _others(whole, chance)
+            continue
         for _ in range(chance.randint(1, 3)):
             content = _once(content, chance)
     return content

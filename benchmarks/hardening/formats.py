@@ -101,11 +101,11 @@ def _boundary(read: Callable[[], object]) -> int:
 def _plan(folder: Path) -> int:
     from engine.contract.bundle import Bundle
     from engine.contract.plan_cache import find_plan
-    from engine.contract.plans import Host
+    from engine.contract.plans import PlanHost
     from engine.contract.sensors import Scenario
 
     def read() -> None:
-        host = Host(library="tensorrt", library_version="10.3.0", device=None)
+        host = PlanHost(library="tensorrt", library_version="10.3.0", device=None)
         content = find_plan(Bundle.load(folder / "bundle"), Scenario.FULL, "fp16", host).read()
         (folder / "plan.read").write_bytes(content)
 

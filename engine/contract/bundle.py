@@ -42,7 +42,14 @@ from engine.contract.formats import MalformedError, from_json, from_npz, read_fi
 from engine.contract.health import AuditLimits, HealthLimits, default_limits
 from engine.contract.onnx_files import external_files
 from engine.contract.sensors import Scenario, Sensor
-from engine.contract.trust import SIGNATURE_SUFFIX, Policy, check_number, check_signature, installed_policy
+from engine.contract.trust import (
+    SIGNATURE_SUFFIX,
+    Policy,
+    check_number,
+    check_signature,
+    installed_policy,
+    remember_number,
+)
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -222,9 +229,10 @@ class Bundle:
         path, policy = root / MANIFEST_NAME, installed_policy() if policy is None else policy
         text, signed_by = _read_manifest(path, policy)
         manifest = _parse_manifest(text, path)
+        check_number(manifest.name, manifest.number, path, policy)
         for ref in manifest.files():
             ref.verify(root)
-        check_number(manifest.name, manifest.number, path, policy)
+        remember_number(manifest.name, manifest.number, policy)
         return cls(
             root=root,
             manifest=manifest,

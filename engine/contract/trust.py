@@ -174,35 +174,48 @@ def check_signature(manifest: bytes, path: Path, policy: Policy) -> str | None:
 
 
 def check_number(name: str, number: int, path: Path, policy: Policy) -> None:
-    """See that a bundle is not older than one that this installation has run; remember its number.
+    """See that a bundle is not older than one that this installation has run.
 
     Raises:
-        SignatureError: it is, or the numbers cannot be remembered.
+        SignatureError: it is, or the numbers cannot be read.
     """
-    lowest = policy.minimum_number
-    numbers: dict[str, int] = {}
-    state = None if policy.state is None else policy.state / STATE_NAME
-    if state is not None:
-        try:
-            numbers = _Numbers.read(state).numbers
-        except FileNotFoundError:
-            numbers = {}
-        except (OSError, MalformedError) as error:
-            raise SignatureError(
-                f"{state} remembers the bundles' numbers and cannot be read ({error}): set minimum_number to the "
-                "last that ran, and delete it"
-            ) from error
-        lowest = max(lowest, numbers.get(name, 0))
+    lowest = max(policy.minimum_number, _remembered(policy).get(name, 0))
     if number < lowest:
         raise SignatureError(
             f"{path} has the number {number}, and this installation runs none below {lowest}: get the newer bundle"
         )
-    if state is not None and numbers.get(name, -1) < number:
-        try:
-            state.parent.mkdir(parents=True, exist_ok=True)
-            _Numbers.of({**numbers, name: number}).write(state)
-        except OSError as error:
-            raise SignatureError(f"{state} cannot be written ({error.strerror}): check its permissions") from error
+
+
+def remember_number(name: str, number: int, policy: Policy) -> None:
+    """Refuse older bundles of this name from now on, where the policy says that numbers are remembered.
+
+    Raises:
+        SignatureError: the numbers cannot be written.
+    """
+    numbers = _remembered(policy)
+    if policy.state is None or numbers.get(name, -1) >= number:
+        return
+    state = policy.state / STATE_NAME
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        _Numbers.of({**numbers, name: number}).write(state)
+    except OSError as error:
+        raise SignatureError(f"{state} cannot be written ({error.strerror}): check its permissions") from error
+
+
+def _remembered(policy: Policy) -> dict[str, int]:
+    if policy.state is None:
+        return {}
+    state = policy.state / STATE_NAME
+    try:
+        return _Numbers.read(state).numbers
+    except FileNotFoundError:
+        return {}
+    except (OSError, MalformedError) as error:
+        raise SignatureError(
+            f"{state} remembers the bundles' numbers and cannot be read ({error}): set minimum_number to the last that "
+            "ran, and delete it"
+        ) from error
 
 
 def trusted_keys(policy: Policy) -> Mapping[str, bytes]:

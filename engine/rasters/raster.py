@@ -281,6 +281,7 @@ class _Ordered(SensorRasters):
         self, window: Window, out: Mapping[Sensor, Observation]
     ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
         """The next window."""
+        self._under_way.set()  # blocks may be decoded here
         for coming in islice(self._windows, self._ahead + 1 - len(self._coming)):
             self._coming.append(coming)
             for blocks in self._blocks:
