@@ -32,7 +32,7 @@ def prove_on_copy(
     """Publish into a copy of the bundle and see whether its golden tile comes out right; the bundle stays as it is.
 
     Returns:
-        The instruction sets that OpenVINO ran with.
+        The instruction sets that OpenVINO ran with, beside the processor's own.
 
     Raises:
         BundleError: an int8 graph is wrong with one of them.

@@ -143,7 +143,7 @@ def calibrate(options: argparse.Namespace) -> None:
         timings.append(timing)
         _say(f"{scenario}: " + ", ".join(f"{one.label} {one.median_ms:.1f} ms" for one in timing.latencies))
     proved = prove_on_copy(bundle, graphs, tools())
-    _say(f"golden tile right with {', '.join(proved) or 'the only instruction set there is'}")
+    _say(f"golden tile right with {', '.join([*proved, 'the instruction set in use'])}")
     published = publish(bundle, graphs, tools())
     path = write_report(Report.of(published, settings, studies, timings, command=sys.argv[1:]), chosen, store.root)
     added = sum(ref.size_bytes for ref in int8_files(published.manifest))

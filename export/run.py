@@ -210,7 +210,7 @@ def _golden_tiles(options: argparse.Namespace, tile_px: int) -> list[GoldenInput
 
 def _prove(folder: Path, precisions: Sequence[Precision]) -> None:
     _say("running the golden tiles with every instruction set of this processor")
-    _say(f"right with {', '.join(prove(folder, ('auto', *precisions))) or 'the only one there is'}")
+    _say(f"right with {', '.join([*prove(folder, ('auto', *precisions)), 'the one in use'])}")
 
 
 def _graphs(

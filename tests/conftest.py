@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rasterio.transform import from_origin
 
+from engine.backends.instruction_sets import VARIABLE, available
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.bundle import (
     GOLDEN_STRIDE,
@@ -30,6 +32,7 @@ from engine.contract.bundle import (
     save_manifest,
 )
 from engine.contract.health import default_limits
+from engine.contract.proof import prove
 from engine.contract.sensors import Provenance, Scenario, Sensor
 
 # Few examples, the same in every run. To search: python -m pytest tests/engine/test_properties.py \
@@ -40,6 +43,9 @@ settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
 os.environ["GEMMNET_CACHE"] = ""  # nothing is kept from test to test, nor in the home of who runs them
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CLASSES = 4
 CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
@@ -237,6 +243,24 @@ def write_scene(tmp_path: Path) -> Callable[[Scene], dict[Sensor, Path]]:
         return paths
 
     return write
+
+
+def prove_with_the_least(root: Path, precisions: Sequence[str]) -> tuple[str, ...]:
+    """The proof of :mod:`engine.contract.proof`, with the least instruction set alone.
+
+    With all of them it takes as long as all else that an export does; ``test_instruction_sets.py`` runs it whole.
+    """
+    with pytest.MonkeyPatch.context() as told:
+        told.setenv(VARIABLE, next(iter(available()), ""))
+        return prove(root, precisions)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process (``-n 2``): they share what is dear to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def prove(root: Path, precisions: Sequence[str]) -> tuple[str, ...]:
         precisions: those to prove, as ``engine.doctor --precision`` takes them.
 
     Returns:
-        The instruction sets; none on a processor that is no x86.
+        The instruction sets beside the one in use; none on a processor that is no x86.
 
     Raises:
         BundleError: an answer is wrong; the message names scenario, precision, instruction set and layer.

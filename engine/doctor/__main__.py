@@ -32,7 +32,7 @@ import msgspec
 
 from engine import demo
 from engine.backends.base import ExecutionPrecision
-from engine.backends.instruction_sets import available
+from engine.backends.instruction_sets import available, in_use
 from engine.contract.command import command_parser
 from engine.contract.errors import InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
@@ -101,8 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--instruction-sets",
         metavar="LIST",
-        help=f"all, or of {','.join(available()) or 'none: this is no x86 processor'}: OpenVINO as if the processor "
-        "had no more than that",
+        help=f"all below the one in use, or of {','.join(available()) or 'none: this is no x86 processor'}: "
+        "OpenVINO as if the processor had no more than that",
     )
     parser.add_argument("--tiles", type=int, default=5, metavar="N", help="tiles to time in each probe (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -225,7 +225,10 @@ def _chosen(text: str | None, known: Sequence[Any], option: str) -> tuple[Any, .
 
 
 def _instruction_sets(text: str | None) -> tuple[str, ...]:
-    return available() if text == "all" else _chosen(text, available(), "--instruction-sets") or ()
+    if text != "all":
+        return _chosen(text, available(), "--instruction-sets") or ()
+    names = available()
+    return names[: names.index(in_use())] if names else ()  # the one in use is probed anyway
 
 
 def _gib(size_bytes: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from engine.contract.bundle import (
     save_manifest,
 )
 from engine.contract.sensors import Scenario, Sensor
+from tests.conftest import prove_with_the_least
 
 TILE_PX = 32
 CLASSES = ("ground", "roof", "grass", "clutter")
@@ -251,6 +252,13 @@ def with_pairs(model: onnx.ModelProto, limits: Mapping[str, float]) -> onnx.Mode
     graph.node.extend(ordered)
     onnx.checker.check_model(placed, full_check=True)
     return placed
+
+
+@pytest.fixture(scope="package", autouse=True)
+def brief_proof() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calib.publish.prove", prove_with_the_least)
+        yield
 
 
 @pytest.fixture(scope="session")

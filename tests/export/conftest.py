@@ -16,6 +16,7 @@ from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario
 from export.onnx_graphs import export_graph
 from export.run import main
+from tests.conftest import prove_with_the_least
 from train import checkpoint
 from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS
@@ -113,6 +114,13 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def brief_proof() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.run.prove", prove_with_the_least)
+        yield
 
 
 @pytest.fixture(scope="package")
