@@ -50,7 +50,7 @@ OPTIONS = {
     },
     **{
         name: f"--{name}"
-        for name in ("sensors", "dsm", "dtm", "gsd", "area", "stretch", "backend", "precision", "metrics")
+        for name in ("sensors", "dsm", "dtm", "gsd", "area", "stretch", "ground", "backend", "precision", "metrics")
     },
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
@@ -81,6 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dsm", type=raster_name, metavar="PATH", help="raster with height of roofs and crowns; with --dtm, for --ndsm"
     )
     inputs.add_argument("--dtm", type=raster_name, metavar="PATH", help="raster with height of the ground; with --dsm")
+    inputs.add_argument(
+        "--ground", choices=("auto",), help="find the ground below --dsm by cloth simulation, where there is no --dtm"
+    )
     inputs.add_argument(
         "--sensors",
         metavar="LIST",
@@ -324,12 +327,18 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
     given: dict[Sensor, RasterInput] = {
         sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None
     }
+    if options.ground is not None and options.dsm is None:
+        raise UsageError("--ground finds the ground below a surface model: add --dsm PATH")
     if options.dsm is not None or options.dtm is not None:
         if options.ndsm is not None:
             raise UsageError("--dsm and --dtm are subtracted to make what --ndsm names: pass those two, or --ndsm")
-        if options.dsm is None or options.dtm is None:
-            lacking = "--dsm" if options.dsm is None else "--dtm"
-            raise UsageError(f"height above ground is --dsm minus --dtm, received one of them: add {lacking} PATH")
+        if options.ground is not None and options.dtm is not None:
+            raise UsageError("--ground finds what --dtm already is: leave one of them away")
+        if options.dsm is None or (options.dtm is None and options.ground is None):
+            lacking, hint = ("--dsm", "") if options.dsm is None else ("--dtm", ", or --ground auto to find it")
+            raise UsageError(
+                f"height above ground is --dsm minus --dtm, received one of them: add {lacking} PATH{hint}"
+            )
         given[Sensor.NDSM] = HeightModels(dsm=options.dsm, dtm=options.dtm)
     sources: dict[Sensor, RasterInput] = given or dict(demo.SCENE)
     watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
@@ -342,7 +351,7 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
 
 def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
     """What is read, and whether its sensors are watched."""
-    for option in ("rgir", "ndsm", "dsm", "dtm", "rate"):
+    for option in ("rgir", "ndsm", "dsm", "dtm", "ground", "rate"):
         if getattr(options, option) is not None:
             raise UsageError(f"--live reads what lands in its folder, at its own pace: leave --{option} away")
     watch = options.sensors in (None, "auto")

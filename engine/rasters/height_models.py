@@ -34,13 +34,13 @@ class HeightModels:
 
     dsm: RasterName
     """Height of what is seen from above: roofs, crowns, ground."""
-    dtm: RasterName
-    """Height of the bare ground."""
+    dtm: RasterName | None
+    """Height of the bare ground; None finds it below the DSM (:mod:`engine.rasters.ground_filter`)."""
 
     @property
-    def files(self) -> tuple[RasterName, RasterName]:
-        """Both."""
-        return self.dsm, self.dtm
+    def files(self) -> tuple[RasterName, ...]:
+        """Those there are."""
+        return (self.dsm,) if self.dtm is None else (self.dsm, self.dtm)
 
 
 def check_datums(models: HeightModels, dsm: CRS | None, dtm: CRS | None) -> None:
@@ -102,7 +102,7 @@ def check_difference(models: HeightModels, sample_m: NDArray[np.float32]) -> Non
     """
     if not sample_m.size:
         return
-    median, told = float(np.median(sample_m)), f"{models.dsm} minus {models.dtm}"
+    median, told = float(np.median(sample_m)), f"{models.dsm} minus {models.dtm or 'its ground'}"
     objects = sample_m[np.abs(sample_m) > OBJECT_M]  # the median of a scene that is mostly bare ground is 0 either way
     below = float((objects < 0).mean()) if objects.size > OBJECTS_SHARE * sample_m.size else 0.0
     if median < SWAPPED_BELOW_M or below > 0.9:

@@ -24,6 +24,7 @@ from engine.contract.bands import SensorSpec
 from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.nodata import fill_nodata
 from engine.rasters.georeference import GDAL_ERRORS, Grid, check_overlap, onto_grid
+from engine.rasters.ground_filter import ground_below
 from engine.rasters.height_models import HeightModels, check_datums
 from engine.rasters.names import RasterName, local_file
 from engine.rasters.opening import (
@@ -175,6 +176,8 @@ class Difference:
     spec: SensorSpec
     surface: FileSource
     terrain: FileSource
+    found: str | None = None
+    """SHA-256 of a terrain that was found below the surface; None of one on file."""
 
     @property
     def again(self) -> Callable[[ExitStack], Difference] | None:
@@ -211,11 +214,15 @@ class Difference:
 
     def identity(self) -> dict[str, Any]:
         """See :meth:`SensorRasters.identity`."""
-        return {"dsm": self.surface.identity(), "dtm": self.terrain.identity()}
+        terrain = self.terrain.identity() if self.found is None else {"sha256": self.found}
+        return {"dsm": self.surface.identity(), "dtm": terrain}
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`SensorRasters.describe`."""
-        return {**self.surface.describe(), "minus": self.terrain.describe()}
+        terrain = self.terrain.describe()
+        if self.found is not None:
+            terrain["path"] = ""
+        return {**self.surface.describe(), "minus": terrain}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +418,20 @@ def open_difference(
     names = [f"dsm {models.dsm}", f"dtm {models.dtm}"]
     surface = open_source(stack, "dsm", models.dsm, spec, grid, grid_name, drivers)
     own = Grid.of(surface.file, name=names[0])
+    if models.dtm is None:
+        grid, grid_name = grid or own, grid_name or names[0]
+
+        def rows(first: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            seen = surface.blank(stop - first, grid.width)
+            surface.read(first, 0, seen)
+            mark_invalid(spec, seen)
+            return seen.values[0], seen.valid
+
+        memory = stack.enter_context(ground_below(str(models.dsm), rows, grid))
+        digest = hashlib.sha256(memory.getbuffer()).hexdigest()
+        file = stack.enter_context(memory.open())
+        terrain = open_source(stack, "dtm", file, spec, grid, grid_name, drivers)
+        return Difference(spec=spec, surface=surface, terrain=terrain, found=digest)
     terrain = open_source(stack, "dtm", models.dtm, spec, grid or own, grid_name or names[0], drivers)
     check_overlap(Grid.of(terrain.file, name=names[1]), own, name=names[1], grid_name=names[0])
     check_datums(models, surface.file.crs, terrain.file.crs)
