@@ -284,7 +284,14 @@ class MapWriter:
                         if factors:
                             file.build_overviews(factors, Resampling.nearest)
                     rasterio.shutil.copy(
-                        spool, temporary, driver="COG", BLOCKSIZE=BLOCK_PX, COMPRESS="ZSTD", LEVEL=1, **each.creation
+                        spool,
+                        temporary,
+                        driver="COG",
+                        BLOCKSIZE=BLOCK_PX,
+                        COMPRESS="ZSTD",
+                        LEVEL=1,
+                        NUM_THREADS="ALL_CPUS",
+                        **each.creation,
                     )
                     _check_whole(temporary, factors, COG_TRAILER_BYTES)
                     _settle(temporary)
