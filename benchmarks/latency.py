@@ -15,7 +15,7 @@ names (inference_rules.adoc of https://github.com/mlcommons/inference_policies; 
 - switch_p50_ms: the first tile of the scenario after --switch-after tiles of another one, all engines resident;
   switch_over_steady is its ratio to single_stream_p50_ms.
 - cold_*: a new process to its first result, stage by stage, all three scenarios opened; one figure for the three.
-  cold_start_cached_ms is with kernels that an earlier start kept (TensorRT-RTX only).
+  cold_start_cached_ms is with what an earlier start kept: compiled graphs (OpenVINO) or kernels (TensorRT-RTX).
 - batch1_* and best_batch*: the library by itself with its default settings, on batches of 1, 2, 4 up to --max-batch.
 - h2d_ms, compute_ms, d2h_ms: trtexec's H2D latency, GPU compute time and D2H latency
   (https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html), by CUDA events; TensorRT

@@ -118,6 +118,15 @@ def test_a_cold_start_is_a_process_whose_stages_follow_each_other(toy_bundle) ->
     assert kept is None, "ONNX Runtime keeps no compiled kernels"
 
 
+@pytest.mark.slow
+def test_a_second_start_of_openvino_compiles_and_checks_nothing(toy_bundle) -> None:
+    request = {"backend": "openvino", "precision": "fp32", "bundle": str(toy_bundle.root), "threads": 1}
+    first, second = cold_starts({**request, "hint": "throughput", "plans": None})
+    assert second is not None
+    assert tuple(first) == tuple(second) == STAGES
+    assert second["golden"] == 0 < first["golden"]
+
+
 def test_a_cold_start_that_fails_says_why(toy_bundle) -> None:
     request = {
         "backend": "onnxruntime",
