@@ -14,12 +14,13 @@ behind a tile that failed.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from engine.backends.base import Backend, Outputs
@@ -54,6 +55,9 @@ class Sink(Protocol):
         """What became of the tile just added."""
 
 
+TURN_S = 1e-3
+
+
 def jobs_alive(slots: int) -> int:
     """The most jobs that exist at a time for a backend of that many slots: how many buffers a source needs."""
     return 2 * _depth(slots) + 2  # waiting, in flight, one being read, one changing hands
@@ -61,6 +65,21 @@ def jobs_alive(slots: int) -> int:
 
 def _depth(slots: int) -> int:
     return slots + 2
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Have threads take turns in the interpreter more often than every 5 ms.
+
+    numpy and GDAL let go of it for less than that at a time, and a thread that then waits for the whole of another's
+    turn cannot keep up: reading and writing would hardly overlap.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def stream(
@@ -150,7 +169,7 @@ def stream(
     behind: deque[Future[TileReport | None]] = deque()
     reading = threading.Thread(target=read, name="read", daemon=True)  # joined, unless it hangs
     watching = nullcontext() if read_limit_s is None else watched(lambda: source.reading, read_limit_s, silent)
-    with watching, ThreadPoolExecutor(1, "write") as writing:
+    with _quick_turns(), watching, ThreadPoolExecutor(1, "write") as writing:
 
         def collect(at_most: int) -> None:
             """Report what has been written, and wait until no more than so many tiles are on their way."""
