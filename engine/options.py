@@ -22,6 +22,7 @@ from engine.rasters.raster import RasterInput
 from engine.rasters.stretch import parse_stretch
 from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
 from engine.resolution import Gsd
+from engine.stac.assets import rasters_of
 from engine.stitcher import Blend
 from engine.telemetry.log import LogFormat
 
@@ -50,7 +51,19 @@ OPTIONS = {
     },
     **{
         name: f"--{name}"
-        for name in ("sensors", "dsm", "dtm", "gsd", "area", "stretch", "ground", "backend", "precision", "metrics")
+        for name in (
+            "sensors",
+            "dsm",
+            "dtm",
+            "gsd",
+            "area",
+            "stretch",
+            "ground",
+            "stac",
+            "backend",
+            "precision",
+            "metrics",
+        )
     },
 }
 """Arguments of the library whose errors reach a user of the command, by the option that gives them."""
@@ -83,6 +96,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument("--dtm", type=raster_name, metavar="PATH", help="raster with height of the ground; with --dsm")
     inputs.add_argument(
         "--ground", choices=("auto",), help="find the ground below --dsm by cloth simulation, where there is no --dtm"
+    )
+    inputs.add_argument(
+        "--stac",
+        metavar="ITEM",
+        help="a STAC item instead: its assets with the bands nir, red, green and with heights",
     )
     inputs.add_argument(
         "--sensors",
@@ -340,6 +358,13 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
                 f"height above ground is --dsm minus --dtm, received one of them: add {lacking} PATH{hint}"
             )
         given[Sensor.NDSM] = HeightModels(dsm=options.dsm, dtm=options.dtm)
+    if options.stac is not None:
+        for sensor in given:
+            option = "dsm" if isinstance(given[sensor], HeightModels) else sensor
+            raise UsageError(f"--stac names the rasters itself: leave --{option} away")
+        given, bands = rasters_of(options.stac)
+        if options.rgir_bands is None and bands is not None:
+            options.rgir_bands = ",".join(map(str, bands))
     sources: dict[Sensor, RasterInput] = given or dict(demo.SCENE)
     watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
     named = options.sensors not in (None, "auto")
@@ -351,7 +376,7 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
 
 def _folder(options: argparse.Namespace) -> tuple[LandingFolder, bool]:
     """What is read, and whether its sensors are watched."""
-    for option in ("rgir", "ndsm", "dsm", "dtm", "ground", "rate"):
+    for option in ("rgir", "ndsm", "dsm", "dtm", "ground", "stac", "rate"):
         if getattr(options, option) is not None:
             raise UsageError(f"--live reads what lands in its folder, at its own pace: leave --{option} away")
     watch = options.sensors in (None, "auto")
