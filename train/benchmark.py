@@ -41,7 +41,7 @@ from train.config import PRESETS, differences
 from train.data.procedural import ProceduralSource
 from train.evaluate import score
 from train.model import gmac
-from train.predict import predictor
+from train.predict import generated
 from train.report import COLUMNS
 
 log = logging.getLogger("train.benchmark")
@@ -174,7 +174,7 @@ def measure(path: Path, options: argparse.Namespace, preset: str, seed: int) -> 
             return known[key]
     model, info = checkpoint.load(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    ways = {(scenario, "generator"): predictor(model, scenario) for scenario in Scenario}
+    ways = generated(model, Scenario)
     entries = []
     for result in score(model, ways, source.split("test"), info.labels, gsd_m=info.gsd_m):
         made = result.synthesis

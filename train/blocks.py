@@ -20,6 +20,11 @@ class Normalise(nn.Module):
     convolution, which can take it in.
     """
 
+    clip_min: Tensor
+    clip_max: Tensor
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, bands: Sequence[Band]) -> None:
         super().__init__()
         curves = {band.curve for band in bands}
@@ -267,7 +272,11 @@ class TransposedUp(nn.Module):
         return torch.cat((self.up(coarse), skip), dim=1)
 
 
-_UPS = {"add": AddUp, "concat": ConcatUp, "transposed": TransposedUp}
+_UPS: dict[str, type[AddUp | ConcatUp | TransposedUp]] = {
+    "add": AddUp,
+    "concat": ConcatUp,
+    "transposed": TransposedUp,
+}
 
 
 class Decoder(nn.Module):
@@ -275,10 +284,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, widths: Sequence[int], *, kind: str) -> None:
         super().__init__()
-        ups, width = [], widths[-1]
+        ups: list[nn.Module] = []
+        width = widths[-1]
         for skip in reversed(widths[:-1]):
-            ups.append(_UPS[kind](config, width, skip))
-            width = ups[-1].c_out
+            ups.append(up := _UPS[kind](config, width, skip))
+            width = up.c_out
         self.ups = nn.ModuleList(ups)
         self.c_out = width
 

@@ -155,7 +155,7 @@ def score(
                 tally.add(tile, logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
                 if synthesis and made is not None:
                     sensor = next(iter(set(Sensor) - scenario.sensors))
-                    raw = model.normalise[sensor].inverse(made.float())
+                    raw = model.normalisation(sensor).inverse(made.float())
                     tally.add_synthesis(tile, sensor, raw[0].cpu().numpy())
     return [tallies[way].result(*way) for way in ways]
 

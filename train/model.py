@@ -56,7 +56,7 @@ class HyFEx(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Packed bands (:func:`train.blocks.pack`) -> x_1..x_n, fine to coarse, each [N, widths[i], H_i, W_i]."""
-        told = []
+        told: list[Tensor] = []
         if self.standardise:
             x, *told = standardised(x, self.bands, jitter=self.jitter if self.training else 0.0)
         if self.relief:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from engine.contract.sensors import Scenario, Sensor
 from train.data.labels import IGNORE_INDEX
 from train.data.scenes import Scene
+from train.results import Input
 from train.system import System
 
 TILE_PX, HALO_PX = 512, 32
@@ -34,6 +36,11 @@ def predictor(model: System, scenario: Scenario) -> Predict:
             return lambda rgir, ndsm: model.forward_missing_ndsm(rgir)
         case Scenario.MISSING_RGIR:
             return lambda rgir, ndsm: model.forward_missing_rgir(ndsm)
+
+
+def generated(model: System, scenarios: Iterable[Scenario]) -> dict[tuple[Scenario, Input], Predict]:
+    """Every scenario by its own path, for :func:`train.evaluate.score`."""
+    return {(scenario, "generator"): predictor(model, scenario) for scenario in scenarios}
 
 
 def imputer(model: System, scenario: Scenario, constant: Mapping[Sensor, Tensor]) -> Predict:
@@ -108,11 +115,11 @@ def tiles(scene: Scene, *, tile_px: int = TILE_PX, halo_px: int = HALO_PX) -> It
         seen = scene.read(row, col, min(tall, height), min(wide, width))
         beyond = (0, max(tall - height, 0)), (0, max(wide - width, 0))
 
-        def pad(x: np.ndarray, beyond: tuple[tuple[int, int], ...] = beyond, **how: object) -> np.ndarray:
+        def pad(x: np.ndarray, beyond: tuple[tuple[int, int], ...] = beyond, **how: Any) -> np.ndarray:
             leading = ((0, 0),) * (x.ndim - 2)
-            return np.pad(x, (*leading, *beyond), **(how or {"mode": "symmetric"}))  # type: ignore[call-overload]
+            return np.pad(x, (*leading, *beyond), **(how or {"mode": "symmetric"}))
 
-        unknown = {"constant_values": IGNORE_INDEX}
+        unknown: dict[str, Any] = {"constant_values": IGNORE_INDEX}
         crop = np.s_[row : row + tile_px, col : col + tile_px]
         yield EvaluationTile(
             row=row,

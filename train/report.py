@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -158,11 +159,11 @@ def panel(model: System, scene: Scene, labels: LabelSet, path: Path) -> None:
 
     def raw(sensor: Sensor, made: Tensor | None) -> NDArray[np.float32]:
         blank = torch.zeros(1, 3 if sensor is Sensor.RGIR else 1, *ndsm.shape[-2:])
-        return (blank if made is None else model.normalise[sensor].inverse(made.float()))[0].cpu().numpy()
+        return (blank if made is None else model.normalisation(sensor).inverse(made.float()))[0].cpu().numpy()
 
     top = max(float(tile.ndsm.max()), 1.0)
     height = {"cmap": "viridis", "vmin": 0, "vmax": top}
-    pictures = (
+    pictures: tuple[tuple[str, NDArray[Any], dict[str, Any]], ...] = (
         ("RGIR", tile.rgir.permute(1, 2, 0).numpy(), {}),
         ("RGIR made from nDSM", raw(Sensor.RGIR, made_rgir).transpose(1, 2, 0).astype(np.uint8), {}),
         ("nDSM", tile.ndsm[0].numpy(), height),

@@ -56,7 +56,7 @@ from train.data.sources import GRAMMAR, Mix, Source, open_mix
 from train.distributed import Group, joined
 from train.evaluate import scenarios_of, score, usable
 from train.metrics import Scores
-from train.predict import predictor, tiles
+from train.predict import generated, tiles
 from train.trainer import Trainer, TrainingDivergedError
 
 log = logging.getLogger("train")
@@ -127,9 +127,10 @@ class TrainingRun:
 
     def validate(self, board: SummaryWriter) -> list[dict[Scenario, Scores]]:
         """Score the averaged weights on each source's validation scenes, and log scores and one picture."""
-        model, step, found = self.trainer.average, self.trainer.done_steps, []
+        model, step = self.trainer.average, self.trainer.done_steps
+        found: list[dict[Scenario, Scores]] = []
         for name, scenes in self.validation.items():
-            ways = {(scenario, "generator"): predictor(model, scenario) for scenario in scenarios_of(scenes)}
+            ways = generated(model, scenarios_of(scenes))
             results = score(model, ways, scenes, self.mix.labels, gsd_m=self.mix.gsd_m, synthesis=False)
             metrics = {result.scenario: result.scores for result in results}
             branch = f"/{name}" if found else ""

@@ -66,6 +66,12 @@ class System(nn.Module, ABC):
         """By scenario, of :mod:`train.temperature`; :func:`tempered` takes it into the weights."""
         self.normalise = nn.ModuleDict({spec.sensor: Normalise(spec.bands) for spec in config.sensor_specs})
 
+    def normalisation(self, sensor: Sensor) -> Normalise:
+        """Raw units to the network's, and back."""
+        found = self.normalise[sensor]
+        assert isinstance(found, Normalise)
+        return found
+
     @abstractmethod
     def forward(self, rgir: Tensor, ndsm: Tensor, available: Tensor) -> SystemOutput:
         """Each sample by its own mask.
@@ -133,7 +139,7 @@ class System(nn.Module, ABC):
             ValueError: the sides are no multiple of the stride.
         """
         self.check_sides(raw)
-        return self.normalise[sensor](raw)
+        return self.normalisation(sensor)(raw)
 
     def check_sides(self, raw: Tensor) -> None:
         """Let only images through whose sides are multiples of the stride.

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class Trainer:
         # views the samples of a batch as channels of one, which only the contiguous layout allows without a copy.
         batch_norm = preset.model.norm == "batch"
         layout = torch.channels_last if batch_norm else torch.contiguous_format
-        self.model = build(preset.model).to(device, memory_format=layout)
+        self.model = build(preset.model).to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.loss = CoLoss(preset.model, preset.train)
         self.optimizer = torch.optim.AdamW(
@@ -230,7 +231,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
         }
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state`."""
         self.done_steps, self.best_score = state["done_steps"], state["best_score"]
         for replica in self.replicas:

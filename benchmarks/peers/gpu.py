@@ -62,7 +62,7 @@ class CudaGraphPeer(CudaPeer):
         ]
         # the cache of autocast would hand memory of the capture to later calls
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, cache_enabled=False):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(CAPTURE_WARM_UP):

@@ -60,7 +60,7 @@ class MmFormer(System):
         """Each sample by its own mask; see :meth:`train.system.System.forward`."""
         real = self.real(rgir, ndsm, available)
         found = [of_available(self.encoder[s], real[i], available[:, i]) for i, s in enumerate(SENSORS)]
-        scales = [mine or [torch.zeros_like(x) for x in found[1 - i]] for i, mine in enumerate(found)]
+        scales = [mine or [torch.zeros_like(x) for x in found[1 - i] or []] for i, mine in enumerate(found)]
         logits, fused = self._segment(*scales)
         if not self.training:
             return SystemOutput(logits=logits, normalised=real, available=available)

@@ -63,18 +63,18 @@ class ShaSpec(System):
         def features(i: int) -> Sequence[Tensor]:
             mine, stand_in, alive = own[i], shared[1 - i], available[:, i, None, None, None]
             if mine is None or stand_in is None:
-                return mine or stand_in
+                return mine or stand_in or []  # one of the two sensors is there
             return [torch.where(alive, a, b) for a, b in zip(mine, stand_in, strict=True)]
 
         logits = self._segment(features(0), features(1))
-        if not self.training or None in parts:
+        if not self.training or shared[0] is None or shared[1] is None:
             return SystemOutput(logits=logits, normalised=real, available=available)
         return SystemOutput(
             logits=logits,
             normalised=real,
             available=available,
             shared_features=(shared[0][-1], shared[1][-1]),
-            modality_logits=tuple(self.modality_head(x[-1].mean(dim=(2, 3))) for x in specific),
+            modality_logits=tuple(self.modality_head(x[-1].mean(dim=(2, 3))) for x in specific if x),
         )
 
     def forward_full(self, rgir: Tensor, ndsm: Tensor) -> Tensor:

@@ -53,12 +53,12 @@ def augment_height(height: NDArray[np.float32], rng: np.random.Generator) -> NDA
     if rng.random() < 0.3:
         x += np.float32(rng.normal(0, 0.15))
     if rng.random() < 0.25:
-        shift_y, shift_x = rng.integers(-2, 3, 2)
-        x = np.roll(x, (shift_y, shift_x), axis=(0, 1))
+        shift: tuple[int, int] = tuple(rng.integers(-2, 3, 2).tolist())
+        x = np.roll(x, shift, axis=(0, 1))
     if rng.random() < 0.3:
         # Nearest of a jittered coarse grid: the facets of a sparse point cloud.
         step = int(rng.integers(2, 6))
-        y, x_index = np.indices(x.shape, sparse=True)
+        y, x_index = np.ogrid[: x.shape[0], : x.shape[1]]
         wobble = rng.integers(0, step, (2, *x.shape)) if step < 4 else rng.integers(0, step, (2, 1, 1))
         rows = np.clip(y // step * step + wobble[0], 0, x.shape[0] - 1)
         columns = np.clip(x_index // step * step + wobble[1], 0, x.shape[1] - 1)

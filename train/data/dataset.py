@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from train.data.drawn_heights import drawn_heights
 from train.data.labels import IGNORE_INDEX
 from train.data.scenes import Scene, SceneWindow, fill_height
 from train.system import availability
+
+Value = TypeVar("Value", bound=np.generic)
 
 RARE_BELOW = 0.03
 """A counted class with a smaller share of the labelled pixels is rare: cars, in every city so far."""
@@ -158,7 +161,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             crop = replace(crop, ndsm=heights, ndsm_valid=measured)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 
-        def orient(x: NDArray[np.generic]) -> NDArray[np.generic]:
+        def orient(x: NDArray[Value]) -> NDArray[Value]:
             x = np.rot90(x, turns, axes=(-2, -1))
             return np.ascontiguousarray(x[..., ::-1] if flip else x)
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train.data import synthetic
@@ -98,7 +100,7 @@ def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: 
 
 def _generate(cache: Path, size_px: int, seed: int) -> None:
     scene = synthetic.generate(seed=seed, size_px=size_px)
-    arrays = {"rgir": scene.rgir, "ndsm": scene.ndsm, "labels": scene.labels}
+    arrays: dict[str, NDArray[Any]] = {"rgir": scene.rgir, "ndsm": scene.ndsm, "labels": scene.labels}
     about = {"seed": seed, "size_px": size_px, "gsd_m": scene.gsd_m}
     write_scene(scene_folder(cache, seed), arrays, about)
 

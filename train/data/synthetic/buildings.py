@@ -57,7 +57,7 @@ def _roof_height(patch: Patch, wing: Wing, kind: str, rise: float, along_s: bool
     if kind == "hip":
         return np.minimum(hb - np.abs(b), (ha - np.abs(a)) * 1.0) * rise
     if kind == "vault":
-        return np.sqrt(np.maximum(hb * hb - b * b, 0.01)) * (rise * 0.5)
+        return (np.sqrt(np.maximum(hb * hb - b * b, 0.01)) * (rise * 0.5)).astype(np.float32, copy=False)
     return np.zeros_like(a)
 
 

@@ -180,7 +180,14 @@ def perimeter(site: Site, block: Block) -> None:
     for u, v in site.scatter(yard.inset(1), 0.8, 16):
         site.tree(u, v)
     for u, v in site.scatter(yard.inset(1), 0.5, 10):
-        box(canvas, palette, site.pose(u, v), *rng.uniform(0.8, 2.5, 2).tolist(), float(rng.uniform(0.5, 1.8)))
+        box(
+            canvas,
+            palette,
+            site.pose(u, v),
+            float(rng.uniform(0.8, 2.5)),
+            float(rng.uniform(0.8, 2.5)),
+            float(rng.uniform(0.5, 1.8)),
+        )
 
 
 def old_town(site: Site, block: Block) -> None:
@@ -207,7 +214,14 @@ def old_town(site: Site, block: Block) -> None:
                 site.tree(u, v)
         else:
             for u, v in site.scatter(cell, 4, 5):
-                box(canvas, palette, site.pose(u, v), *rng.uniform(0.6, 2.5, 2).tolist(), float(rng.uniform(0.5, 2)))
+                box(
+                    canvas,
+                    palette,
+                    site.pose(u, v),
+                    float(rng.uniform(0.6, 2.5)),
+                    float(rng.uniform(0.6, 2.5)),
+                    float(rng.uniform(0.5, 2)),
+                )
 
 
 def slabs(site: Site, block: Block) -> None:

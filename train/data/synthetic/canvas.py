@@ -8,8 +8,9 @@ outside the scene still cut into it and throw their shadows over it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,16 +174,13 @@ class Canvas:
         factor: F32 | float = 1.0,
     ) -> None:
         """Colour the masked pixels and, when given, label them."""
-        if isinstance(material, Material):
-            bands: list[F32] | Colour = self.shade(window, material)
-        else:
-            bands = material
+        bands: Sequence[F32 | float] = self.shade(window, material) if isinstance(material, Material) else material
         for band, value in zip(self.colour, bands, strict=True):
             np.copyto(band[window], value * factor, where=mask, casting="same_kind")
         if label is not None:
             np.copyto(self.label[window], np.uint8(label), where=mask)
 
-    def tint(self, window: Window, mask: Mask, factor: F32 | float) -> None:
+    def tint(self, window: Window, mask: Mask, factor: NDArray[np.floating[Any]] | float) -> None:
         """Multiply the colour of the masked pixels."""
         for band in self.colour:
             view = band[window]
@@ -192,9 +190,9 @@ class Canvas:
         self,
         window: Window,
         mask: Mask,
-        height_m: F32 | float,
+        height_m: NDArray[np.floating[Any]] | float,
         *,
-        sensed_m: F32 | float | None,
+        sensed_m: NDArray[np.floating[Any]] | float | None,
     ) -> None:
         """Set the height under `mask`; the survey gets `sensed_m`, displaced by the lean.
 

@@ -28,7 +28,7 @@ def survey_heights(canvas: Canvas, rng: Rng) -> F32:
     if style < 0.2:  # 8-bit decimetres, as the public ISPRS nDSMs
         heights = np.clip(np.round(heights * 10) / 10, 0, 25.5)
     elif style < 0.3:
-        heights = np.round(heights * 20) / 20
+        heights = (np.round(heights * 20) / 20).astype(np.float32, copy=False)
     if rng.random() < 0.3:
         heights[_holes(canvas.shape, gsd, rng)] = np.nan
     return heights.astype(np.float32)
@@ -45,7 +45,7 @@ def _ground(canvas: Canvas, rng: Rng) -> F32:
     # Pulses return from grass blades as well as from the soil between: rougher than asphalt.
     rough = np.full(256, float(rng.choice((0.01, 0.03, 0.07), p=(0.45, 0.4, 0.15))), np.float32)
     rough[LOW_VEGETATION] += float(rng.choice((0.0, 0.02, 0.05, 0.1), p=(0.3, 0.3, 0.25, 0.15)))
-    return ground + np.abs(fine) * rough[canvas.label]
+    return (ground + np.abs(fine) * rough[canvas.label]).astype(np.float32, copy=False)
 
 
 def _lidar(surface: F32, gsd: float, rng: Rng) -> F32:

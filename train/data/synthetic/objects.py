@@ -188,6 +188,12 @@ def gone_car(canvas: Canvas, pose: Pose) -> None:
         canvas.sense(patch.window, body, 1.5)
 
 
+def sides(rng: Rng, low: float, high: float) -> tuple[float, float]:
+    """Two lengths of a box, drawn alike."""
+    length, width = rng.uniform(low, high, 2).tolist()
+    return length, width
+
+
 def box(
     canvas: Canvas,
     palette: Palette,

@@ -8,7 +8,7 @@ from train.data.synthetic.buildings import building
 from train.data.synthetic.canvas import BUILDING, F32, IMPERVIOUS, LOW_VEGETATION, Mask, Window
 from train.data.synthetic.layout import Block
 from train.data.synthetic.materials import vary
-from train.data.synthetic.objects import box, forest
+from train.data.synthetic.objects import box, forest, sides
 from train.data.synthetic.site import Lot, Site
 
 QUARTER = float(np.pi / 2)
@@ -69,7 +69,7 @@ def park(site: Site, block: Block) -> None:
                      LOW_VEGETATION if earth else IMPERVIOUS)  # fmt: skip
     if rng.random() < 0.3:
         x, y = site.frame.xy(*site.scatter(block, 100, 1)[0]) if min(block.size) > 5 else (0.0, 0.0)
-        box(canvas, palette, (x, y, float(rng.uniform(0, 3))), *rng.uniform(8, 30, 2).tolist(), 0.0,
+        box(canvas, palette, (x, y, float(rng.uniform(0, 3))), *sides(rng, 8, 30), 0.0,
             colour=palette.water(pool=False), round_=True)  # fmt: skip
     if rng.random() < 0.4:
         _court(site, block)
@@ -250,7 +250,14 @@ def farm(site: Site, block: Block) -> None:
         if rng.random() < 0.4:
             site.car(u, v, float(rng.uniform(0, 3)))
         else:
-            box(canvas, palette, site.pose(u, v, float(rng.uniform(0, 3))), *rng.uniform(1, 6, 2).tolist(), 1.5)
+            box(
+                canvas,
+                palette,
+                site.pose(u, v, float(rng.uniform(0, 3))),
+                float(rng.uniform(1, 6)),
+                float(rng.uniform(1, 6)),
+                1.5,
+            )
     for u, v in site.scatter(block, 0.3, 40):
         site.tree(u, v)
 
