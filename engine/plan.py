@@ -24,7 +24,8 @@ from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameRecord
 from engine.frames import FrameSource, RasterFrames, RasterOpener
 from engine.health.audit import Auditor, auditor_of
-from engine.health.faults import Detection, Injector
+from engine.health.detection import Detection
+from engine.health.faults import Injector
 from engine.health.monitor import Monitor
 from engine.health.preflight import Advice, examine
 from engine.journal import Journal, Statistics

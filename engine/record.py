@@ -26,7 +26,7 @@ from engine.contract.formats import from_builtins, from_json, read_file
 from engine.contract.health import AuditLimits, HealthLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import FrameRecord
-from engine.health.faults import Detection
+from engine.health.detection import Detection
 from engine.health.history import Change, SensorHistory
 from engine.health.monitor import Fault, State
 from engine.health.preflight import Advice

@@ -29,7 +29,7 @@ from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log
 from engine.frames import FrameSource, RasterFrames
-from engine.health.faults import detection
+from engine.health.detection import detection
 from engine.health.monitor import Verdict
 from engine.interrupt import first_signal
 from engine.job import TileReport

@@ -31,7 +31,7 @@ from engine.rasters.sources import Observation
 
 Infer = Callable[[Scenario, Mapping[Sensor, Observation]], NDArray[np.uint8]]
 """The class map of a tile by one graph, uint8 [T, T]."""
-HARMFUL = 3.0
+HARMFUL, GRAVE = 3.0, 15.0
 """Points beyond dropping the sensor."""
 
 
@@ -202,14 +202,17 @@ def render(clean: Sequence[Clean], outcomes: Sequence[DegradationOutcome]) -> It
     yield ""
     yield from _curves(outcomes)
     yield ""
-    harmful = [each for each in outcomes if each.used > HARMFUL]
-    still = [each for each in outcomes if each.lost > HARMFUL]
-    worst = max(outcomes, key=lambda each: each.lost)
-    yield (
-        f"{len(outcomes)} cases; more than {HARMFUL:g} points lost beyond dropping: {len(harmful)} if used, "
-        f"{len(still)} watched; worst {worst.lost:.0f} ({worst.sensor} {worst.kind} {worst.strength:g} on "
-        f"{worst.scene})"
-    )
+    unseen = [each for each in outcomes if DEGRADATIONS[each.kind].unseen]
+    for words, cases_ in (("all", outcomes), ("of kinds that no rule was made for", unseen)):
+        if cases_:
+            worst = max(cases_, key=lambda each: each.lost)
+            yield (
+                f"{len(cases_)} cases, {words}; more than {HARMFUL:g} points lost beyond dropping: "
+                f"{sum(each.used > HARMFUL for each in cases_)} if used, {sum(each.lost > HARMFUL for each in cases_)} "
+                f"watched; more than {GRAVE:g}: {sum(each.used > GRAVE for each in cases_)} and "
+                f"{sum(each.lost > GRAVE for each in cases_)}; worst {worst.lost:.0f} ({worst.sensor} {worst.kind} "
+                f"{worst.strength:g} on {worst.scene})"
+            )
     tiles = sum(each.tiles for each in clean)
     yield (
         f"{len(clean)} clean flights, {tiles} tiles: {sum(each.dead for each in clean)} dead, "

@@ -28,7 +28,8 @@ from engine.contract.sensors import Provenance, Scenario, Sensor, scenario_for
 from engine.frames import RasterFrames
 from engine.grid import Tile, TileGrid, Window
 from engine.health.audit import auditor_of
-from engine.health.faults import Injection, Injector, Kind, detection
+from engine.health.detection import detection
+from engine.health.faults import Injection, Injector, Kind
 from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.job import Job, TileReport
 from engine.rasters.raster import SensorRasters

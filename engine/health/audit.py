@@ -19,6 +19,7 @@ from engine.contract.bundle import Manifest
 from engine.contract.health import AuditLimits
 from engine.contract.sensors import Scenario, Sensor
 from engine.health.agreement import Likeness, compare
+from engine.health.ground import BLOCKS
 from engine.health.verdict import Fault, Finding
 from engine.rasters.sources import Observation
 
@@ -29,6 +30,10 @@ LEAST_PIXELS = 150
 RAISED = ("building", "tree")
 """Classes that stand above the ground."""
 RELIEF_M = 2.0
+OPEN, FEW_RAISED = 0.95, 0.15
+"""Open country: so much is ground by the image, and so little is high."""
+ROUGH_M = 1.2
+"""Somewhere in open country the ground is smoother."""
 LEAST_FLOOR = 0.25
 """Hardly a town and no open land has less ground; a closed forest has."""
 LEAST_RELIEF = 0.05
@@ -67,6 +72,8 @@ class Evidence:
     """Their median height."""
     floor: float
     """Share of all pixels whose height is the ground's."""
+    rough_m: float
+    """How much heights vary within the calmest tenth of small squares."""
     relief: float
     """Share of all pixels that are more than 2 m above or below 0."""
     roofs_m: float | None
@@ -128,6 +135,7 @@ def weigh(
         near=float((np.abs(height[ground]) < near_m).mean()) if _enough(ground) else None,
         ground_m=float(np.median(height[ground])) if _enough(ground) else None,
         floor=float((np.abs(height) < near_m).mean()),
+        rough_m=_roughness(heights.values[0], heights.valid),
         relief=float((np.abs(height) > RELIEF_M).mean()),
         roofs_m=float(np.median(height[roofs])) if _enough(roofs) else None,
         ranks=_ranks(height, raised) if _enough(ground) and _enough(raised) else None,
@@ -184,9 +192,11 @@ def _height_fault(evidence: Evidence, doubts: Collection[Fault], limits: AuditLi
             return Fault.GROUND, words
         if evidence.floor < LEAST_FLOOR and near < limits.grounded and both < limits.agreement + 0.1:
             return Fault.GROUND, words
-        open_ground = evidence.ground > 0.95 and alike is not None and alike.sigmas < limits.sigmas
+        open_ground = evidence.ground > OPEN and alike is not None and alike.sigmas < limits.sigmas
         if open_ground and evidence.relief > LEAST_RELIEF and near < limits.grounded + 0.1 and both < 0.8:
             return Fault.MISPLACED, "heights show a town where the image shows open ground"
+    if evidence.ground > OPEN and evidence.relief < FEW_RAISED and evidence.rough_m > ROUGH_M:
+        return Fault.NOISE, f"heights vary by {evidence.rough_m:.1f} m wherever the image shows open ground"
     if Fault.UNITS in doubts and evidence.roofs_m is not None and evidence.roofs_m < LOW_ROOF_M:
         return Fault.UNITS, f"what is a building by the image is {evidence.roofs_m:.1f} m high"
     if Fault.BLURRED in doubts and (alike is None or not evidence.aligned):
@@ -230,6 +240,15 @@ def _greenness(bands: NDArray[np.uint8]) -> NDArray[np.float32]:
     infrared, red = bands[0].astype(np.float32), bands[1].astype(np.float32)
     greenness: NDArray[np.float32] = (infrared - red) / (infrared + red + 10)
     return greenness
+
+
+def _roughness(heights: NDArray[np.float32], valid: NDArray[np.bool_]) -> float:
+    """The 10th percentile of how much heights vary within squares of an eighth of the tile; 0 where all have holes."""
+    rows, cols = (size // BLOCKS * BLOCKS for size in heights.shape)
+    split = (BLOCKS, rows // BLOCKS, BLOCKS, cols // BLOCKS)
+    squares, known = heights[:rows, :cols].reshape(split), valid[:rows, :cols].reshape(split).all(axis=(1, 3))
+    spans = squares[:, ::STEP_PX, :, ::STEP_PX].max(axis=(1, 3)) - squares[:, ::STEP_PX, :, ::STEP_PX].min(axis=(1, 3))
+    return float(np.quantile(spans[known], 0.1)) if known.any() else 0.0
 
 
 def _ranks(height: NDArray[np.float32], raised: NDArray[np.bool_]) -> float:

@@ -250,9 +250,13 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "torn": Degradation(
         change=_torn, strengths={RGIR: (15, 65, 161), NDSM: (15, 65, 161)}, means="px of the lower half"
     ),
-    "parted": Degradation(change=_parted, strengths={RGIR: (1, 3, 8, 24)}, means="px between the bands"),
-    "gamma": Degradation(change=_gamma, strengths={RGIR: (0.4, 0.7, 1.5, 2.5), NDSM: (0.4, 0.7, 1.4)}, means="power"),
-    "quantised": Degradation(change=_quantised, strengths={RGIR: (8, 32, 64), NDSM: (0.5, 2, 5)}, means="DN or m"),
+    "parted": Degradation(change=_parted, strengths={RGIR: (1, 3, 8, 24)}, means="px between the bands", unseen=True),
+    "gamma": Degradation(
+        change=_gamma, strengths={RGIR: (0.4, 0.7, 1.5, 2.5), NDSM: (0.4, 0.7, 1.4)}, means="power", unseen=True
+    ),
+    "quantised": Degradation(
+        change=_quantised, strengths={RGIR: (8, 32, 64), NDSM: (0.5, 2, 5)}, means="DN or m", unseen=True
+    ),
     "wrapped": Degradation(change=_wrapped, strengths={NDSM: (12.8, 6.4, 3.2)}, means="m after which 0 comes again"),
     "clipped": Degradation(
         change=_clipped, strengths={RGIR: (150, 110, 80), NDSM: (8, 4, 2)}, means="DN or m of the highest"
@@ -260,7 +264,11 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "stripes": Degradation(change=_stripes, strengths={RGIR: (4, 12, 40), NDSM: (0.3, 1, 3)}, means="DN or m"),
     "grain": Degradation(change=_grain, strengths={RGIR: (5, 10, 20, 60), NDSM: (0.2, 0.5, 1.2, 4)}, means="DN or m"),
     "lumps": Degradation(change=_lumps, strengths={RGIR: (5, 15, 40), NDSM: (0.3, 1, 3)}, means="DN or m"),
-    "tinted": Degradation(change=_tinted, strengths={RGIR: (1.5, 0.6, 0.3)}, means="gain of the first band"),
-    "blocks": Degradation(change=_blocks, strengths={RGIR: (50, 15, 4), NDSM: (50, 15, 4)}, means="quality of JPEG"),
-    "negative": Degradation(change=_upside_down, strengths={NDSM: (1,)}, means="any: the sign is changed"),
+    "tinted": Degradation(
+        change=_tinted, strengths={RGIR: (1.5, 0.6, 0.3)}, means="gain of the first band", unseen=True
+    ),
+    "blocks": Degradation(
+        change=_blocks, strengths={RGIR: (50, 15, 4), NDSM: (50, 15, 4)}, means="quality of JPEG", unseen=True
+    ),
+    "negative": Degradation(change=_upside_down, strengths={NDSM: (1,)}, means="any: the sign is changed", unseen=True),
 }

@@ -31,10 +31,8 @@ A sensor with an implausible tile is used all the same where there is nothing el
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from engine.contract.health import HealthLimits
@@ -43,7 +41,8 @@ from engine.health.agreement import edge_agreement
 from engine.health.audit import Auditor, judge
 from engine.health.docket import Docket
 from engine.health.findings import Before, tile_findings, unclear
-from engine.health.novelty import Signature, likeness
+from engine.health.memory import SensorMemory
+from engine.health.novelty import likeness
 from engine.health.plausibility import IMPLAUSIBLE, LOW_TOWN_M, height_findings, image_findings
 from engine.health.tile_statistics import TileStatistics, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
@@ -51,8 +50,6 @@ from engine.rasters.sources import Observation
 
 __all__ = ["Absent", "Fault", "Monitor", "Sighting", "State", "Verdict"]
 
-REMEMBERED_TILES = 15
-"""Clean tiles whose noise is the measure for the next one's."""
 GOES_ON, BREAKS_OFF, WAVERS = 0.9, 0.35, 0.6
 """Where two tiles of a raster overlap they are the same, but for a sensor that changes between them: one that is
 correlated by less than the second shows another place. By less than the third it is rather at fault than one that is
@@ -67,37 +64,6 @@ WORSE = 1.5
 """Who was acquitted is suspected again where it is so many times as bad."""
 
 
-@dataclass(kw_only=True)
-class _Memory:
-    """What is remembered of one sensor from tile to tile."""
-
-    dead: Fault | None = None
-    """Why it is held DEAD."""
-    suspicious: int = 0
-    """Tiles in a row with a soft fault."""
-    good: int = 0
-    """Good tiles in a row since it was DEAD."""
-    checksum: int | None = None
-    """Of the last tile with data."""
-    noise: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_TILES))
-    """Of the last clean tiles."""
-    signature: Signature | None = None
-    """Of the last tile with data."""
-    acquitted: dict[Fault, float] = field(default_factory=dict)
-    """What it is not suspected of before the next audit is due, unless it gets worse than this."""
-    convicted: bool = False
-    """It is DEAD by an audit, with nothing that a cheaper sign sees."""
-    place: tuple[int, int] | None = None
-    """Row and column of the last tile with data, where they are known."""
-    sound: bool = False
-    """That tile had nothing that would have made the sensor DEAD: what comes next can be held against it."""
-
-    @property
-    def usual_noise(self) -> float | None:
-        """The median of the clean tiles'; None before the first one."""
-        return statistics.median(self.noise) if self.noise else None
-
-
 class Monitor:
     """Judges every tile of a run, in order, from one thread.
 
@@ -108,7 +74,7 @@ class Monitor:
 
     def __init__(self, limits: Mapping[Sensor, HealthLimits], auditor: Auditor | None = None) -> None:
         self._limits = dict(limits)
-        self._memory = {sensor: _Memory() for sensor in Sensor if sensor in limits}
+        self._memory = {sensor: SensorMemory() for sensor in Sensor if sensor in limits}
         self._auditor = auditor if auditor is not None and auditor.limits.every_tiles else None
         self._docket = Docket()
 
@@ -169,44 +135,13 @@ class Monitor:
 
     def snapshot(self) -> dict[str, Any]:
         """All that later verdicts depend on, as JSON values."""
-        return {
-            **{
-                str(sensor): {
-                    "dead": None if memory.dead is None else str(memory.dead),
-                    "suspicious": memory.suspicious,
-                    "good": memory.good,
-                    "checksum": memory.checksum,
-                    "noise": list(memory.noise),
-                    "signature": None if memory.signature is None else memory.signature.text,
-                    "acquitted": {str(fault): size for fault, size in memory.acquitted.items()},
-                    "convicted": memory.convicted,
-                    "sound": memory.sound,
-                    "place": memory.place,
-                }
-                for sensor, memory in self._memory.items()
-            },
-            "docket": asdict(self._docket),
-        }
+        kept = {str(sensor): memory.snapshot() for sensor, memory in self._memory.items()}
+        return {**kept, "docket": asdict(self._docket)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`snapshot`: the verdicts to come are those of an uninterrupted run."""
         self._docket = Docket(**state["docket"])
-        self._memory = {
-            Sensor(sensor): _Memory(
-                dead=None if kept["dead"] is None else Fault(kept["dead"]),
-                suspicious=kept["suspicious"],
-                good=kept["good"],
-                checksum=kept["checksum"],
-                noise=deque(kept["noise"], maxlen=REMEMBERED_TILES),
-                signature=None if kept["signature"] is None else Signature.of_text(kept["signature"]),
-                acquitted={Fault(fault): size for fault, size in kept["acquitted"].items()},
-                convicted=kept["convicted"],
-                sound=kept["sound"],
-                place=None if kept["place"] is None else tuple(kept["place"]),
-            )
-            for sensor, kept in state.items()
-            if sensor != "docket"
-        }
+        self._memory = {Sensor(name): SensorMemory.of(kept) for name, kept in state.items() if name != "docket"}
 
     def _findings(
         self,

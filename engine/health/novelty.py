@@ -81,11 +81,14 @@ def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0
         second = second.reshape(SIDE, SIDE)[: first.shape[0], : first.shape[1]]
         least = LEAST_SHARED
     known = (first != NOTHING) & (second != NOTHING)
-    if np.count_nonzero(known) < least:
+    count = np.count_nonzero(known)
+    if count < least:
         return None
-    first, second = first[known].astype(np.float32), second[known].astype(np.float32)
-    first, second = first - first.mean(), second - second.mean()
-    power, other_power = float(first @ first), float(second @ second)
-    if min(power, other_power) < LEAST_SPREAD**2 * first.size:
+    places = slice(None) if count == known.size else known  # the usual tile, without a copy
+    one_steps, other_steps = (each[places].astype(np.float32).ravel() for each in (first, second))
+    total, other_total = float(one_steps.sum()), float(other_steps.sum())
+    power = float(one_steps @ one_steps) - total**2 / count
+    other_power = float(other_steps @ other_steps) - other_total**2 / count
+    if min(power, other_power) < LEAST_SPREAD**2 * count:
         return None
-    return float(first @ second) / math.sqrt(power * other_power)
+    return (float(one_steps @ other_steps) - total * other_total / count) / math.sqrt(power * other_power)

@@ -35,6 +35,7 @@ NARROW_PX = {"u": 32, "f": 2}
 """Widest strip of one value that is stuck; no camera image has one, but height has streets clipped to zero."""
 WHITE_GAIN = math.sqrt(6)
 """The second difference x[i-1] - 2 x[i] + x[i+1] of white noise has so many times its standard deviation."""
+GREY_MOMENTS = np.stack([np.arange(256.0), np.arange(256.0) ** 2], axis=1)
 NORMAL_QUARTER = 0.31864
 """A quarter of a normal distribution lies within so many standard deviations."""
 
@@ -88,12 +89,13 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
     half, half_mask = sample[:, ::2], None if mask is None else mask[::2]
     if values.dtype.kind == "f":
         pixels = _pixels(sample, mask)
+        mean = float(pixels.mean())
         return TileStatistics(
             valid=share,
             hole_edges=edges,
             checksum=checksum,
-            mean=float(pixels.mean()),
-            spread=(float(pixels.std()),),
+            mean=mean,
+            spread=(_spread(pixels, mean),),
             outside=outside,
             stuck=stuck,
             noise=_height_noise(half[:, ::2], None if half_mask is None else half_mask[::2]),
@@ -111,7 +113,7 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
         checksum=checksum,
         **_light(histogram),
         stuck=stuck,
-        noise=_image_noise(half, half_mask),
+        noise=_image_noise(half[:, ::2], None if half_mask is None else half_mask[::2]),
         colours=None if limits.colours is None else measure_colours(half, half_mask, histogram),
         signature=None if limits.repeats is None else signature(seen),
     )
@@ -137,6 +139,12 @@ def _pixels(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any
     return flat if mask is None else np.compress(mask.ravel(), flat, axis=1)
 
 
+def _spread(values: NDArray[np.float32], mean: float) -> float:
+    """Standard deviation."""
+    rest = values.ravel() - np.float32(mean)
+    return math.sqrt(float(rest @ rest) / rest.size)
+
+
 def _hole_edges(valid: NDArray[np.bool_], share: float) -> float:
     along_rows = np.count_nonzero(valid[:, 1:] != valid[:, :-1])
     along_columns = np.count_nonzero(valid[1:] != valid[:-1])
@@ -155,13 +163,13 @@ def _outside(values: NDArray[Any], limits: HealthLimits) -> float | None:
 
 def _light(histogram: NDArray[np.intp]) -> dict[str, Any]:
     """Mean, spread, bright end and saturation from the bands' histograms, [B, 256]."""
-    grey = np.arange(256)
-    count = histogram.sum(axis=1)
-    means = histogram @ grey / count
-    variances = histogram @ grey**2 / count - means**2
+    below = np.cumsum(histogram, axis=1)
+    count = below[:, -1]
+    means, squares = (histogram.astype(np.float64) @ GREY_MOMENTS / count[:, None]).T
+    variances = squares - means**2
     top = 255 - np.argmax(histogram[:, ::-1] > 0, axis=1)
     lit = np.flatnonzero((top == 255) | (np.count_nonzero(histogram, axis=1) > 1))  # a band of one level is constant
-    bright = (np.cumsum(histogram, axis=1) < 0.99 * count[:, None]).sum(axis=1)
+    bright = (below < 0.99 * count[:, None]).sum(axis=1)
     return {
         "mean": float(means.mean()),
         "spread": tuple(float(each) for each in np.sqrt(np.maximum(variances, 0.0))),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.sensors import PROVENANCE_LABELS, Scenario
-from engine.health.faults import InjectionOutcome
+from engine.health.detection import InjectionOutcome
 from engine.health.monitor import State
 from engine.record import TileQuantiles
 from engine.report import charts

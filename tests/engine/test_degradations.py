@@ -60,7 +60,7 @@ def test_table_csv_and_picture_say_the_same(tmp_path: Path) -> None:
     outcomes = [outcome(NDSM, Kind.OFFSET, 5), outcome(NDSM, Kind.OFFSET, 80)]
     clean = [SURVEY.clean(FLIGHT)]
     text = "\n".join(degradations.render(clean, outcomes))
-    assert "2 cases; more than 3 points lost beyond dropping: 2 if used, 0 watched" in text
+    assert "2 cases, all; more than 3 points lost beyond dropping: 2 if used, 0 watched" in text
     assert "1 clean flights, 3 tiles: 0 dead, 0 degraded, 1 audits" in text
     degradations.write_csv(tmp_path / "d.csv", clean, outcomes)
     rows = list(csv.DictReader((tmp_path / "d.csv").open()))

@@ -9,12 +9,12 @@ import pytest
 from engine.contract.errors import UsageError
 from engine.contract.health import default_limits
 from engine.contract.sensors import Sensor
+from engine.health.detection import detection
 from engine.health.faults import (
     Injection,
     Injector,
     Kind,
     degradations_of,
-    detection,
     kinds_of,
     parse_faults,
     strengths_of,

@@ -110,6 +110,19 @@ def test_smeared_heights_are_given_up_unless_the_edges_fit() -> None:
     assert finding.fault is Fault.BLURRED
 
 
+def test_heights_that_are_rough_all_over_open_country_are_noise() -> None:
+    rng = np.random.default_rng(0)
+    field = {RGIR: village()[RGIR], NDSM: observation(rng.normal(0, 0.8, (1, SIDE, SIDE)).astype(np.float32))}
+    maps = dict.fromkeys(Scenario, np.full((SIDE, SIDE), 2, np.uint8))
+    maps[Scenario.FULL] = np.where(np.arange(SIDE) % 5, 2, 3 + np.zeros((SIDE, SIDE))).astype(np.uint8)
+    evidence = weigh(field, maps, CLASSES, near_m=1.4)
+    assert evidence is not None
+    assert evidence.rough_m > 2
+    assert {sensor: each.fault for sensor, each in judge(evidence, {}, LIMITS).items()} == {NDSM: Fault.NOISE}
+    smooth = dataclasses.replace(evidence, rough_m=0.3)
+    assert judge(smooth, {}, LIMITS) == {}
+
+
 def test_trees_that_are_greyer_than_roofs_condemn_an_image_at_once_and_odd_roofs_alone_do_not() -> None:
     evidence = AUDITOR.examine(village())
     assert evidence is not None
