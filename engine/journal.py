@@ -98,18 +98,24 @@ class Statistics:
     """The scenario of most pixels of the last tile that had any."""
     sensors: SensorHistory = field(default_factory=SensorHistory)
 
-    def add_tile(self, job: Job) -> None:
-        """Count a tile's inferences, and note it when a sensor changed or most of its pixels changed scenario."""
+    def add_tile(self, job: Job) -> Switch | None:
+        """Count a tile's inferences, and note it when a sensor changed or most of its pixels changed scenario.
+
+        Returns:
+            The switch, if this tile is one.
+        """
         self.sensors.add(job.tile.index, job.verdicts, frame=job.stamp)
         for scenario in job.scenarios:
             self.inferences[scenario] += 1
         if not job.scenarios or job.scenarios[0] is self.scenario:
-            return
-        if self.scenario is not None:
+            return None
+        switch = None if self.scenario is None else _switch(job)
+        if switch is not None:
             self.switch_count += 1
             if len(self.switches) < MAX_SWITCHES:
-                self.switches.append(_switch(job))
+                self.switches.append(switch)
         self.scenario = job.scenarios[0]
+        return switch
 
 
 def _switch(job: Job) -> Switch:

@@ -10,6 +10,7 @@ from engine.backends.resilient import BackendEvent
 from engine.contract.sensors import Sensor
 from engine.frame_log import FrameRecord
 from engine.job import TileReport
+from engine.journal import Switch
 from engine.map_block import MapBlock
 
 if TYPE_CHECKING:  # what a run is planned from and what it leaves: nobody who only watches tiles needs them
@@ -37,6 +38,9 @@ class Observer:
 
     def mapped(self, block: MapBlock) -> None:
         """More pixels of that frame's maps are finished. Called from the write thread; copy what is to be kept."""
+
+    def switched(self, stamp: str, switch: Switch) -> None:
+        """The next tile is the first that another scenario maps. Called from the write thread."""
 
     def tile_done(self, report: TileReport) -> None:
         """One more tile is in the maps."""
@@ -83,6 +87,11 @@ class Observers(Observer):
         """See :meth:`Observer.mapped`."""
         for each in self._observers:
             each.mapped(block)
+
+    def switched(self, stamp: str, switch: Switch) -> None:
+        """See :meth:`Observer.switched`."""
+        for each in self._observers:
+            each.switched(stamp, switch)
 
     def tile_done(self, report: TileReport) -> None:
         """See :meth:`Observer.tile_done`."""

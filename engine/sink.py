@@ -207,7 +207,9 @@ class FrameSink:
         self._tally.begin(job)
         if job.tile.index >= self._counted:
             self.monitor = job.monitor or self.monitor
-            self.statistics.add_tile(job)
+            switch = self.statistics.add_tile(job)
+            if switch is not None:
+                self.watcher.switched(frame.frame.stamp, switch)
             self._tally.add(job)
         if frame.stitcher is None or frame.grid is None:
             return

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from engine.view.flight import Flight
 
 MAX_BROWSERS = 64
-BEAT_S = 0.25
+BEAT_S = 0.5
 """Shortest time between two events for a browser."""
 HEARTBEAT_S = 5.0
 """So often a browser hears that the server is there."""

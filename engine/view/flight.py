@@ -200,7 +200,7 @@ class Flight:
             self.misses += limit is not None and not tile.skipped and tile.latency_ms > limit
         if tile.switched and tile.scenario is not None:
             self.switch_count += 1
-            mark = switch(self.switch_count, number, frame, tile.target, tile.scenario, why(tile.verdicts))
+            mark = switch(self.switch_count, number, frame, tile.target, tile.scenario, why(tile))
             self.switches.append((self.sequence, mark))
 
     def _static(self) -> dict[str, Any]:
@@ -362,14 +362,14 @@ def changed(change: Change, number: int) -> dict[str, Any]:
     }
 
 
-def why(verdicts: Mapping[Sensor, Verdict]) -> str:
-    """What the sensors are worth where the engine is switched: ``nDSM dead (frozen: ...)``, or that all are well."""
+def why(tile: TileDone) -> str:
+    """The reason of a switch: ``nDSM dead (frozen: ...)``, or what there is of the sensors' data in the tile."""
     reasons = []
-    for sensor, verdict in verdicts.items():
+    for sensor, verdict in tile.verdicts.items():
         if verdict.fault is not None:
             detail = f": {verdict.detail}" if verdict.detail else ""
             reasons.append(f"{SENSOR_NAMES[sensor]} {verdict.state} ({faults_in_words([verdict.fault])}{detail})")
-    return "; ".join(reasons) or ("all sensors alive" if verdicts else "data begins or ends here")
+    return "; ".join(reasons) or tile.reason
 
 
 def _mapped_from(tile: TileDone) -> int:

@@ -52,6 +52,8 @@ class TileDone(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
     lost: bool = False
     skipped: bool = False
     switched: bool = False
+    reason: str = ""
+    """Of the switch."""
     verdicts: Mapping[Sensor, Verdict] = {}
     latency_ms: float
     queue_depth: int = 0

@@ -20,6 +20,7 @@ from engine.contract.sensors import Sensor
 from engine.frame_log import FrameRecord
 from engine.grid import Window
 from engine.job import TileReport
+from engine.journal import Switch
 from engine.map_block import MapBlock
 from engine.observer import Observer
 from engine.plan import Plan
@@ -99,6 +100,8 @@ class Teller(Observer):
         self._began = time.monotonic()
         self._shape: Shape | None = None
         self._painted: list[Window] = []
+        self._reasons: dict[tuple[str, int], str] = {}
+        """Of switches whose tiles are on their way."""
         self._lock = threading.Lock()
 
     def started(self, plan: Plan, backend: BackendInfo, *, first_tile: int) -> None:
@@ -133,6 +136,10 @@ class Teller(Observer):
         with self._lock:
             self._painted.append(block.window)
 
+    def switched(self, stamp: str, switch: Switch) -> None:
+        """Remember why. In the write thread."""
+        self._reasons[stamp, switch.tile] = switch.reason
+
     def tile_done(self, report: TileReport) -> None:
         """One line."""
         with self._lock:
@@ -148,6 +155,7 @@ class Teller(Observer):
                 lost=report.lost,
                 skipped=report.skipped,
                 switched=report.switched,
+                reason=self._reasons.pop((report.frame, report.tile.index), ""),
                 verdicts=report.verdicts,
                 latency_ms=round(report.latency_s * 1e3, 3),
                 queue_depth=report.queue_depth,

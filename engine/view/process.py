@@ -22,12 +22,13 @@ from engine.telemetry.status import Phase
 from engine.view.address import TOKEN_VARIABLE
 from engine.view.canvas import Canvas
 from engine.view.flight import Flight
-from engine.view.messages import PhaseBegun, decode
+from engine.view.messages import PhaseBegun, Started, decode
 from engine.view.serve import serve
 from engine.view.web import Site
 
-LOW_PRIORITY = 15
-"""Added to the run's own niceness: what the page computes comes from time that the run leaves over."""
+LOW_PRIORITY = 10
+"""Added to the run's own niceness once tiles are due: a tenth of its weight where both want one core. While the run
+opens its backend, the page may come up beside it."""
 LINE_BYTES = 1 << 20
 
 
@@ -36,7 +37,6 @@ def main() -> int:
     output, listening, canvas = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the run's, which ends this process by its last line
         signal.signal(number, signal.SIG_IGN)
-    os.nice(LOW_PRIORITY)
     logging.disable(logging.WARNING)  # the run says it
     with gdal_environment(), socket.socket(fileno=listening) as listener:
         asyncio.run(_main(Flight(output, identity=secrets.token_hex(4)), listener, Canvas(canvas)))
@@ -58,7 +58,9 @@ async def _listen(flight: Flight) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     while line := await reader.readline():
         with suppress(MalformedError):  # the last line of a run that was killed
-            flight.apply(decode(line))
+            flight.apply(message := decode(line))
+            if isinstance(message, Started):
+                os.nice(LOW_PRIORITY)
     if flight.phase not in (Phase.FINISHED, Phase.FAILED):
         flight.apply(PhaseBegun(phase=Phase.FAILED, reason="the run ended without a word: it was killed, or crashed"))
 

@@ -7,7 +7,7 @@ const STATE_COLOURS = ["--unwatched", "--alive", "--nodata", "--degraded", "--de
 const DEAD = 4;
 const LANE_PX = 20;
 const GAP_PX = 5;
-const HEIGHT_PX = 125;
+const HEIGHT_PX = 115;
 const TITLE_PX = 78;
 
 export class Charts {
@@ -49,7 +49,7 @@ export class Charts {
       cursor: { drag: { x: false, y: false }, y: false },
       scales: { x: { time: false }, y: { range: (_plot, _low, high) => [0, Math.max(1, high ?? 1) * 1.1] }, state: { range: [0, 1] } },
       axes: [
-        { ...axis, values: (_plot, values) => values.map((value) => this.when(value)) },
+        { ...axis, size: 30, values: (_plot, values) => values.map((value) => this.when(value)) },
         { ...axis, size: TITLE_PX, values: (_plot, values) => values.map((value) => (value >= 1000 ? `${value / 1000} s` : `${value} ms`)) },
       ],
       series: [

@@ -4,7 +4,8 @@ import { byId, node } from "./panel.js";
 
 /* global L */
 const SQUARE_PX = 512;
-const REFRESH_MS = 300;
+const REFRESH_MS = 1000; // a square that changed is asked for again
+
 const AT_ONCE = 4;
 const AGAIN_MS = 2000;
 const MOST_NUMBERED = 40;
@@ -105,7 +106,7 @@ export class MapView {
     this.news = new Map();
     this.frame = null;
     this.marks.clearLayers();
-    if (this.state.frames.length) this.chooseFrame(this.state.frames.length - 1);
+    if (this.state.run && this.state.frames.length) this.chooseFrame(this.state.frames.length - 1);
     else this.clear();
     this.newest = true;
   }
@@ -193,12 +194,12 @@ export class MapView {
       this.overlay?.touch(row, col, height, width);
     }
     for (const mark of told.switches) this.mark(mark);
-    const last = told.painted.at(-1);
-    if (!last || last[0] !== this.frame?.number) return;
-    const [, row, col, height, width] = last;
-    this.here.setBounds([[row, col], [row + height, col + width]]);
-    if (told.now.phase === "running") this.here.addTo(this.map); else this.here.remove();
-    if (this.following) this.map.panInside([row + height / 2, col + width / 2], { padding: [80, 80] });
+    const here = told.painted.filter(([number]) => number === this.frame?.number);
+    if (told.now.phase !== "running") this.here.remove();
+    if (!here.length || !this.frame) return;
+    this.here.setBounds(here.map(([, row, col, height, width]) => [[row, col], [row + height, col + width]]).flat());
+    if (told.now.phase === "running") this.here.addTo(this.map);
+    if (this.following) this.map.panInside(this.here.getBounds().getCenter(), { padding: [80, 80] });
   }
 
   * cells(row, col, height, width) {

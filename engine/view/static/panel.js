@@ -70,7 +70,7 @@ export class Panel {
   show() {
     const { now, run } = this.state;
     const phase = byId("phase");
-    phase.textContent = now.phase === "running" && now.waits ? "waiting for the next frame" : PHASES[now.phase];
+    phase.textContent = now.phase === "running" && now.waits && run?.live ? "waiting for the next frame" : PHASES[now.phase];
     phase.className = `pill ${now.phase === "failed" ? "bad" : now.phase === "finished" ? "good" : ""}`;
     if (now.phase === "failed") this.notice(`The run failed: ${now.reason}`);
     if (!run) return;
@@ -81,7 +81,7 @@ export class Panel {
     this.redraw("facts", this.facts(now), (facts) => byId("facts").replaceChildren(...facts.map(([name, value, more]) =>
       node("div", {}, node("dt", {}, name), node("dd", {}, value, more ? node("small", {}, more) : null)))));
     this.redraw("switches", this.state.switches, () => this.list("switches", this.state.switches, (each) => this.switch(each), "No switch of the engine so far."));
-    this.redraw("changes", this.state.changes, () => this.list("changes", this.state.changes, (each) => this.change(each), run.watched ? "No sensor has changed its state." : "The sensors are trusted: nobody watches them."));
+    this.redraw("changes", this.state.changes, () => this.list("changes", this.state.changes, (each) => this.change(each), run.watched ? "No sensor has failed. A tile without data is no failure: rasters end somewhere." : "The sensors are trusted: nobody watches them."));
   }
 
   // Leave what has not changed alone, so that focus and selection stay.
@@ -140,7 +140,7 @@ export class Panel {
       facts.unshift(["latency p50", milliseconds(now.latency.p50), `p99 ${milliseconds(now.latency.p99)}`]);
       if (now.latency.last !== undefined) facts.unshift(["last tile", milliseconds(now.latency.last), "latency"]);
     }
-    if (now.tiles_per_s !== null) facts.push(["speed", `${now.tiles_per_s.toFixed(1)}/s`, "tiles"]);
+    if (now.tiles_per_s !== null) facts.push(["speed", now.tiles_per_s.toFixed(1), "tiles a second"]);
     if (this.state.run.deadline_ms !== null) facts.push(["too late", thousands(now.misses), `over ${milliseconds(this.state.run.deadline_ms)}`]);
     facts.push(["tiles lost", thousands(now.tiles.lost), now.tiles.dropped ? `${thousands(now.tiles.dropped)} dropped` : ""]);
     return facts;
