@@ -112,7 +112,7 @@ class Flight:
     def __init__(self, output: Path, *, identity: str = "") -> None:
         self.output, self.identity = output, identity
         self.frames: list[Frame] = []
-        self.sequence = 0
+        self.sequence = self._static_since = 0
         self.phase, self.reason, self.waits = Phase.STARTING, "", False
         self.started: Started | None = None
         self.backend: BackendInfo | None = None
@@ -134,7 +134,7 @@ class Flight:
             case Started():
                 self.started, self.backend = message, message.backend
                 self.tiles_done = message.first_tile
-                self.phase = Phase.RUNNING
+                self.phase, self._static_since = Phase.RUNNING, self.sequence
             case FrameBegun():
                 self._begin(message)
             case TileDone():
@@ -163,6 +163,7 @@ class Flight:
     def news(self, since: int) -> dict[str, Any] | None:
         """What is new since a sequence number; None where that is too long ago to tell."""
         oldest = self.tiles[0].sequence if len(self.tiles) == TILES_KEPT else 0
+        oldest = max(oldest, self._static_since + 1)
         return None if since < oldest - 1 or since > self.sequence else self._news(since, whole=False)
 
     def _begin(self, message: FrameBegun) -> None:

@@ -337,6 +337,14 @@ def test_a_browser_that_comes_again_hears_what_is_new(flown: Listener) -> None:
         assert listen_to(flown.flight, last=stranger)[0]["event"] == "snapshot"
 
 
+def test_a_browser_that_came_before_the_run_begins_anew_with_it(flown: Listener) -> None:
+    flight = Flight(flown.flight.output)
+    for message in flown.told:
+        before = flight.sequence
+        flight.apply(message)
+        assert (flight.news(before) is None) is isinstance(message, messages.Started)
+
+
 def test_a_browser_that_falls_behind_begins_anew(flown: Listener) -> None:
     flight = Flight(flown.flight.output, identity="me")
     tile = next(each for each in flown.told if isinstance(each, TileDone))

@@ -32,25 +32,20 @@ function begin(told) {
   map.begin();
   panel.begin();
   charts.begin();
-  show([]);
+  show();
 }
 
 function add(told) {
-  if (state.run === null && told.now.phase !== "starting") return refetch();
   for (const frame of told.frames) state.frames[frame.number] = frame;
   for (const [name, values] of Object.entries(told.tiles)) state.tiles[name] = [...state.tiles[name], ...values].slice(-TILES_KEPT);
   state.switches = [...state.switches, ...told.switches].slice(-LISTED);
   state.changes = [...state.changes, ...told.changes].slice(-LISTED);
   state.now = told.now;
+  if (state.run === null) return panel.show(); // a snapshot comes once the run has begun
   for (const frame of told.frames) map.frameChanged(frame);
   map.add(told);
   panel.announce(told);
-  show(told.painted);
-}
-
-async function refetch() { // the run has begun since the snapshot: what does not change is known now
-  const answer = await fetch("state");
-  if (answer.ok) begin(await answer.json());
+  show();
 }
 
 function show() {
