@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     return row
                 rows.append({"round": number, "rate": options.rate, **row, **conditions("openvino")})
                 print(", ".join(f"{key} {value}" for key, value in [*rows[-1].items()][:10]), file=sys.stderr)
-    write_csv(options.out, rows)
+            write_csv(options.out, rows)
     show(rows)
     print(f"written: {options.out}")
     return 0

@@ -27,6 +27,7 @@ MEASURING = (
     "accuracy",
     "roofline",
     "sweep",
+    "viewers",
 )
 COMMANDS += [f"benchmarks.{name}" for name in (*MEASURING, "readme")]
 
