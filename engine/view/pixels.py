@@ -138,7 +138,8 @@ class InputPixels:
             values, valid = backdrop.read(sensor, window, step)
             if sensor is Sensor.NDSM:
                 grey = 32 + np.clip(np.nan_to_num(values[0]) / backdrop.top_m(), 0, 1) * 223
-                values = np.broadcast_to(grey.astype(np.uint8), (3, *grey.shape))
+                values = np.broadcast_to(grey, (3, *grey.shape))
+            values = np.rint(np.nan_to_num(values)).clip(0, 255).astype(np.uint8)  # a warped view holds floats
             picture = photograph(np.moveaxis(values, 0, 2), valid)
             self._pictures.put(key, picture)
         return picture

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import rasterio
@@ -33,10 +34,11 @@ from engine.runner import run
 from engine.view import address, canvas, events, messages
 from engine.view.__main__ import main
 from engine.view.canvas import Canvas
-from engine.view.flight import TILES_KEPT, Flight
+from engine.view.flight import TILES_KEPT, Flight, Frame
 from engine.view.guard import HEADERS
 from engine.view.messages import TileDone
 from engine.view.observer import Outlet, Page, Teller
+from engine.view.pixels import InputPixels
 from engine.view.replay import Replay
 from engine.view.web import STATIC, Site
 from tests.conftest import make_scene
@@ -213,6 +215,21 @@ def test_inputs_lie_under_the_map_pixel_by_pixel(flown: Listener) -> None:
     assert not image[HEIGHT - 512 :, :, 3].any()
     assert browser.get("/tiles/0/rgir/0/0/0").headers["content-type"] == "image/jpeg"
     assert browser.get("/tiles/0/ndsm/1/0/0").status_code == 200
+
+
+def test_an_image_of_16_bits_is_shown_as_it_was_mapped(flown: Listener, tmp_path: Path) -> None:
+    with rasterio.open(flown.flight.output.parent / "rgir.tif") as file:
+        values, form = file.read(), {**file.profile, "dtype": "uint16"}
+    with rasterio.open(tmp_path / "deep.tif", "w", **form) as file:
+        file.write(values.astype(np.uint16) * 10)
+    frame = flown.flight.frames[0]
+    used = frame.inputs[Sensor.RGIR]
+    deep = msgspec.structs.replace(used, path=str(tmp_path / "deep.tif"), stretch=((0.0, 2550.0),) * 3)
+    inputs = InputPixels(None)
+    window = Window(row=512, col=512, height=HEIGHT - 512, width=512)
+    frame = Frame(number=0, stamp="", grid=frame.grid, inputs={Sensor.RGIR: deep})
+    shown = np.asarray(Image.open(io.BytesIO(inputs.picture(frame, Sensor.RGIR, window, 1).content)))
+    np.testing.assert_array_equal(shown[: HEIGHT - 512, :, :3], np.moveaxis(values, 0, 2)[512:, 512:1024])
 
 
 def test_a_pixel_is_told_in_words(flown: Listener) -> None:
