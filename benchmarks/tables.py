@@ -147,11 +147,6 @@ def least(column: str, form: str, *, scale: float = 1) -> Cell:
     return lambda line: form.format(scale * min(float(row[column]) for row in line))
 
 
-def middle(column: str, form: str) -> Cell:
-    """The median."""
-    return lambda line: form.format(statistics.median(float(row[column]) for row in line))
-
-
 def total(column: str) -> Callable[[Sequence[Row]], int]:
     """The sum of a column of counts."""
     return lambda line: sum(int(row[column]) for row in line)
@@ -440,20 +435,6 @@ TABLES = {
                 f"{float(rows[-1]['rss_mib']):.0f} MiB, {float(rows[-1]['rss_slope_mib_per_h']):+.1f} MiB/h"
             ),
             "file descriptors at most": last("descriptors_max"),
-        },
-    ),
-    "viewers": Table(
-        file="viewers.csv",
-        command="python -m benchmarks.viewers",
-        meaning="Latency of tiles, from available to written; *none*: a flight without `--serve`. Medians over rounds.",
-        by=("browsers",),
-        cells={
-            **text("browsers", "rate"),
-            "p50, ms": middle("p50_ms", "{:.0f}"),
-            "p90, ms": middle("p90_ms", "{:.0f}"),
-            "p99, ms": middle("p99_ms", "{:.0f}"),
-            "tiles/s": middle("tiles_per_s", "{:.2f}"),
-            "squares of the map sent": middle("squares", "{:.0f}"),
         },
     ),
     "acceptance": Table(

@@ -181,14 +181,14 @@ class Flight:
         frame.news[...] = self.sequence
 
     def _tile(self, tile: TileDone) -> None:
-        number, frame = self.tiles_done, len(self.frames) - 1
+        frame = next((each.number for each in self.frames[-1:-4:-1] if each.stamp == tile.frame), -1)
+        number = self.tiles_done
         self.tiles.append(Told(sequence=self.sequence, number=number, frame=frame, tile=tile))
         self.tiles_done += 1
         self.tiles_lost += tile.lost
         self.tiles_dropped += tile.skipped
-        if self.frames:
-            for window in tile.painted:
-                self.frames[-1].touch(window, self.sequence)
+        for window in tile.painted if frame >= 0 else ():
+            self.frames[frame].touch(window, self.sequence)
         for sensor, verdict in tile.verdicts.items():
             before = self.verdicts.get(sensor)
             if before is None or (before.state, before.fault) != (verdict.state, verdict.fault):

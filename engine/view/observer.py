@@ -99,7 +99,9 @@ class Teller(Observer):
         self._canvas, self._send = canvas, send
         self._began = time.monotonic()
         self._shape: Shape | None = None
-        self._painted: list[Window] = []
+        self._stamp = ""
+        self._painted: list[tuple[str, Window]] = []
+        """Frame and place; the next frame may begin before the last tile of this one is told."""
         self._reasons: dict[tuple[str, int], str] = {}
         """Of switches whose tiles are on their way."""
         self._lock = threading.Lock()
@@ -125,7 +127,7 @@ class Teller(Observer):
 
     def frame_begun(self, stamp: str, grid: GridUsed, inputs: Mapping[Sensor, RasterUsed]) -> None:
         """Clear the canvas. In the write thread."""
-        self._shape = Shape.of(grid.height, grid.width)
+        self._stamp, self._shape = stamp, Shape.of(grid.height, grid.width)
         self._canvas.clear(self._shape)
         self._send(messages.FrameBegun(stamp=stamp, grid=grid, inputs=inputs))
 
@@ -134,7 +136,7 @@ class Teller(Observer):
         assert self._shape is not None
         self._canvas.paint(self._shape, block)
         with self._lock:
-            self._painted.append(block.window)
+            self._painted.append((self._stamp, block.window))
 
     def switched(self, stamp: str, switch: Switch) -> None:
         """Remember why. In the write thread."""
@@ -143,14 +145,15 @@ class Teller(Observer):
     def tile_done(self, report: TileReport) -> None:
         """One line."""
         with self._lock:
-            painted, self._painted = self._painted, []
+            painted = tuple(window for stamp, window in self._painted if stamp == report.frame)
+            self._painted = [each for each in self._painted if each[0] != report.frame]
         self._send(
             messages.TileDone(
                 at_s=round(time.monotonic() - self._began, 3),
                 frame=report.frame,
                 tile=report.tile.index,
                 target=report.tile.target,
-                painted=tuple(painted),
+                painted=painted,
                 scenario=report.scenarios[0] if report.scenarios else None,
                 lost=report.lost,
                 skipped=report.skipped,

@@ -43,7 +43,7 @@ from engine.view.replay import Replay
 from engine.view.web import STATIC, Site
 from tests.conftest import make_scene
 from tests.engine.flight_scene import flight_scene
-from tests.engine.runs import Watcher, request_for
+from tests.engine.runs import Watcher, live_request, request_for
 
 MAPS = ("classes", "confidence", "provenance")
 HEIGHT, WIDTH = 700, 1130
@@ -170,6 +170,34 @@ def test_a_resumed_run_shows_what_was_mapped_before(
     layers = listener.canvas.layers(listener.flight.frames[0].shape)
     for layer, name in zip(layers, MAPS, strict=True):
         np.testing.assert_array_equal(layer, published(tmp_path / "map", name)[0])
+
+
+def test_every_frame_of_a_live_flight_is_on_the_page(
+    toy_bundle: Bundle, write_scene: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "landing").mkdir()
+    for number, size in enumerate(((90, 131), (70, 100), (90, 131))):
+        for sensor, path in write_scene(make_scene(*size, seed=number)).items():
+            path.rename(tmp_path / "landing" / f"{sensor}_{number}.tif")
+    listener = Listener(tmp_path / "map")
+    run(live_request(toy_bundle, tmp_path / "landing", tmp_path / "map", idle_exit_s=0.25), listener.teller)
+    told, replayed = listener.flight.snapshot(), Replay(tmp_path / "map").snapshot()
+    assert [each["stamp"] for each in told["frames"]] == ["0", "1", "2"]
+    assert all(each["published"] for each in told["frames"])
+    assert told["now"]["frames"]["done"] == 3
+    shape = ("number", "stamp", "height", "width", "transform", "published")
+    assert [[each[key] for key in shape] for each in json.loads(json.dumps(told["frames"]))] == [
+        [each[key] for key in shape] for each in json.loads(json.dumps(replayed["frames"]))
+    ]
+    seen = {each.frame: 0 for each in listener.flight.tiles}
+    for each in listener.flight.tiles:
+        seen[each.frame] += sum(window.pixels for window in each.tile.painted)
+    assert seen == {0: 90 * 131, 1: 70 * 100, 2: 90 * 131}
+    for number in range(3):
+        values = published(tmp_path / "map" / str(number), "classes")[0]
+        answer = listener.browser().get(f"/tiles/{number}/classes/0/0/0")
+        image = np.asarray(Image.open(io.BytesIO(answer.content)))
+        np.testing.assert_array_equal(image[: values.shape[0], : values.shape[1]], values)
 
 
 def test_a_switch_is_told_with_its_place_and_reason(flown: Listener) -> None:
