@@ -50,6 +50,9 @@ COMMANDS: Mapping[str, Command] = {
     "calibrate-health": Command(module="engine.health.calibrate", help="fit the audits of sensors to a model"),
     "export": Command(module="export.run", help="a checkpoint to a bundle of graphs", extra="export"),
     "calibrate": Command(module="calib.run", help="8-bit graphs within an accuracy budget", extra="calib"),
+    "pack": Command(
+        module="export.packages.__main__", help="a bundle for Triton, QGIS's Deepness or Hugging Face", extra="export"
+    ),
     "build": Command(module="export.build", help="TensorRT plans of a bundle's graphs", extra="export,rtx"),
     "audit": Command(module="export.audit", help="what plans really compute in", extra="export,rtx"),
     "train": Command(module="train.run", help="train a model", extra="train"),
