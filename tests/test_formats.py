@@ -41,10 +41,11 @@ HOMES: dict[str, set[str]] = {
     "torch.load": {"train/checkpoint.py"},
     "safetensors.safe_open": {"train/checkpoint.py"},
     "safetensors.torch.load_file": set(),
-    "Image.open": {"train/data/synthetic/optics.py"},  # its own JPEG, from memory
+    "Image.open": {"train/data/synthetic/optics.py", "engine/health/degradations.py"},  # their own JPEG, from memory
     "rasterio.open": {
         "engine/rasters/opening.py",
         "engine/rasters/map_reader.py",
+        "engine/rasters/footprint.py",
         "engine/rasters/cog.py",
         "train/data/rasters.py",
         "calib/scenes.py",
