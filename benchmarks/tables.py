@@ -464,6 +464,42 @@ TABLES = {
             "maps equal to the last byte": lambda rows: f"{sum(row['equal'] == 'True' for row in rows)} of {len(rows)}",
         },
     ),
+    "power-loss": Table(
+        file="power_loss.csv",
+        command="python -m benchmarks.kill_resume --power-loss --kills 50 --tiles 36",
+        meaning="Power cut at random moments of recorded runs; what is left is resumed, and compared as above.",
+        by=("survives",),
+        cells={
+            "of what the run wrote is left": one("survives"),
+            "moments": lambda rows: str(len(rows)),
+            "maps equal to the last byte": lambda rows: f"{sum(row['equal'] == 'True' for row in rows)} of {len(rows)}",
+        },
+    ),
+    "hardening": Table(
+        file="hardening.csv",
+        command="python -m benchmarks.hardening",
+        meaning="*Anything else*: a wrong exit code, several lines, a traceback, a hang, a native crash, or "
+        "an input that was accepted although wrong.",
+        by=("format",),
+        cells={
+            **text("format", "tried", "refused"),
+            "rightly accepted": one("accepted"),
+            "anything else": lambda rows: str(
+                sum(int(row["tried"]) - int(row["refused"]) - int(row["accepted"]) for row in rows)
+            ),
+        },
+    ),
+    "attacks": Table(
+        file="attacks.csv",
+        command="python -m benchmarks.attacks",
+        meaning=f"On the demo bundle, signed anew. {MEDIANS}",
+        by=("attack",),
+        cells={
+            "attack": one("attack"),
+            "refused": lambda rows: f"{rows[0]['error']}" if rows[0]["refused"] == "True" else "NO",
+            "in, ms": one("refused_ms"),
+        },
+    ),
     "agreement": Table(
         file="agreement.csv",
         command="python -m benchmarks.agreement",
