@@ -480,10 +480,12 @@ TABLES = {
         command="python -m benchmarks.hardening",
         meaning="*Anything else*: a wrong exit code, several lines, a traceback, a hang, a native crash, or "
         "an input that was accepted although wrong.",
-        by=("format",),
+        by=None,
         cells={
-            **text("format", "tried", "refused"),
-            "rightly accepted": one("accepted"),
+            "formats": lambda rows: str(len(rows)),
+            "malformed inputs": lambda rows: str(total("tried")(rows)),
+            "refused": lambda rows: str(total("refused")(rows)),
+            "rightly accepted": lambda rows: str(total("accepted")(rows)),
             "anything else": lambda rows: str(
                 sum(int(row["tried"]) - int(row["refused"]) - int(row["accepted"]) for row in rows)
             ),
@@ -493,11 +495,12 @@ TABLES = {
         file="attacks.csv",
         command="python -m benchmarks.attacks",
         meaning=f"On the demo bundle, signed anew. {MEDIANS}",
-        by=("attack",),
+        by=("error",),
         cells={
-            "attack": one("attack"),
-            "refused": lambda rows: f"{rows[0]['error']}" if rows[0]["refused"] == "True" else "NO",
-            "in, ms": one("refused_ms"),
+            "attacks": lambda rows: ", ".join(row["attack"] for row in rows),
+            "refused": lambda rows: f"{sum(row['refused'] == 'True' for row in rows)} of {len(rows)}",
+            "with": one("error"),
+            "in at most, ms": most("refused_ms", "{:.2f}"),
         },
     ),
     "agreement": Table(
