@@ -121,6 +121,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument(
         "--shard", metavar="I/N", help="of the list every N-th from the I-th, counted from 0, as in 0/4 to 3/4"
     )
+    inputs.add_argument(
+        "--speed", type=float, metavar="MPX/S", help="of a worker: --dry-run of a list says how many hours it takes"
+    )
+    inputs.add_argument("--price", type=float, metavar="P", help="of a worker for an hour: --dry-run says the sum")
     inputs.add_argument("--ndsm-scale", type=float, metavar="M", help="metres per unit of nDSM (0.1 for decimetres)")
     inputs.add_argument(
         "--stretch",
@@ -238,7 +242,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="map at M metres a pixel, resampled tile by tile; auto (default): what the bundle maps best at",
     )
     results = parser.add_argument_group("results")
-    results.add_argument("--output", type=Path, metavar="DIR", help="folder (default: segmented-SENSORS)")
+    results.add_argument(
+        "--output",
+        type=raster_name,
+        metavar="DIR",
+        help="folder (default: segmented-SENSORS); of a list also a bucket, as in s3://bucket/maps",
+    )
     results.add_argument("--overwrite", action="store_true", help="replace results that are there")
     results.add_argument("--resume", action="store_true", help="finish an interrupted run")
     results.add_argument(
@@ -277,6 +286,8 @@ def request_of(options: argparse.Namespace) -> RunRequest:
     Raises:
         UsageError: they contradict each other, or a text cannot be understood.
     """
+    if isinstance(options.output, str):
+        raise UsageError(f"--output of one raster is a folder of this machine, received {options.output}: use --list")
     source, watch = (_rasters if options.live is None else _folder)(options)
     names = "live" if options.live is not None else "-".join(each for each in Sensor if each in source.sensors)
     deadline_ms = options.deadline

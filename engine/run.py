@@ -38,7 +38,7 @@ from engine.console import Console, JsonLines, emit
 from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, TilesLostError, UsageError
 from engine.contract.sensors import Sensor
-from engine.fleet.here import map_list
+from engine.fleet.here import dry_run, map_list
 from engine.observer import Observers
 from engine.options import add_options, in_options, polygons_of, request_of
 from engine.plan import make_plan
@@ -69,6 +69,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _do(options: argparse.Namespace) -> int:
     if options.list is not None:
         polygons_of(options)
+        if options.dry_run:
+            return dry_run(options)
         map_list(options)
         return 0
     if options.shard is not None:

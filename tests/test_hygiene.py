@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "export" / "README.md", *(ROOT / "docs").glob("*.md")]
 TEXT = "\n".join(page.read_text() for page in PAGES)
-COMMANDS = ["engine.run", "engine.polygons", "engine.doctor", "engine.report", "engine.view", "engine.acceptance"]
+COMMANDS = ["engine.run", "engine.fleet", "engine.polygons", "engine.doctor", "engine.report", "engine.view"]
+COMMANDS += ["engine.acceptance"]
 COMMANDS += ["export.run", "export.build", "export.audit", "calib.run"]
 COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check"]
 COMMANDS += ["train.data.synthetic", "train.data.demo_scene"]
@@ -23,6 +24,7 @@ MEASURING = (
     "agreement",
     "soak",
     "kill_resume",
+    "fleet",
     "peers",
     "accuracy",
     "roofline",

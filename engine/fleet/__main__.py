@@ -21,9 +21,10 @@ from collections.abc import Sequence
 
 from engine.backends.resilient import leave
 from engine.contract.bundle import Bundle
+from engine.contract.command import command_parser
 from engine.contract.errors import UsageError
 from engine.contract.trust import installed_policy
-from engine.fleet.here import OUTPUT, drive, listed, map_list, scenarios_of
+from engine.fleet.here import OUTPUT, drive, dry_run, listed, map_list, scenarios_of
 from engine.fleet.store import store_at
 from engine.options import add_options
 from engine.run import guarded
@@ -40,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; also what the documentation is checked against."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("engine.fleet", __doc__)
     add_options(parser)
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: this machine alone)")
@@ -57,6 +56,8 @@ def _fleet(options: argparse.Namespace) -> int:
         raise UsageError("a fleet maps a list of rasters: pass --list PATH, a CSV or a folder")
     if options.cpus is not None and options.cpus < 1:
         raise UsageError(f"--cpus takes a number above zero, received {options.cpus}")
+    if options.dry_run:
+        return dry_run(options)
     if options.shard is not None:
         map_list(options)
         return 0
@@ -69,10 +70,11 @@ def _fleet(options: argparse.Namespace) -> int:
             f"a fleet needs Ray, which cannot be imported ({error}): {INSTALL}, or pass --shard I/N"
         ) from error
     units, store = listed(options), store_at(options.output or OUTPUT)
-    options.output = (options.output or OUTPUT).absolute()
-    bundle = Bundle.load(options.bundle, installed_policy(options.require_signature)).digest
+    if not isinstance(options.output, str):
+        options.output = (options.output or OUTPUT).absolute()
+    bundle = Bundle.load(options.bundle, installed_policy(options.require_signature))
     scenarios = scenarios_of(units, options)
-    with store.shown() as word, Crew(options, scenarios, bundle=bundle, word=word) as crew:
+    with store.shown() as word, Crew(options, scenarios, bundle=bundle.digest, word=word) as crew:
         drive(options, units, store, lambda book, _: crew.work(book), bundle=bundle, where=crew.address)
     return 0
 

@@ -24,6 +24,7 @@ from engine.contract.atomic import write_whole
 from engine.contract.errors import writing
 from engine.fleet.units import Unit
 from engine.fleet.worker import ATTEMPTS, Outcome, State
+from engine.record import GridUsed
 from engine.version import own_version
 
 NAME, UNITS_NAME = "fleet.json", "units.csv"
@@ -32,6 +33,8 @@ COLUMNS = ("unit", "state", "attempts", "seconds", "mpx", "tiles_lost", "worker"
 AGAIN_S = 5.0
 """A unit that somebody else maps is looked at again after so long."""
 MAX_REASONS = 1000
+MAX_PLACED = 10_000
+"""A virtual raster over more maps than that is slow to open."""
 
 
 class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +80,8 @@ class Book:
         self.states: Counter[State] = Counter()
         self.workers: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
+        self.placed: dict[str, GridUsed] = {}
+        """Grids of what is published, by unit, of the first of them."""
         self.incomplete, self.retries, self.mpx = 0, 0, 0.0
         self._began, self._started = time.perf_counter(), datetime.now(UTC)
         self._tell, self._folder = tell, folder
@@ -132,6 +137,8 @@ class Book:
         marker = outcome.marker
         if outcome.state is State.FAILED and len(self.failed) < MAX_REASONS:
             self.failed[unit.name] = outcome.reason
+        if marker is not None and len(self.placed) < MAX_PLACED:
+            self.placed[unit.name] = marker.grid
         self.incomplete += marker is not None and marker.incomplete
         if marker is not None and outcome.state is State.MAPPED:
             self.mpx += marker.mpx

@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.contract.errors import InterruptedRunError, TilesLostError, UnitsFailedError, UsageError
+from engine.contract.atomic import write_whole
+from engine.contract.bundle import Bundle
+from engine.contract.errors import InterruptedRunError, TilesLostError, UnitsFailedError, UsageError, writing
 from engine.contract.sensors import Scenario, Sensor, parse_sensors, scenarios_within
 from engine.fleet.book import NAME, UNITS_NAME, Book, FleetRecord
 from engine.fleet.console import Bar, JsonUnits, Teller
+from engine.fleet.forecast import print_forecast
 from engine.fleet.lists import read_units
 from engine.fleet.store import Store, store_at
 from engine.fleet.units import RASTER_OPTIONS, Unit
 from engine.fleet.worker import State, Worker
 from engine.options import pattern_of
+from engine.rasters.mosaic import mosaic_vrts
+from engine.rasters.names import RasterName
+from engine.request import check_positive
 
 OUTPUT = Path("segmented-list")
 """Where results go when --output does not say."""
@@ -41,7 +47,7 @@ def map_list(options: argparse.Namespace) -> FleetRecord:
         options: of ``engine.run``; ``list`` is given.
     """
     units, store = listed(options), store_at(options.output or OUTPUT)
-    with Worker(options, store, scenarios_of(units, options)) as worker:
+    with Worker(options, store, scenarios_of(units, options)) as worker, store.shown():  # which shows that it can be
 
         def work(book: Book, teller: Teller) -> None:
             while book.ended < book.total:
@@ -51,7 +57,14 @@ def map_list(options: argparse.Namespace) -> FleetRecord:
                 else:
                     book.settle(unit, worker.map(unit, teller))
 
-        return drive(options, units, store, work, bundle=worker.bundle.digest, where=worker.name)
+        return drive(options, units, store, work, bundle=worker.bundle, where=worker.name)
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    """Say what would be mapped; returns the exit code."""
+    check_positive(speed=options.speed, price=options.price)
+    print_forecast(options, listed(options))
+    return 0
 
 
 def drive(
@@ -60,7 +73,7 @@ def drive(
     store: Store,
     work: Callable[[Book, Teller], None],
     *,
-    bundle: str,
+    bundle: Bundle,
     where: str,
 ) -> FleetRecord:
     """Have the units of a list mapped, and keep the books.
@@ -70,7 +83,7 @@ def drive(
         units: to be mapped.
         store: where to.
         work: maps all that the book hands out.
-        bundle: SHA-256 of its manifest.
+        bundle: the model.
         where: who maps, in words.
 
     Raises:
@@ -87,8 +100,12 @@ def drive(
             work(book, teller)
         except (InterruptedRunError, KeyboardInterrupt):
             ended = "interrupted"
-        record, names = book.close(bundle=bundle, ended=ended, shard=options.shard)
-        for name in names:
+        record, names = book.close(bundle=bundle.digest, ended=ended, shard=options.shard)
+        vrts = mosaic_vrts({f"{unit}/classes.tif": grid for unit, grid in book.placed.items()}, bundle.manifest.classes)
+        for name, content in vrts.items() if options.shard is None else ():
+            with writing(store.books / name):
+                write_whole(store.books / name, content)
+        for name in (*names, *(vrts if options.shard is None else ())):
             store.keep(name)
         teller.end(record, str(options.output or OUTPUT))
     check_whole(record, options.output or OUTPUT)
@@ -145,7 +162,7 @@ def teller_of(options: argparse.Namespace) -> Teller:
     return JsonUnits() if options.json else Teller() if options.quiet else Bar()
 
 
-def check_whole(record: FleetRecord, output: Path) -> None:
+def check_whole(record: FleetRecord, output: RasterName) -> None:
     """The exit code says what is missing.
 
     Raises:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.contract.atomic import sync, write_whole
-from engine.contract.errors import OutputError, writing
+from engine.contract.errors import OutputError, UsageError, writing
 from engine.contract.formats import MalformedError, read_file
 from engine.fleet.marker import NAME as MARKER_NAME
 from engine.fleet.marker import Marker
@@ -80,14 +80,24 @@ class Store(Protocol):
         """Whether that word is there."""
 
 
-def store_at(output: RasterName, scratch: Path | None = None) -> Store:
+def store_at(output: RasterName) -> Store:
     """The store that an output names.
 
     Args:
-        output: a folder.
-        scratch: folder of this machine for maps that are published elsewhere.
+        output: a folder, or a URL such as ``s3://bucket/maps``.
+
+    Raises:
+        UsageError: it is no place that can be written to, or a library is missing.
     """
-    return FolderStore(Path(output))
+    if isinstance(output, Path):
+        return FolderStore(output)
+    try:
+        from engine.fleet.bucket import BucketStore
+    except ImportError as error:
+        raise UsageError(
+            f"--output {output} needs obstore, which cannot be imported ({error}): pip install 'gemmnet-edge[fleet]'"
+        ) from error
+    return BucketStore(output)
 
 
 class FolderStore:

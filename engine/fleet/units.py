@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -68,8 +69,9 @@ class Unit:
 def unit_key(request: RunRequest, bundle: Bundle) -> str:
     """What the bytes of the maps depend on, as 64 hexadecimal digits: inputs, bundle and options.
 
-    A file counts as unchanged while its size and its time of change are; a name that only GDAL understands while it
-    is the same name. The processor is not part of it: machines that compute in another precision map the same unit.
+    A file counts as unchanged while its size and its time of change are, an object in a bucket of S3 while its entity
+    tag is, and any other name that only GDAL understands while it is the same name.
+    The processor is not part of it: machines that compute in another precision map the same unit.
 
     Raises:
         UsageError: a limit of the sensors' health cannot be understood.
@@ -94,10 +96,22 @@ def _identities(given: RasterInput) -> list[Mapping[str, Any]]:
     return [_identity(name) for name in names if isinstance(name, str | Path)]
 
 
+def _version(name: str) -> str | None:
+    """Of an object in a bucket of S3; None where that cannot be asked for."""
+    found = re.match(r"(?:/vsis3/|s3://)([^/]+)/(.+)", name)
+    if found is None:
+        return None
+    try:
+        from engine.fleet.bucket import version_of
+    except ImportError:
+        return None
+    return version_of(f"s3://{found[1]}", found[2])
+
+
 def _identity(name: RasterName) -> Mapping[str, Any]:
     path = local_file(name)
     if path is None:
-        return {"name": gdal_name(name)}
+        return {"name": gdal_name(name), "version": _version(gdal_name(name))}
     try:
         found = path.stat()
     except OSError:

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+from rasterio.transform import from_origin
 
 from engine import run as command
 from engine.contract.bundle import Bundle
@@ -261,6 +264,42 @@ def test_an_interrupted_list_goes_on_to_the_same_bytes(toy_bundle: Bundle, pairs
     for number in range(3):
         for name in MAPS:
             assert (stopped / f"scene{number}" / name).read_bytes() == (whole / f"scene{number}" / name).read_bytes()
+
+
+def test_the_mosaic_of_all_maps_has_the_pixels_of_each_in_its_place(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], tmp_path: Path
+) -> None:
+    images = []
+    for number in range(2):
+        images.append(scenes[number][Sensor.RGIR])
+        with rasterio.open(images[-1], "r+") as file:
+            file.transform = from_origin(650000 + 12 * number, 6860000 - 4 * number, 0.2, 0.2)
+    source, output = write_list(tmp_path / "two.csv", "\n".join(["rgir", *map(str, images)])), tmp_path / "maps"
+    assert gemmnet(toy_bundle, source, output) == 0
+    with rasterio.open(output / "classes.vrt") as mosaic, rasterio.open(output / "scene0" / "classes.tif") as first:
+        with rasterio.open(output / "scene1" / "classes.tif") as second:
+            one, two = first.read(1), second.read(1)
+        assert mosaic.nodata == 255
+        assert mosaic.colormap(1)[1] == first.colormap(1)[1]
+        whole = np.full((90, 150), 255, np.uint8)
+        whole[:70, :90] = one
+        part = whole[20:, 60:]
+        part[two != 255] = two[two != 255]
+        np.testing.assert_array_equal(mosaic.read(1), whole)
+
+
+def test_a_dry_run_counts_pixels_names_faults_and_writes_nothing(
+    toy_bundle: Bundle, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pairs.open("a") as file:
+        file.write("gone.tif,\na,b,c\n")
+    output = tmp_path / "maps"
+    assert gemmnet(toy_bundle, pairs, output, "--dry-run", "--json", "--speed", "0.001", "--price", "1000") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["units"], told["mpx"], told["tiles"]) == (5, 0.019, 12)
+    assert set(told["faults"]) == {"gone", "line-6"}
+    assert told["price"] == pytest.approx(told["worker_hours"] * 1000, rel=0.1)
+    assert not output.exists()
 
 
 def test_options_of_a_single_raster_are_refused_with_a_list(
