@@ -47,6 +47,15 @@ os.environ["GEMMNET_CACHE"] = ""  # nothing is kept from test to test, nor in th
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Workers send what a test printed as UTF-8, and tests print names of files that are none."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 CLASSES = 4
 CHANNELS = {Sensor.RGIR: 3, Sensor.NDSM: 1}
 UNIT = {Sensor.RGIR: 1 / 255, Sensor.NDSM: 1 / 10}

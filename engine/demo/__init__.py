@@ -9,7 +9,7 @@ from types import MappingProxyType
 from engine.contract.sensors import Sensor
 
 BUNDLE = Path(__file__).parent / "bundle"
-"""Preset ``edge``, trained on procedural scenes only."""
+"""Preset ``edge``, trained on procedural scenes and NAIP tiles: see MODEL_CARD.md."""
 
 KEYS = Path(__file__).parent / "keys"
 """The public key of the bundle's signature; the private one was thrown away (``python -m engine.keys release``)."""

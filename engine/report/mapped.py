@@ -158,8 +158,8 @@ def confidence(seen: SeamSurvey) -> Section | None:
         "Confidence by sensors",
         table(headings, rows, numbers=(1, 2, 3)),
         note(
-            "The probability of the winning class, which the model has not been calibrated to: compare rows, do not "
-            "read it as a share of correct pixels."
+            "The probability that the model gives the winning class. The model card says how often it is right at "
+            "each: on other ground compare rows, and do not read it as a share of correct pixels."
         ),
     )
 
