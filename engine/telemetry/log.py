@@ -41,7 +41,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields = {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
+        # Libraries mark every record of the process with attributes of their own, as Ray does: those begin so.
+        others = {name for name in vars(record) if name.startswith("_")}
+        fields = {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES | others}
         line = line | fields | line
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
