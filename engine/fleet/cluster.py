@@ -151,7 +151,8 @@ class Crew:
         """Workers that are gone."""
         try:
             ray.init(
-                address=options.address,
+                # Without one Ray would look for a cluster that ran here once, and wait for it although it is gone.
+                address=options.address or "local",
                 log_to_driver=options.log_level == "debug",
                 logging_level=logging.ERROR,
                 include_dashboard=False,
