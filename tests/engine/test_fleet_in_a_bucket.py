@@ -111,7 +111,10 @@ def test_maps_in_a_bucket_are_those_in_a_folder_though_connections_are_torn(
             content = bytes(obstore.get(bucket, f"out/scene{seed}/{name}").bytes())
             assert content == (tmp_path / "out" / f"scene{seed}" / name).read_bytes()
     assert not [each for some in obstore.list(bucket, "out/.fleet/") for each in some]
-    obstore.delete(bucket, "out/scene1/classes.tif")
+    for _ in range(3):  # a torn deletion is not sent again by itself
+        with suppress(obstore.exceptions.GenericError):
+            obstore.delete(bucket, "out/scene1/classes.tif")
+            break
     obstore.put(bucket, "in/scene2.tif", Path(here[1]))
     assert command.main(remote) == 9
     assert summary() == {"mapped": 1, "there": 1, "failed": 2}  # of which one was made of another raster
