@@ -44,7 +44,7 @@ LEASE_S = 120.0
 """A claim that is not renewed for so long is nobody's. Clocks of machine and bucket must agree better than that."""
 RENEW_S = 30.0
 ATTEMPTS = 5
-"""Of a put that obstore itself tries once."""
+"""Of what obstore itself tries once."""
 
 
 class BucketStore:
@@ -108,7 +108,7 @@ class BucketStore:
         if first:
             with self._asking(marker.unit):
                 if there is not None:
-                    obstore.delete(self._bucket, place)  # what it proves is about to be replaced
+                    self._delete(place)  # what it proves is about to be replaced
                 for name in marker.files:
                     obstore.put(self._bucket, f"{marker.unit}/{name}", claim.folder / name)
                 first = self._put_first(place, marker.encode())
@@ -182,17 +182,25 @@ class BucketStore:
                 time.sleep(0.2 * 2**attempt)
         return False
 
-    def _forget(self, path: str) -> None:
-        """Delete an object of ours; where that fails it says nothing after a while."""
+    def _delete(self, path: str) -> None:
+        """Delete an object, there or not. obstore tries that once as well."""
         for attempt in range(ATTEMPTS):
             try:
                 obstore.delete(self._bucket, path)
                 return
             except FileNotFoundError:
                 return
-            except BaseError as error:
-                log.debug("%s/%s cannot be deleted: %s", self._url, path, one_line(error))
+            except BaseError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
                 time.sleep(0.2 * 2**attempt)
+
+    def _forget(self, path: str) -> None:
+        """Delete an object of ours; where that fails it says nothing after a while."""
+        try:
+            self._delete(path)
+        except BaseError as error:
+            log.debug("%s/%s cannot be deleted: %s", self._url, path, one_line(error))
 
     def _renew(self, path: str, content: bytes, ended: threading.Event) -> None:
         """Put a claim anew while it is ours. Whoever took it over has another content."""
