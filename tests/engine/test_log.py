@@ -58,7 +58,7 @@ def test_a_line_carries_time_level_logger_message_and_the_events_fields() -> Non
 
 
 def test_what_another_library_marks_records_with_is_not_told() -> None:
-    assert "_ray_timestamp_ns" not in line_of("kept", extra={"_ray_timestamp_ns": 1, "tile": 2})
+    assert "_theirs" not in line_of("kept", extra={"_theirs": 1, "tile": 2})
 
 
 def test_a_field_cannot_replace_the_lines_own_names() -> None:
