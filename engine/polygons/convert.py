@@ -78,12 +78,12 @@ class Polygons:
             RasterOpenError: the map cannot be read.
             OutputError: the file cannot be written; what was there is left.
         """
+        self.check()  # first of all: what is imported next needs the extra
         from engine.polygons.vector_file import write_areas
         from engine.rasters.map_reader import MapReader
         from engine.rasters.polygons import Area, areas
         from engine.rasters.style import categorised_style
 
-        self.check()
         hidden = None if bar is None else not bar
         with MapReader(folder) as maps, tqdm(total=maps.height, unit="row", disable=hidden, leave=False) as shown:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -164,6 +165,14 @@ def test_wrong_options_are_explained(tmp_path, capsys, options, code, named) -> 
     write_maps(tmp_path, classes_of(1))
     assert main([str(tmp_path), *options]) == code
     assert named in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_its_install_command(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "engine.polygons.vector_file", raising=False)
+    monkeypatch.setitem(sys.modules, "geopandas", None)
+    assert main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: polygons need geopandas: pip install 'gemmnet-edge[gis]'"
 
 
 def test_what_is_there_is_not_replaced_and_what_is_no_map_is_refused(tmp_path, capsys) -> None:
