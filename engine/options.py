@@ -114,9 +114,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     inputs.add_argument(
         "--list",
-        type=Path,
-        metavar="PATH",
-        help="map many: a CSV with columns rgir and ndsm (or dsm and dtm; name), or a folder; repeat it to go on",
+        type=raster_name,
+        metavar="WHAT",
+        help="map many: a CSV with columns rgir and ndsm (or dsm and dtm, or stac; name), a folder, a STAC collection "
+        "(its JSON), or a prefix in a bucket (s3://bucket/rasters); repeat it to go on",
     )
     inputs.add_argument(
         "--shard", metavar="I/N", help="of the list every N-th from the I-th, counted from 0, as in 0/4 to 3/4"
@@ -257,7 +258,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--polygons",
         type=Path,
         metavar="FILE",
-        help="also write the map as polygons: .gpkg, .fgb or .parquet (pip install 'gemmnet-edge[gis]')",
+        help="also write the map as polygons: .gpkg, .fgb or .parquet (pip install 'gemmnet-edge[gis]'); of a list a "
+        "name within each unit's folder",
     )
     results.add_argument(
         "--smallest", type=int, default=SMALLEST_PX, metavar="PX", help="give smaller polygons away (10 pixels)"
@@ -336,9 +338,13 @@ def polygons_of(options: argparse.Namespace) -> Polygons | None:
     """
     if options.polygons is None:
         return None
-    if options.live is not None or options.list is not None:
+    if options.live is not None:
         raise UsageError(
-            "--polygons belongs to one raster: leave it away, and run `python -m engine.polygons` on the maps you want"
+            "--polygons belongs to rasters: leave it away, and run `python -m engine.polygons` on the maps you want"
+        )
+    if options.list is not None and options.polygons.name != str(options.polygons):
+        raise UsageError(
+            f"--polygons of a list names a file in each unit's folder, as in map.gpkg; received {options.polygons}"
         )
     return Polygons(
         path=options.polygons,

@@ -68,7 +68,6 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _do(options: argparse.Namespace) -> int:
     if options.list is not None:
-        polygons_of(options)
         if options.dry_run:
             return dry_run(options)
         map_list(options)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import threading
@@ -60,7 +61,7 @@ class BucketStore:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         try:
-            self._bucket: Any = from_url(self._url)
+            self.bucket: Any = from_url(self._url)
         except (BaseError, ValueError) as error:
             raise UsageError(
                 f"{url} names no bucket that can be used ({one_line(error)}): write it as in s3://bucket/maps"
@@ -70,13 +71,13 @@ class BucketStore:
 
     def marker(self, unit: str) -> Marker | None:
         """See :meth:`engine.fleet.store.Store.marker`."""
-        with suppress(FileNotFoundError), self._asking(f"{unit}/{MARKER_NAME}", may_lack=True):
-            return Marker.read(bytes(obstore.get(self._bucket, f"{unit}/{MARKER_NAME}").bytes()))
+        with suppress(FileNotFoundError), self.asking(f"{unit}/{MARKER_NAME}", may_lack=True):
+            return Marker.read(bytes(obstore.get(self.bucket, f"{unit}/{MARKER_NAME}").bytes()))
         return None
 
     def whole(self, marker: Marker) -> bool:
         """Whether all objects are there and as long as they were: a bucket takes an object whole or not at all."""
-        with self._asking(marker.unit):
+        with self.asking(marker.unit):
             found = {each["path"].rpartition("/")[2]: each["size"] for each in self._list(marker.unit)}
         return all(found.get(name) == published.size_bytes for name, published in marker.files.items())
 
@@ -84,7 +85,7 @@ class BucketStore:
     def claim(self, key: str) -> Iterator[Claim | None]:
         """See :meth:`engine.fleet.store.Store.claim`."""
         path = f"{FOLDER}/claims/{key}"
-        with self._asking(path):
+        with self.asking(path):
             taken = self._take(path)
         if taken is None:
             yield None
@@ -106,11 +107,11 @@ class BucketStore:
         there = self.marker(marker.unit)
         first = there is None or there.key != marker.key or not self.whole(there)
         if first:
-            with self._asking(marker.unit):
+            with self.asking(marker.unit):
                 if there is not None:
                     self._delete(place)  # what it proves is about to be replaced
                 for name in marker.files:
-                    obstore.put(self._bucket, f"{marker.unit}/{name}", claim.folder / name)
+                    obstore.put(self.bucket, f"{marker.unit}/{name}", claim.folder / name)
                 first = self._put_first(place, marker.encode())
         shutil.rmtree(claim.folder)
         return first
@@ -122,15 +123,15 @@ class BucketStore:
 
     def keep(self, name: str) -> None:
         """See :meth:`engine.fleet.store.Store.keep`."""
-        with self._asking(name):
-            obstore.put(self._bucket, name, self.books / name)
+        with self.asking(name):
+            obstore.put(self.bucket, name, self.books / name)
 
     @contextmanager
     def shown(self) -> Iterator[str]:
         """See :meth:`engine.fleet.store.Store.shown`."""
         word = uuid.uuid4().hex
-        with self._asking(word):
-            obstore.put(self._bucket, f"{FOLDER}/driver-{word}", b"")
+        with self.asking(word):
+            obstore.put(self.bucket, f"{FOLDER}/driver-{word}", b"")
         try:
             yield word
         finally:
@@ -138,13 +139,13 @@ class BucketStore:
 
     def sees(self, word: str) -> bool:
         """See :meth:`engine.fleet.store.Store.sees`."""
-        with suppress(FileNotFoundError), self._asking(word, may_lack=True):
-            obstore.head(self._bucket, f"{FOLDER}/driver-{word}")
+        with suppress(FileNotFoundError), self.asking(word, may_lack=True):
+            obstore.head(self.bucket, f"{FOLDER}/driver-{word}")
             return True
         return False
 
     def _list(self, unit: str) -> Iterator[Any]:
-        for some in obstore.list(self._bucket, f"{unit}/"):
+        for some in obstore.list(self.bucket, f"{unit}/"):
             yield from some
 
     def _take(self, path: str) -> tuple[int, bytes] | None:
@@ -153,12 +154,12 @@ class BucketStore:
         if self._put_first(path, content):
             return 0, content
         try:
-            found = obstore.get(self._bucket, path)
+            found = obstore.get(self.bucket, path)
             if datetime.now(UTC) - found.meta["last_modified"] < timedelta(seconds=LEASE_S):
                 return None
             died = _died(bytes(found.bytes())) + 1
             content = _holder(died)
-            obstore.put(self._bucket, path, content, mode={"e_tag": found.meta["e_tag"] or ""})
+            obstore.put(self.bucket, path, content, mode={"e_tag": found.meta["e_tag"] or ""})
             return died, content
         except (FileNotFoundError, PreconditionError):  # its holder is done, or somebody was faster
             return None
@@ -171,11 +172,11 @@ class BucketStore:
         """
         for attempt in range(ATTEMPTS):
             try:
-                obstore.put(self._bucket, path, content, mode="create")
+                obstore.put(self.bucket, path, content, mode="create")
                 return True
             except AlreadyExistsError:
                 with suppress(FileNotFoundError):
-                    return bytes(obstore.get(self._bucket, path).bytes()) == content
+                    return bytes(obstore.get(self.bucket, path).bytes()) == content
             except GenericError:
                 if attempt + 1 == ATTEMPTS:
                     raise
@@ -186,7 +187,7 @@ class BucketStore:
         """Delete an object, there or not. obstore tries that once as well."""
         for attempt in range(ATTEMPTS):
             try:
-                obstore.delete(self._bucket, path)
+                obstore.delete(self.bucket, path)
                 return
             except FileNotFoundError:
                 return
@@ -206,16 +207,16 @@ class BucketStore:
         """Put a claim anew while it is ours. Whoever took it over has another content."""
         while not ended.wait(RENEW_S):
             try:
-                found = obstore.get(self._bucket, path)
+                found = obstore.get(self.bucket, path)
                 if bytes(found.bytes()) != content:
                     log.warning("%s/%s was taken over: its marker decides in the end", self._url, path)
                     return
-                obstore.put(self._bucket, path, content, mode={"e_tag": found.meta["e_tag"] or ""})
+                obstore.put(self.bucket, path, content, mode={"e_tag": found.meta["e_tag"] or ""})
             except (BaseError, OSError) as error:
                 log.warning("the claim %s/%s cannot be renewed: %s", self._url, path, one_line(error))
 
     @contextmanager
-    def _asking(self, path: str, *, may_lack: bool = False) -> Iterator[None]:
+    def asking(self, path: str, *, may_lack: bool = False) -> Iterator[None]:
         """Around a request.
 
         Args:
@@ -230,8 +231,38 @@ class BucketStore:
         except (BaseError, OSError) as error:
             if may_lack and isinstance(error, FileNotFoundError):
                 raise
-            told = one_line(str(error).partition("Debug source")[0], 400)
-            raise OutputError(f"{self._url}/{path} cannot be used ({told}): check rights, space and network") from error
+            place = f"{self._url}/{path}".rstrip("/")
+            told = _told(str(error))
+            raise OutputError(f"{place} cannot be used ({told}): check rights, space and network") from error
+
+
+def _told(error: str) -> str:
+    """What a server answered, without the words around it."""
+    status = re.search(r"status code: (\d+ [A-Za-z ]+)", error)
+    code, message = (re.search(f"<{name}>(.*?)</{name}>", error, re.DOTALL) for name in ("Code", "Message"))
+    if status is None or code is None:
+        return one_line(error.partition("Debug source")[0], 300)
+    return one_line(f"{status[1].strip()}: {code[1]}" + (f", {message[1].rstrip('.')}" if message else ""), 300)
+
+
+def listed(url: str) -> Iterator[tuple[str, str]]:
+    """Name and URL of each object right below a prefix.
+
+    Args:
+        url: as in ``s3://bucket/prefix``.
+
+    Raises:
+        UsageError: the URL names no bucket.
+        OutputError: the bucket refuses, or cannot be reached.
+    """
+    store = BucketStore(url)
+    place = url.rstrip("/")
+    with store.asking(""):
+        for some in obstore.list(store.bucket):
+            for each in some:
+                name = str(each["path"])
+                if "/" not in name:
+                    yield name, f"{place}/{name}"
 
 
 def version_of(bucket: str, path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What is to be mapped: a CSV of raster names, or a folder of rasters, as units.
+"""What is to be mapped, as units: a CSV of raster names, a folder of rasters, a prefix in a bucket, a STAC collection.
 
 ::
 
@@ -8,50 +8,76 @@
 
 Names are relative to the list. An empty field is a sensor that is missing there. A unit is called as its column
 ``name`` says; else as its first raster is, without the word for the sensor. A broken line becomes a unit that says why,
-and the others go on.
+and the others go on; so does a part of a collection that cannot be read. Items of a collection are not opened here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from engine.contract.errors import UsageError
+from engine.contract.errors import OutputError, RasterOpenError, UsageError
 from engine.contract.formats import MalformedError, csv_rows, open_regular
 from engine.contract.sensors import Sensor
 from engine.fleet.units import RASTER_OPTIONS, Unit
 from engine.live.frame_name import Pattern, check_stamp, stamp_order
-from engine.rasters.names import raster_name
+from engine.rasters.names import RasterName, raster_name
+from engine.stac.listing import items_in
 
 SUFFIXES = frozenset({".tif", ".tiff", ".vrt", ".jp2", ".img"})
 """Of the files that are looked at where a folder has the rasters of one sensor alone."""
-_SENSOR_WORD = re.compile(rf"(?i)(?:^|[_\W]+)(?:{'|'.join(RASTER_OPTIONS)})(?=$|[_\W])")
+_SENSOR_WORD = re.compile(r"(?i)(?:^|[_\W]+)(?:rgir|ndsm|dsm|dtm)(?=$|[_\W])")
 
 
-def read_units(source: Path, *, sensor: Sensor | None, pattern: Pattern) -> list[Unit]:
-    """The units of a list or of a folder.
+def read_units(source: RasterName, *, sensor: Sensor | None, pattern: Pattern) -> list[Unit]:
+    """The units of a list, a folder, a collection or a bucket.
 
     Args:
-        source: the file of the list, or the folder.
-        sensor: whose rasters a folder has, whatever their names; None goes by the pattern.
-        pattern: of the names of files in a folder.
+        source: the file of the list or of a STAC collection, the folder, or a URL.
+        sensor: whose rasters a folder or bucket has, whatever their names; None goes by the pattern.
+        pattern: of the names of files in a folder or bucket.
 
     Raises:
-        UsageError: it is neither, or holds no unit.
+        UsageError: it is none of them, cannot be read, or holds no unit.
     """
-    source = source.absolute()  # others may read it from elsewhere
-    what = "folder" if source.is_dir() else "list"
+    if isinstance(source, Path):
+        source = source.absolute()  # others may read it from elsewhere
+    what = _kind(source)
     try:
-        found = list(_distinct(_in_folder(source, sensor, pattern) if what == "folder" else _in_list(source)))
+        if what == "STAC collection":
+            units = _in_collection(str(source))
+        elif isinstance(source, str):
+            units = _among(_in_bucket(source), sensor, pattern)
+        elif what == "folder":
+            units = _among(((path.name, str(path)) for path in source.iterdir()), sensor, pattern)
+        else:
+            units = _in_list(source)
+        found = list(_distinct(units))
+    except (OutputError, RasterOpenError) as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
-        raise UsageError(f"the list {source} cannot be read ({error.strerror}): pass a CSV or a folder") from error
+        raise UsageError(
+            f"the list {source} cannot be read ({error.strerror}): pass a CSV, a folder, a STAC collection or a bucket"
+        ) from error
     except MalformedError as error:
         raise UsageError(f"the list {source} cannot be used: {error}") from error
     if not found:
-        hint = "add lines" if what == "list" else f"name files as {pattern.text}, or pass --pattern or --sensors rgir"
+        hint = (
+            "add some"
+            if what in ("list", "STAC collection")
+            else f"name files as {pattern.text}, or pass --pattern or --sensors rgir"
+        )
         raise UsageError(f"the {what} {source} names no raster: {hint}")
     return found
+
+
+def _kind(source: RasterName) -> str:
+    if str(source).casefold().endswith((".json", ".geojson")):
+        return "STAC collection"
+    if isinstance(source, str):
+        return "bucket"
+    return "folder" if source.is_dir() else "list"
 
 
 def _in_list(path: Path) -> Iterator[tuple[int, Unit]]:
@@ -96,15 +122,40 @@ def _name_of(text: str) -> str:
     return re.sub(r"[^\w.:+-]", "_", stem)
 
 
-def _in_folder(folder: Path, sensor: Sensor | None, pattern: Pattern) -> Iterator[tuple[int, Unit]]:
-    """Units in the order of their names."""
+def _in_collection(name: str) -> Iterator[tuple[int, Unit]]:
+    """A unit for each item."""
+    for number, (item, fault) in enumerate(items_in(name), 1):
+        yield number, Unit(name=_item_name(item), rasters=(("stac", item),)) if not fault else _broken(number, fault)
+
+
+def _item_name(item: str) -> str:
+    """``scenes/0001.json`` is 0001, ``scenes/0001/item.json`` as well."""
+    folder, _, file = item.partition("?")[0].rpartition("/")
+    stem = re.sub(r"\.\w+$", "", file)
+    return re.sub(r"[^\w.:+-]", "_", folder.rpartition("/")[2] if stem == "item" else stem)
+
+
+def _in_bucket(url: str) -> Iterator[tuple[str, str]]:
+    """Name and URL of each object."""
+    try:
+        from engine.fleet.bucket import listed
+    except ImportError as error:
+        raise UsageError(
+            f"{url} needs obstore, which cannot be imported ({error}): pip install 'gemmnet-edge[fleet]'"
+        ) from error
+    return listed(url)
+
+
+def _among(files: Iterable[tuple[str, str]], sensor: Sensor | None, pattern: Pattern) -> Iterator[tuple[int, Unit]]:
+    """Units of files that are called so and lie there, in the order of their names."""
     found: dict[str, dict[str, str]] = {}
-    for path in folder.iterdir():
+    for name, place in files:
         if sensor is not None:
-            if path.suffix.casefold() in SUFFIXES:
-                found[path.stem] = {sensor.value: str(path)}
-        elif (told := pattern.match(path.name)) is not None:
-            found.setdefault(told[1], {})[told[0].value] = str(path)
+            stem, dot, suffix = name.rpartition(".")
+            if f"{dot}{suffix}".casefold() in SUFFIXES:
+                found[stem] = {sensor.value: place}
+        elif (told := pattern.match(name)) is not None:
+            found.setdefault(told[1], {})[told[0].value] = place
     for number, name in enumerate(sorted(found, key=stamp_order), 1):
         rasters = found[name]
         yield (

@@ -7,26 +7,28 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from engine.contract.bundle import Bundle
-from engine.contract.health import parse_limits
+from engine.contract.health import parse_audit, parse_limits
 from engine.contract.sensors import Sensor
-from engine.options import request_of
+from engine.options import polygons_of, request_of
+from engine.polygons.convert import Polygons
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import RasterName, gdal_name, local_file, raster_name
 from engine.rasters.raster import RasterInput
 from engine.request import RasterFiles, RunRequest
 from engine.version import own_version
 
-RASTER_OPTIONS = ("rgir", "ndsm", "dsm", "dtm")
+RASTER_OPTIONS = ("rgir", "ndsm", "dsm", "dtm", "stac")
 """Options of a run that name rasters, and columns of a list."""
-_NOT_IN_THE_MAP = frozenset(
-    {"source", "bundle", "output", "overwrite", "resume", "backend", "health", "deadline_ms", "require_signature"}
-)
-"""Fields of a request on which no byte of a map depends, or which the key holds in another form."""
+_SENSORS = RASTER_OPTIONS[:-1]
+_IN_ANOTHER_FORM = frozenset({"source", "bundle", "backend", "health", "area"})
+"""Fields of a request that the key holds in another form."""
+_NOT_IN_THE_MAP = frozenset({"output", "overwrite", "resume", "deadline_ms", "require_signature", "readers"})
+"""Fields of a request on which no byte of a map depends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +42,12 @@ class Unit:
     broken: str = ""
     """Why it cannot be mapped, as the list stands; empty where it can be tried."""
 
-    def files(self) -> dict[str, RasterName]:
-        """Its rasters by option."""
-        return {option: raster_name(text) for option, text in self.rasters}
-
     @property
     def sensors(self) -> frozenset[Sensor]:
         """Those that have a raster."""
         given = {option for option, _ in self.rasters}
+        if "stac" in given:  # an item is opened when its turn comes
+            return frozenset(Sensor)
         return frozenset(
             sensor for sensor in Sensor if sensor.value in given or (sensor is Sensor.NDSM and "dsm" in given)
         )
@@ -62,12 +62,33 @@ class Unit:
         Raises:
             UsageError: its rasters and the options contradict each other.
         """
-        own: dict[str, Any] = {**dict.fromkeys((*RASTER_OPTIONS, "pattern")), **self.files(), "output": output}
+        own: dict[str, Any] = {**dict.fromkeys((*RASTER_OPTIONS, "pattern")), **dict(self.rasters), "output": output}
+        own |= {option: raster_name(own[option]) for option in _SENSORS if own[option] is not None}
+        if own["dsm"] is None or own["dtm"] is not None:  # units differ: the ground is found where it is not given
+            own["ground"] = None
         return request_of(argparse.Namespace(**{**vars(options), **own}))
 
 
-def unit_key(request: RunRequest, bundle: Bundle) -> str:
-    """What the bytes of the maps depend on, as 64 hexadecimal digits: inputs, bundle and options.
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What is made of a unit's maps and published with them."""
+
+    polygons: Polygons | None = None
+    """Their file lies within the unit's folder."""
+    report: bool = False
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Extras:
+        """Those that are asked for.
+
+        Raises:
+            UsageError: they make no sense.
+        """
+        return cls(polygons=polygons_of(options), report=options.report)
+
+
+def unit_key(request: RunRequest, bundle: Bundle, extras: Extras | None = None) -> str:
+    """What the bytes of a unit's files depend on, as 64 hexadecimal digits: inputs, bundle and options.
 
     A file counts as unchanged while its size and its time of change are, an object in a bucket of S3 while its entity
     tag is, and any other name that only GDAL understands while it is the same name.
@@ -77,16 +98,22 @@ def unit_key(request: RunRequest, bundle: Bundle) -> str:
         UsageError: a limit of the sensors' health cannot be understood.
     """
     assert isinstance(request.source, RasterFiles)
-    limits = parse_limits(list(request.health), bundle.manifest.health) if request.watch else None
+    extras = extras or Extras()
+    health = None
+    if request.watch:
+        changes = list(request.health)
+        health = parse_limits(changes, bundle.manifest.health), parse_audit(changes, bundle.manifest.audit)
+    left_out = _IN_ANOTHER_FORM | _NOT_IN_THE_MAP
     told = {
         "version": own_version(),
         "bundle": bundle.digest,
         "inputs": {sensor.value: _identities(given) for sensor, given in request.source.paths.items()},
-        "options": {
-            each.name: getattr(request, each.name) for each in fields(request) if each.name not in _NOT_IN_THE_MAP
-        },
-        "health": limits,
-        "backend": [request.backend.name, request.backend.precision],
+        "options": {each.name: getattr(request, each.name) for each in fields(request) if each.name not in left_out},
+        "area": None if request.area is None else [str(request.area), _area_file(str(request.area))],
+        "health": health,
+        "backend": [request.backend.name, request.backend.precision, request.backend.plans],
+        "polygons": None if extras.polygons is None else astuple(replace(extras.polygons, overwrite=False)),
+        "report": extras.report,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -94,6 +121,12 @@ def unit_key(request: RunRequest, bundle: Bundle) -> str:
 def _identities(given: RasterInput) -> list[Mapping[str, Any]]:
     names = given.files if isinstance(given, HeightModels) else (given,)
     return [_identity(name) for name in names if isinstance(name, str | Path)]
+
+
+def _area_file(text: str) -> Mapping[str, Any] | None:
+    """The vector file of an area; None where it is a box."""
+    path = local_file(raster_name(text.partition("|layername=")[0]))
+    return _identity(path) if path is not None and path.is_file() else None
 
 
 def _version(name: str) -> str | None:

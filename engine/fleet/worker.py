@@ -32,7 +32,7 @@ from engine.contract.sensors import Scenario
 from engine.contract.trust import installed_policy
 from engine.fleet.marker import Marker
 from engine.fleet.store import Store
-from engine.fleet.units import Unit, unit_key
+from engine.fleet.units import Extras, Unit, unit_key
 from engine.journal import Journal
 from engine.observer import Observer
 from engine.options import in_options
@@ -84,12 +84,16 @@ class Worker:
 
     Raises:
         BundleError: the bundle cannot be trusted.
+        UsageError: polygons are asked for and cannot be made.
     """
 
     def __init__(self, options: argparse.Namespace, store: Store, scenarios: Iterable[Scenario]) -> None:
         self._options = argparse.Namespace(**{**vars(options), "overwrite": False, "resume": False})
         self._overwrite = options.overwrite
         self._store, self._scenarios = store, tuple(scenarios)
+        self._extras = Extras.of(options)
+        if self._extras.polygons is not None:  # else all units would fail where the library is missing
+            replace(self._extras.polygons, path=Path(os.devnull) / self._extras.polygons.path).check()
         self.bundle = Bundle.load(options.bundle, installed_policy(options.require_signature))
         self._stack = ExitStack()
         self._engines: Engines | None = None
@@ -136,7 +140,7 @@ class Worker:
         if unit.broken:
             raise UsageError(unit.broken)
         request = unit.request(self._options, Path())
-        key = unit_key(request, self.bundle)
+        key = unit_key(request, self.bundle, self._extras)
         if (there := self._published(unit, key)) is not None:
             return there
         with self._store.claim(key) as claim:
@@ -149,8 +153,7 @@ class Worker:
                 return Outcome(unit=unit.name, state=State.FAILED, reason=reason)
             began = time.perf_counter()
             record = self._run(request, claim.folder, observer)
-            if self._options.report:
-                write_report(claim.folder)
+            self._add_extras(claim.folder)
             marker = Marker.of(
                 unit.name,
                 key=key,
@@ -161,6 +164,13 @@ class Worker:
             )
             first = self._store.publish(claim, marker)
             return Outcome(unit=unit.name, state=State.MAPPED if first else State.THERE, marker=marker)
+
+    def _add_extras(self, folder: Path) -> None:
+        polygons = self._extras.polygons
+        if polygons is not None:
+            replace(polygons, path=folder / polygons.path, overwrite=True).write(folder, bar=False)
+        if self._extras.report:
+            write_report(folder)
 
     def _published(self, unit: Unit, key: str) -> Outcome | None:
         """What is there already."""

@@ -16,6 +16,9 @@ import pytest
 
 from engine import run as command
 from engine.contract.bundle import Bundle
+from engine.contract.errors import UsageError
+from engine.fleet.lists import read_units
+from engine.request import PATTERN
 from tests.conftest import make_scene
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'gemmnet-edge[fleet]'")
@@ -25,13 +28,23 @@ MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
 
 @contextmanager
 def failing_network(server: int, every: int) -> Iterator[tuple[int, list[int]]]:
-    """A port that leads to the server, and tears every so many-th connection in the middle of its first request."""
+    """A port that leads to the server, and tears every so many-th connection in the middle of its first request.
+
+    What is put where ``/full/`` stands in its name finds no room: the answer is that of MinIO on a full disk.
+    """
     torn: list[int] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def pump(source: socket.socket, target: socket.socket, most: int | None) -> None:
             with suppress(OSError):
                 while piece := source.recv(1 << 16 if most is None else most):
+                    if piece.startswith(b"PUT") and b"/full/" in piece.partition(b"\r")[0]:
+                        body = b"<Error><Code>XMinioStorageFull</Code><Message>Storage is full</Message></Error>"
+                        source.sendall(b"HTTP/1.1 507 Full\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                        source.shutdown(socket.SHUT_WR)
+                        while source.recv(1 << 16):
+                            pass
+                        return
                     target.sendall(piece)
                     if most is not None:
                         torn.append(len(piece))
@@ -134,6 +147,57 @@ def test_a_claim_in_a_bucket_is_the_first_ones_until_it_is_not_renewed(
             assert late is not None
             assert late.died == 1
     monkeypatch.undo()
+
+
+def test_a_prefix_in_a_bucket_is_a_list_of_the_rasters_right_below_it(network: list[int]) -> None:
+    from obstore.store import from_url
+
+    bucket = from_url("s3://maps")
+    for name in ("in/rgir_2.tif", "in/ndsm_2.tif", "in/rgir_10.tif", "in/notes.txt", "in/deeper/rgir_3.tif"):
+        for _ in range(3):
+            with suppress(obstore.exceptions.GenericError):
+                obstore.put(bucket, name, b"")
+                break
+    two, ten = read_units("s3://maps/in/", sensor=None, pattern=PATTERN)
+    assert (two.name, dict(two.rasters)["ndsm"]) == ("2", "s3://maps/in/ndsm_2.tif")
+    assert (ten.name, set(dict(ten.rasters))) == ("10", {"rgir"})
+    with pytest.raises(UsageError, match="names no raster"):
+        read_units("s3://maps/nothing", sensor=None, pattern=PATTERN)
+    with pytest.raises(UsageError, match=r"s3://nowhere/in cannot be (read|used)") as caught:
+        read_units("s3://nowhere/in", sensor=None, pattern=PATTERN)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_full_or_grants_nothing_is_a_line_and_nothing_is_half_written(
+    toy_bundle: Bundle,
+    write_scene,
+    tmp_path: Path,
+    network: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from obstore.store import from_url
+
+    (rgir, _) = write_scene(make_scene(70, 90, seed=1), "scene1").values()
+    (tmp_path / "list.csv").write_text(f"rgir,name\n{rgir},full\n{rgir},fine\n")
+    options = ["--list", str(tmp_path / "list.csv"), "--bundle", str(toy_bundle.root), "--quiet"]
+    assert command.main([*options, "--output", "s3://maps/out"]) == 9
+    failed, *_ = capsys.readouterr().err.splitlines()
+    assert "full: s3://maps/out/full cannot be used" in failed
+    assert "Storage is full" in failed
+    bucket = from_url("s3://maps/out")
+    there = {each["path"] for some in obstore.list(bucket) for each in some}
+    assert not any(name.startswith("full/") for name in there)
+    assert "fine/unit.json" in there
+
+    monkeypatch.setattr(
+        "moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0
+    )  # from now on the key has to be one that exists
+    assert command.main([*options, "--output", "s3://maps/out"]) == 4
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "403" in told
+    assert "check rights" in told
 
 
 def test_a_bucket_that_is_not_there_is_one_line(

@@ -1,0 +1,63 @@
+"""The items of a STAC collection, by their addresses; none is opened. Read by pystac, of the extra ``stac``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.contract.errors import RasterOpenError, UsageError, one_line
+
+
+def items_in(name: str) -> Iterator[tuple[str, str]]:
+    """Where each item lies, and why not where that cannot be told.
+
+    Args:
+        name: of the JSON of a collection, a catalogue (its children too), a feature collection of items, or an item: a
+            file or a URL.
+
+    Raises:
+        UsageError: pystac is missing.
+        RasterOpenError: it cannot be read, or is none of them.
+    """
+    try:
+        import pystac
+    except ImportError as error:
+        raise UsageError("`stac` is read by pystac: `pip install 'gemmnet-edge[stac]'`") from error
+    told = _read(pystac, name)
+    if told.get("type") == "FeatureCollection":
+        for number, feature in enumerate(told.get("features") or (), 1):
+            links = feature.get("links") or () if isinstance(feature, dict) else ()
+            href = next((link.get("href") for link in links if link.get("rel") == "self"), None)
+            yield (_beside(pystac, href, name), "") if href else ("", f"feature {number} has no link to itself")
+        return
+    if told.get("type") == "Feature":
+        yield name, ""
+        return
+    waiting, seen = [(name, told)], {name}
+    while waiting:
+        place, catalog = waiting.pop()
+        for link in catalog.get("links") or ():
+            href = _beside(pystac, str(link.get("href")), place)
+            if link.get("rel") == "item":
+                yield href, ""
+            elif link.get("rel") == "child" and href not in seen:
+                seen.add(href)
+                try:
+                    waiting.append((href, _read(pystac, href)))
+                except RasterOpenError as error:
+                    yield "", str(error)
+
+
+def _beside(pystac: Any, href: str, place: str) -> str:
+    return str(pystac.utils.make_absolute_href(href, place))
+
+
+def _read(pystac: Any, name: str) -> dict[str, Any]:
+    hint = "pass the JSON of a collection, a catalogue or a feature collection of items"
+    try:
+        told = pystac.StacIO.default().read_json(name)
+    except Exception as error:  # whatever is wrong with foreign JSON or its server
+        raise RasterOpenError(f"`stac` {name} cannot be read ({one_line(error)}): {hint}") from error
+    if not isinstance(told, dict) or told.get("type") not in ("Catalog", "Collection", "FeatureCollection", "Feature"):
+        raise RasterOpenError(f"`stac` {name} lists no items of STAC: {hint}")
+    return told
