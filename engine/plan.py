@@ -33,6 +33,7 @@ from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
 from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
 from engine.rasters.area import AreaRasters, place
+from engine.rasters.georeference import Grid
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import local_file
 from engine.rasters.raster import RasterInput
@@ -130,7 +131,7 @@ class Plan:
             live=FolderUsed.of(source) if isinstance(source, LandingFolder) else None,
             area=AreaUsed.of(rasters.area) if isinstance(rasters, AreaRasters) else None,
             grid=grid,
-            tiling=TilingUsed.of(self.tiling, None if grid is None else grid.gsd_m, tiles=self.tiles),
+            tiling=TilingUsed.of(self.tiling, grid, tiles=self.tiles),
             scenarios=self.scenarios,
             health=HealthUsed(
                 watched=self.limits is not None,
@@ -191,7 +192,7 @@ class Plan:
             rasters,
             self.limits,
             tile_px=self.tiling.tile_px,
-            window_px=self.tiling.laid(rasters.grid.gsd_m)[0],
+            window_px=self.tiling.laid(rasters.grid.height, rasters.grid.width, rasters.grid.gsd_m)[0],
             auditor=self.auditor(backend),
         )
 
@@ -234,7 +235,7 @@ class Plan:
             live=planned.live,
             area=planned.area,
             grid=grid,
-            tiling=TilingUsed.of(self.tiling, None if first_grid is None else first_grid.gsd_m, tiles=len(times)),
+            tiling=TilingUsed.of(self.tiling, first_grid, tiles=len(times)),
             scenarios=planned.scenarios,
             health=HealthRecord.of(planned.health, sink.statistics.sensors),
             backend=backend,
@@ -339,7 +340,7 @@ def plan_for(
     )
     source = _open_frames(request, opener, stack) if frames is None else frames(opener)
     if isinstance(source, RasterFrames):
-        tiling = _at_its_resolution(tiling, source.rasters.grid.gsd_m, manifest)
+        tiling = _at_its_resolution(tiling, source.rasters.grid, manifest)
     return Plan(
         request=request,
         bundle=bundle,
@@ -379,14 +380,14 @@ def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) ->
     return RasterFrames(AreaRasters(rasters, place(request.area, rasters.grid)), source.paths)
 
 
-def _at_its_resolution(tiling: Tiling, gsd_m: float | None, manifest: Manifest) -> Tiling:
+def _at_its_resolution(tiling: Tiling, grid: Grid, manifest: Manifest) -> Tiling:
     """The tiling of a raster: one that is not resampled needs no more of the graphs than one that never could be.
 
     Says so where the raster is resampled, and where the result is not a resolution that the model has learnt.
     """
-    if gsd_m is None:
+    if (gsd_m := grid.gsd_m) is None:
         return replace(tiling, resolution=None)
-    side, _ = tiling.laid(gsd_m)
+    side, _ = tiling.laid(grid.height, grid.width, gsd_m)
     mapped_m, (finest, coarsest) = gsd_m * side / tiling.tile_px, manifest.gsd_m
     if side != tiling.tile_px:
         log.info(

@@ -129,9 +129,11 @@ class TilingUsed(msgspec.Struct, frozen=True, kw_only=True):
     """What tiles were resampled to, where they were; of several frames the first one's."""
 
     @classmethod
-    def of(cls, tiling: Tiling, gsd_m: float | None, *, tiles: int | None) -> TilingUsed:
-        """Over a raster of that ground sampling distance."""
-        side, halo_px = tiling.laid(gsd_m)
+    def of(cls, tiling: Tiling, grid: GridUsed | None, *, tiles: int | None) -> TilingUsed:
+        """Over a raster on that grid; None where none is known."""
+        gsd_m = None if grid is None else grid.gsd_m
+        height, width = (tiling.tile_px, tiling.tile_px) if grid is None else (grid.height, grid.width)
+        side, halo_px = tiling.laid(height, width, gsd_m)
         resampled = gsd_m is not None and side != tiling.tile_px
         return cls(
             tiles=tiles,

@@ -10,7 +10,8 @@ from engine.contract.bundle import Manifest
 from engine.contract.errors import GridError, UsageError
 
 Gsd: TypeAlias = 'Literal["auto", "off"] | float'
-"""``auto``: the nearest to the raster's own in the bundle's range; ``off``: the raster's own; else metres."""
+"""``auto``: the nearest to the raster's own in the bundle's range, finer if the raster is smaller than a tile; ``off``:
+the raster's own; else metres."""
 
 FARTHEST = 8.0
 """A tile is resampled by at most so much: beyond it would cover too much of a raster, or nearly nothing."""
@@ -48,11 +49,13 @@ class Resolution:
         finest, coarsest = manifest.best_gsd_m
         return cls(finest_m=finest, coarsest_m=coarsest)
 
-    def scale(self, gsd_m: float | None) -> float:
+    def scale(self, gsd_m: float | None, smallest: float = 1.0) -> float:
         """Raster pixels on a side of a pixel that is mapped; 1: the raster is mapped as it is.
 
         Args:
             gsd_m: of the raster; None is not known.
+            smallest: what makes the raster as large as a tile, where that is below 1. In one tile anyway, a small
+                raster is mapped as fine as fills the tile: better than amid its own mirror image, and at no cost.
 
         Raises:
             GridError: the distance that was asked for cannot be met.
@@ -65,6 +68,8 @@ class Resolution:
                 )
             return 1.0
         scale = min(max(gsd_m, self.finest_m), self.coarsest_m) / gsd_m
+        if not self.asked:
+            scale = max(self.finest_m / gsd_m, min(scale, smallest))
         if abs(scale - 1) < (SAME if self.asked else TOLERANCE):
             return 1.0
         if self.asked and not 1 / FARTHEST <= scale <= FARTHEST:

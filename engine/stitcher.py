@@ -276,20 +276,21 @@ class Tiling:
         needless = self.blend == "none" and self.resolution is None and not self.probabilities
         return CropStitcher.wanted if needless else HannStitcher.wanted
 
-    def laid(self, gsd_m: float | None) -> tuple[int, int]:
-        """Side and halo of a tile in pixels of a raster with that ground sampling distance; None is not known.
+    def laid(self, height: int, width: int, gsd_m: float | None) -> tuple[int, int]:
+        """Side and halo of a tile, in pixels of a raster of that size and ground sampling distance (None: not known).
 
         Raises:
             GridError: the distance that was asked for cannot be met.
         """
         if self.resolution is None or gsd_m is None:
             return self.tile_px, self.halo_px
-        side = max(1, round(self.tile_px * self.resolution.scale(gsd_m)))
+        scale = self.resolution.scale(gsd_m, smallest=max(height, width) / self.tile_px)
+        side = max(1, round(self.tile_px * scale))
         return side, self.halo_px * side // self.tile_px
 
     def stitcher(self, height: int, width: int, gsd_m: float | None = None) -> Stitcher:
         """For a frame of that size and ground sampling distance, in metres; see :meth:`laid`."""
-        tile_px, halo_px = self.laid(gsd_m)
+        tile_px, halo_px = self.laid(height, width, gsd_m)
         probabilities = self.classes if self.probabilities else 0
         if self.blend == "hann":
             return HannStitcher(

@@ -62,7 +62,7 @@ def look(
             rasters,
             limits,
             tile_px=manifest.tile_px,
-            window_px=tiling.laid(rasters.grid.gsd_m)[0],
+            window_px=tiling.laid(rasters.grid.height, rasters.grid.width, rasters.grid.gsd_m)[0],
             auditor=auditor,
             tiles=SAMPLED_TILES,
         )

@@ -125,6 +125,16 @@ def test_a_raster_outside_the_range_takes_its_nearer_end(gsd_m, scale) -> None:
     assert Resolution(finest_m=0.1, coarsest_m=0.6).scale(gsd_m) == pytest.approx(scale)
 
 
+@pytest.mark.parametrize(
+    ("gsd_m", "smallest", "scale"),
+    [(0.3, 0.7, 0.7), (0.3, 0.2, 1 / 3), (0.3, 3.0, 1.0), (0.05, 0.5, 2.0), (1.2, 0.3, 0.3), (0.3, 0.95, 1.0)],
+)
+def test_a_raster_smaller_than_a_tile_fills_it(gsd_m, smallest, scale, toy_bundle) -> None:
+    manifest = replace(toy_bundle.manifest, best_gsd_m=(0.1, 0.6))
+    assert Resolution.of("auto", manifest).scale(gsd_m, smallest) == pytest.approx(scale)
+    assert Resolution.of(gsd_m, manifest).scale(gsd_m, smallest) == 1.0  # what is asked for is met
+
+
 @pytest.fixture
 def coarse_bundle(toy_bundle: Bundle, tmp_path: Path) -> Bundle:
     """The pixelwise graphs, best at 0.4 to 0.5 m; scenes have 0.2 m."""
