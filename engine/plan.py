@@ -23,6 +23,7 @@ from engine.contract.trust import installed_policy
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameRecord
 from engine.frames import FrameSource, RasterFrames, RasterOpener
+from engine.grid import TileGrid
 from engine.health.audit import Auditor, auditor_of
 from engine.health.detection import Detection
 from engine.health.faults import Injector
@@ -32,12 +33,12 @@ from engine.journal import Journal, Statistics
 from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
 from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
-from engine.rasters.area import AreaRasters, place
+from engine.rasters.area import AreaRasters, RowsRasters, place
 from engine.rasters.georeference import Grid
 from engine.rasters.height_models import HeightModels
 from engine.rasters.names import local_file
 from engine.rasters.raster import RasterInput
-from engine.reader import FaultyReader, JobSource, Past, Reader, TileReader
+from engine.reader import FaultyReader, JobSource, Part, Past, Reader, TileReader
 from engine.record import (
     AreaUsed,
     BundleUsed,
@@ -101,6 +102,8 @@ class Plan:
     """None where the sensors are trusted."""
     audit: AuditLimits
     """How sensors are audited where they are watched."""
+    part: Part | None = None
+    """The rows that are mapped; None: all."""
 
     @property
     def sensors(self) -> tuple[Sensor, ...]:
@@ -278,13 +281,20 @@ class Counted(Protocol):
         """The frames that are done."""
 
 
-def make_plan(request: RunRequest, stack: ExitStack, *, bundle: Bundle | None = None) -> Plan:
+Choose = Callable[[TileGrid], Part | None]
+"""From the tiles of a whole raster to the part of it that is to be mapped; None: all."""
+
+
+def make_plan(
+    request: RunRequest, stack: ExitStack, *, bundle: Bundle | None = None, part: Choose | None = None
+) -> Plan:
     """Check the request against the bundle, what is to be read and the output folder. Writes nothing.
 
     Args:
         request: what is asked for.
         stack: closes the rasters.
         bundle: that of the request, where it is loaded already.
+        part: of a raster; None maps all of it.
 
     Raises:
         EngineError: whatever is wrong with it, by the tree in :mod:`engine.contract.errors`.
@@ -295,7 +305,7 @@ def make_plan(request: RunRequest, stack: ExitStack, *, bundle: Bundle | None = 
             _check_input(sensor, given, request.output)
     if bundle is None:
         bundle = Bundle.load(request.bundle, installed_policy(request.require_signature))
-    return plan_for(request, bundle, stack)
+    return plan_for(request, bundle, stack, part=part)
 
 
 def plan_for(
@@ -304,11 +314,12 @@ def plan_for(
     stack: ExitStack,
     *,
     frames: Callable[[RasterOpener], FrameSource] | None = None,
+    part: Choose | None = None,
 ) -> Plan:
     """:func:`make_plan` for a bundle that is loaded, and results that may go anywhere.
 
     Args:
-        request, stack: as there.
+        request, stack, part: as there.
         bundle: that of the request.
         frames: where they come from; None is what the request says.
     """
@@ -338,9 +349,13 @@ def plan_for(
         resolution=tiling.resolution,
         limit_s=read_limit_s(request),
     )
-    source = _open_frames(request, opener, stack) if frames is None else frames(opener)
+    source, chosen = _open_frames(request, opener, stack) if frames is None else frames(opener), None
     if isinstance(source, RasterFrames):
-        tiling = _at_its_resolution(tiling, source.rasters.grid, manifest)
+        grid = source.rasters.grid
+        tiling = _at_its_resolution(tiling, grid, manifest)
+        chosen = None if part is None else part(tiling.stitcher(grid.height, grid.width, grid.gsd_m).grid)
+        if chosen is not None and isinstance(request.source, RasterFiles):
+            source = RasterFrames(RowsRasters(source.rasters, chosen.window), request.source.paths)
     return Plan(
         request=request,
         bundle=bundle,
@@ -349,6 +364,7 @@ def plan_for(
         scenarios=scenarios_within(sensors),
         limits=limits,
         audit=audit,
+        part=chosen,
     )
 
 

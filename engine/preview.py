@@ -57,7 +57,7 @@ class Preview:
         self._valid = np.zeros((2, *shape), np.bool_)
         self._maps = np.zeros((3, *shape), np.uint8)
         if resume and self._path is not None:
-            self._restore(self._path)
+            self.restore(self._path)
 
     def add_job(self, job: Job) -> None:
         """Sample a tile's inputs."""
@@ -92,7 +92,12 @@ class Preview:
         content = b"".join(canvas.tobytes() for canvas in self._canvases)
         write_whole(self._path, hashlib.sha256(content).digest() + content, durable=True)
 
-    def _restore(self, path: Path) -> None:
+    def restore(self, path: Path) -> None:
+        """Take canvases that :meth:`flush` wrote.
+
+        Raises:
+            ResumeError: they are missing or damaged.
+        """
         try:
             content = read_file(path)
         except (OSError, MalformedError) as error:

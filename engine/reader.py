@@ -77,6 +77,15 @@ class Past:
     skipped: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of a raster that are mapped by themselves, see :mod:`engine.rows`."""
+
+    window: Window
+    past: Mapping[int, Past]
+    """What all of its tiles are to be made of, counted within it."""
+
+
 class TileReader:
     """Reads the frames of a source, tile after tile.
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,7 @@ from engine.journal import Entry, Journal, Statistics
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
 from engine.ownership import RUN_NAME, frame_mark, owned, remove_marked
-from engine.plan import REPORT_NAME, Plan, make_plan, read_limit_s
+from engine.plan import REPORT_NAME, Choose, Plan, make_plan, read_limit_s
 from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
@@ -80,7 +81,13 @@ def open_engines(request: RunRequest, bundle: Bundle, scenarios: Iterable[Scenar
     return Engines(bundle=bundle, backend=stack.enter_context(opened))
 
 
-def run(request: RunRequest, observer: Observer | None = None, engines: Engines | None = None) -> RunRecord:
+def run(
+    request: RunRequest,
+    observer: Observer | None = None,
+    engines: Engines | None = None,
+    *,
+    part: Choose | None = None,
+) -> RunRecord:
     """Map the request's frames into its output folder.
 
     SIGINT and SIGTERM stop a run over rasters after the tiles under way; it can be resumed. A run over a landing folder
@@ -91,6 +98,7 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
         request: what is asked for.
         observer: watches.
         engines: of :func:`open_engines`, which stay open; None opens them for this run.
+        part: of a raster; None maps all of it, see :mod:`engine.rows`.
 
     Returns:
         What ``run.json`` holds. Maps with lost tiles are results too: see ``tiles_lost``.
@@ -102,14 +110,14 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
     watcher, started_at = observer or Observer(), datetime.now(UTC)
     with ExitStack() as stack:
         stack.enter_context(owned(request.output))
-        plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle)
+        plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle, part=part)
         journal = Journal(request.output)
         backend = stack.enter_context(_open_backend(plan, journal)) if engines is None else engines.backend
         opened, frames, events_before = backend.info, plan.frames, len(backend.events)
         backend.news()  # of the run before, which told them
         start = _start(plan, journal, opened)
-        sink = _open_sink(plan, journal, start, stack, watcher)
-        if not start.resumed:
+        sink = open_sink(plan, journal, start, stack, watcher)
+        if not start.resumed and plan.part is None:
             sink.statistics.sensors.advice.extend(plan.advice(backend))
             for advice in sink.statistics.sensors.advice:
                 log.warning("%s", advice, extra={"event": "preflight", "sensor": str(advice.sensor)})
@@ -117,7 +125,7 @@ def run(request: RunRequest, observer: Observer | None = None, engines: Engines 
             backend,
             tiles_done=0 if frames.live else start.entry.tiles_done,
             monitor=start.entry.monitor,
-            past=_past(plan, journal, start),
+            past=_past(plan, journal, start) if plan.part is None else plan.part.past,
             waits=watcher.waiting,
         )
         verdicts: list[Mapping[Sensor, Verdict]] = []
@@ -202,7 +210,7 @@ def _open_backend(plan: Plan, journal: Journal) -> ResilientBackend:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
+class Start:
     """Where a run begins: at the beginning, or where an interrupted one stopped."""
 
     entry: Entry
@@ -211,14 +219,26 @@ class _Start:
     """The first tile to infer. Of a landing folder, how many tiles were mapped before."""
 
 
-def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
+def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> Start:
     """What the journal says.
 
     Raises:
         ResumeError: the run that it is of is another one.
     """
     request, stitcher = plan.request, plan.stitcher()
-    key = {
+    key = run_key(plan, backend)
+    # a service over a landing folder starts and restarts with one command
+    fresh = plan.frames.live and not (journal.begun or _has_frames(request.output))
+    resumed = request.resume and not fresh
+    entry = journal.read(key) if resumed else Entry(key=key, tiles_done=0, statistics=Statistics())
+    first = entry.tiles_done if stitcher is None else stitcher.resume_at(entry.tiles_done)
+    return Start(entry=entry, resumed=resumed, first_tile=first)
+
+
+def run_key(plan: Plan, backend: BackendInfo) -> Mapping[str, Any]:
+    """All that the bytes of a run depend on, for its journal."""
+    request = plan.request
+    return {
         "version": own_version(),
         "bundle": plan.bundle.digest,
         "inputs": plan.frames.identity(),
@@ -234,12 +254,6 @@ def _start(plan: Plan, journal: Journal, backend: BackendInfo) -> _Start:
         "backend": f"{backend.library} {backend.graph} {backend.precision}",
         "threads": backend.threads,
     }
-    # a service over a landing folder starts and restarts with one command
-    fresh = plan.frames.live and not (journal.begun or _has_frames(request.output))
-    resumed = request.resume and not fresh
-    entry = journal.read(key) if resumed else Entry(key=key, tiles_done=0, statistics=Statistics())
-    first = entry.tiles_done if stitcher is None else stitcher.resume_at(entry.tiles_done)
-    return _Start(entry=entry, resumed=resumed, first_tile=first)
 
 
 def _has_frames(output: Path) -> bool:
@@ -247,7 +261,7 @@ def _has_frames(output: Path) -> bool:
     return records.exists() and records.stat().st_size > 0
 
 
-def _open_sink(plan: Plan, journal: Journal, start: _Start, stack: ExitStack, watcher: Observer) -> FrameSink:
+def open_sink(plan: Plan, journal: Journal, start: Start, stack: ExitStack, watcher: Observer) -> FrameSink:
     """Open or create the unfinished run's files; a failure to create them leaves nothing."""
     output, frames, entry = plan.request.output, plan.frames, start.entry
     keep = entry.tiles_done if start.resumed else None
@@ -317,7 +331,7 @@ def _clear_frames(output: Path) -> None:
             (output / name).unlink(missing_ok=True)
 
 
-def _past(plan: Plan, journal: Journal, start: _Start) -> dict[int, Past]:
+def _past(plan: Plan, journal: Journal, start: Start) -> dict[int, Past]:
     """Tiles that the journal already counts and that are read again: they are to be judged as they were."""
     if plan.frames.live or start.first_tile >= start.entry.tiles_done:
         return {}

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from engine.frames import OpenFrame, name_of
 from engine.health.monitor import Verdict
 from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
+from engine.map_block import MapBlock
 from engine.observer import Observer
 from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
@@ -218,16 +219,51 @@ class FrameSink:
         assert self._maps is not None
         self._maps.preview.add_job(job)
         for block in frame.stitcher.add(job.tile, job.provenance, outputs):
-            window = block.window
-            self._maps.writer.write(window.row, window.col, *block.layers)
-            self._maps.preview.add_block(block)
-            self.watcher.mapped(block)
-            counts = PixelCounts.of(block)
-            self.statistics.pixels.add(counts)
-            self._tally.pixels.add(counts)
-            self.pixels_mapped += window.pixels
+            self._put(block)
         if self.live and job.tile.index == frame.tiles - 1:
             self.publish()
+
+    def _put(self, block: MapBlock) -> None:
+        assert self._maps is not None
+        window = block.window
+        self._maps.writer.write(window.row, window.col, *block.layers)
+        self._maps.preview.add_block(block)
+        self.watcher.mapped(block)
+        counts = PixelCounts.of(block)
+        self.statistics.pixels.add(counts)
+        self._tally.pixels.add(counts)
+        self.pixels_mapped += window.pixels
+
+    def fill(
+        self,
+        blocks: Iterable[MapBlock],
+        reports: Iterable[TileReport],
+        *,
+        preview: Path,
+        monitor: Mapping[str, Any] | None,
+    ) -> None:
+        """Put in all that others have mapped of a raster, after :meth:`begin`; a resumed run then publishes it.
+
+        Args:
+            blocks: all pixels, each once.
+            reports: all tiles in order; ``statistics`` count them already.
+            preview: canvases that hold the inputs.
+            monitor: the health monitor's state after the last tile.
+
+        Raises:
+            OutputError: the system refuses.
+            ResumeError: the canvases are damaged.
+        """
+        assert self._maps is not None
+        self._maps.preview.restore(preview)
+        for block in blocks:
+            self._put(block)
+        for report in reports:
+            self.tiles.append(report)
+            self.tiles_done += 1
+        self.monitor = monitor
+        self._remember()
+        self.checkpoint()
 
     def written(self, report: TileReport) -> None:
         """Log the tile just added; with a live frame's last one the frame as well."""

@@ -30,6 +30,7 @@ from engine.options import add_options
 from engine.run import guarded
 from engine.telemetry.streams import steady_streams
 
+CUT_MPX = 1000.0
 INSTALL = "pip install 'gemmnet-edge[fleet]'"
 
 
@@ -48,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     fleet.add_argument(
         "--cpus", type=int, metavar="N", help="of each worker (default: those of a node, shared by its GPUs)"
     )
+    fleet.add_argument(
+        "--cut",
+        type=float,
+        default=CUT_MPX,
+        metavar="MPX",
+        help=f"megapixels; a larger raster is mapped in blocks of rows by many workers (default: {CUT_MPX:g}; 0 never)",
+    )
     return parser
 
 
@@ -56,6 +64,8 @@ def _fleet(options: argparse.Namespace) -> int:
         raise UsageError("a fleet maps a list of rasters: pass --list PATH, a CSV or a folder")
     if options.cpus is not None and options.cpus < 1:
         raise UsageError(f"--cpus takes a number above zero, received {options.cpus}")
+    if not 0 <= options.cut < float("inf"):
+        raise UsageError(f"--cut takes megapixels, or 0 to cut no raster, received {options.cut:g}")
     if options.dry_run:
         return dry_run(options)
     if options.shard is not None:

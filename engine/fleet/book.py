@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -76,7 +77,9 @@ class Book:
         self.total = len(self._waiting)
         self._later: deque[tuple[float, Unit]] = deque()
         """Units that somebody else maps, and when they are looked at again."""
-        self._attempts: Counter[str] = Counter()
+        self._attempts: Counter[tuple[str, int | None]] = Counter()
+        self._cut: dict[str, tuple[Unit, set[int]]] = {}
+        """Units that wait for their blocks, and which these are."""
         self.states: Counter[State] = Counter()
         self.workers: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
@@ -128,11 +131,29 @@ class Book:
         if outcome.state is State.CLAIMED:
             self._later.append((time.monotonic() + AGAIN_S, unit))
             return
-        self._attempts[unit.name] += 1
-        if outcome.state is State.FAILED and outcome.again and self._attempts[unit.name] < ATTEMPTS:
+        if outcome.state is State.CUT:
+            self._cut[unit.name] = unit, set(outcome.blocks)
+            self._waiting.extendleft(replace(unit, block=number) for number in reversed(outcome.blocks))
+            return
+        attempt = unit.name, unit.block
+        self._attempts[attempt] += 1
+        if outcome.state is State.FAILED and outcome.again and self._attempts[attempt] < ATTEMPTS:
             self.retries += 1
             self.give_back(unit)
             return
+        attempts = self._attempts.pop(attempt)
+        if unit.block is not None:
+            if unit.name not in self._cut:  # another of its blocks has failed
+                return
+            whole, left = self._cut[unit.name]
+            left.discard(unit.block)
+            if outcome.state is not State.FAILED:
+                if not left:
+                    del self._cut[unit.name]
+                    self._waiting.appendleft(whole)
+                return
+            del self._cut[unit.name]
+            self._waiting = deque(each for each in self._waiting if each.name != unit.name)
         self.states[outcome.state] += 1
         marker = outcome.marker
         if outcome.state is State.FAILED and len(self.failed) < MAX_REASONS:
@@ -143,7 +164,7 @@ class Book:
         if marker is not None and outcome.state is State.MAPPED:
             self.mpx += marker.mpx
             self.workers[marker.worker] += 1
-        self._write(outcome, self._attempts.pop(unit.name))
+        self._write(outcome, attempts)
         self._tell(self, outcome)
 
     def close(
@@ -170,7 +191,7 @@ class Book:
             ended=ended,
             shard=shard,
             units=self.total,
-            states={state: self.states[state] for state in State if state is not State.CLAIMED},
+            states={state: self.states[state] for state in State if state not in (State.CLAIMED, State.CUT)},
             incomplete=self.incomplete,
             retries=self.retries,
             mpx=round(self.mpx, 3),

@@ -33,7 +33,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import from_url
 
-from engine.contract.errors import OutputError, UsageError, one_line
+from engine.contract.errors import OutputError, UsageError, one_line, writing
 from engine.contract.formats import MalformedError, from_json
 from engine.fleet.marker import NAME as MARKER_NAME
 from engine.fleet.marker import Marker
@@ -115,6 +115,26 @@ class BucketStore:
                 first = self._put_first(place, marker.encode())
         shutil.rmtree(claim.folder)
         return first
+
+    def fetch(self, marker: Marker) -> Path:
+        """See :meth:`engine.fleet.store.Store.fetch`."""
+        folder = self._scratch / "fetched" / marker.unit
+        with writing(folder), self.asking(marker.unit):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, published in marker.files.items():
+                path = folder / name
+                if not path.exists() or path.stat().st_size != published.size_bytes:
+                    with path.open("wb") as file:
+                        for piece in obstore.get(self.bucket, f"{marker.unit}/{name}").stream():
+                            file.write(piece)
+        return folder
+
+    def forget(self, place: str) -> None:
+        """See :meth:`engine.fleet.store.Store.forget`."""
+        shutil.rmtree(self._scratch / "fetched" / place, ignore_errors=True)
+        with suppress(OutputError), self.asking(place):
+            for each in list(self._list(place)):
+                self._forget(each["path"])
 
     @property
     def books(self) -> Path:

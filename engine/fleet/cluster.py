@@ -91,7 +91,7 @@ class _Mapper:
         host, version = f"{socket.gethostname()}:{os.getpid()}", own_version()
         try:
             store = store_at(self._options.output)
-            self._worker = Worker(self._options, store, self._scenarios)
+            self._worker = Worker(self._options, store, self._scenarios, block_mpx=self._options.cut or None)
             seen = store.sees(word)
         except EngineError as error:
             return Hello(host=host, version=version, bundle="", error=str(error))

@@ -66,6 +66,16 @@ class Store(Protocol):
     def publish(self, claim: Claim, marker: Marker) -> bool:
         """Put the maps in their place with their marker; False where somebody else has, and theirs stay."""
 
+    def fetch(self, marker: Marker) -> Path:
+        """The folder of this machine where what is published can be read.
+
+        Raises:
+            OutputError: it cannot be had.
+        """
+
+    def forget(self, place: str) -> None:
+        """Delete all that is published in a folder, and it; says so where that fails."""
+
     @property
     def books(self) -> Path:
         """The folder of this machine where the books of the fleet are kept."""
@@ -162,9 +172,18 @@ class FolderStore:
                     aside.parent.mkdir(parents=True, exist_ok=True)
                     place.rename(aside)
                     _remove(aside, there)
+            place.parent.mkdir(parents=True, exist_ok=True)
             claim.folder.rename(place)
-            sync(self._output)
+            sync(place.parent)
         return True
+
+    def fetch(self, marker: Marker) -> Path:
+        """See :meth:`Store.fetch`."""
+        return self._output / marker.unit
+
+    def forget(self, place: str) -> None:
+        """See :meth:`Store.forget`."""
+        shutil.rmtree(self._output / place, onerror=lambda *error: log.warning("%s stays: %s", place, error[2][1]))
 
     @property
     def books(self) -> Path:

@@ -41,6 +41,8 @@ class Unit:
     """Option of a run (:data:`RASTER_OPTIONS`) and the raster's name. Text: a list may be of millions."""
     broken: str = ""
     """Why it cannot be mapped, as the list stands; empty where it can be tried."""
+    block: int | None = None
+    """Of rows, where it is a part of one that is too large; see :mod:`engine.fleet.blocks`."""
 
     @property
     def sensors(self) -> frozenset[Sensor]:

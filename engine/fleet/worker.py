@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
@@ -30,15 +30,20 @@ from engine.contract.errors import (
 )
 from engine.contract.sensors import Scenario
 from engine.contract.trust import installed_policy
+from engine.fleet.blocks import Blocks
 from engine.fleet.marker import Marker
 from engine.fleet.store import Store
 from engine.fleet.units import Extras, Unit, unit_key
+from engine.grid import TileGrid
 from engine.journal import Journal
 from engine.observer import Observer
 from engine.options import in_options
+from engine.plan import Choose
+from engine.reader import Part
 from engine.record import RunRecord
 from engine.report import write_report
 from engine.request import RunRequest
+from engine.rows import Cut
 from engine.runner import Engines, open_engines, run
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ class State(StrEnum):
     FAILED = "failed"
     CLAIMED = "claimed"
     """Somebody else maps it now."""
+    CUT = "cut"
+    """It is too large for one: its blocks come first."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +79,16 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
     """Another attempt may do better."""
     seconds: float = 0.0
+    blocks: tuple[int, ...] = ()
+    """Those that are to be mapped before it."""
+
+
+class _TooLargeError(Exception):
+    """A raster is to be cut."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__()
+        self.cut = cut
 
 
 class Worker:
@@ -81,13 +98,22 @@ class Worker:
         options: of the command, see :mod:`engine.options`.
         store: where maps are published.
         scenarios: whose graphs may be needed.
+        block_mpx: a raster that is larger is cut into blocks of about so many megapixels; None cuts none.
 
     Raises:
         BundleError: the bundle cannot be trusted.
         UsageError: polygons are asked for and cannot be made.
     """
 
-    def __init__(self, options: argparse.Namespace, store: Store, scenarios: Iterable[Scenario]) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        store: Store,
+        scenarios: Iterable[Scenario],
+        *,
+        block_mpx: float | None = None,
+    ) -> None:
+        self._block_px = None if block_mpx is None else block_mpx * 1e6
         self._options = argparse.Namespace(**{**vars(options), "overwrite": False, "resume": False})
         self._overwrite = options.overwrite
         self._store, self._scenarios = store, tuple(scenarios)
@@ -141,29 +167,86 @@ class Worker:
             raise UsageError(unit.broken)
         request = unit.request(self._options, Path())
         key = unit_key(request, self.bundle, self._extras)
-        if (there := self._published(unit, key)) is not None:
+        if (there := self._published(unit.name, key)) is not None:
             return there
+        if unit.block is not None:
+            return self._map_block(request, key, unit, observer)
+        return self._once(unit.name, key, lambda folder: self._make(request, key, unit, folder, observer))
+
+    def _once(self, name: str, key: str, make: Callable[[Path], RunRecord | Outcome]) -> Outcome:
+        """Have something made and published by one process at a time.
+
+        Args:
+            name: where it is published.
+            key: by what it is known.
+            make: makes it in a folder; an outcome says why that is not done now.
+        """
         with self._store.claim(key) as claim:
             if claim is None:
-                return Outcome(unit=unit.name, state=State.CLAIMED)
-            if (there := self._published(unit, key)) is not None:  # while this one looked
+                return Outcome(unit=name, state=State.CLAIMED)
+            if (there := self._published(name, key)) is not None:  # while this one looked
                 return there
             if claim.died >= ATTEMPTS:
                 reason = f"{claim.died} processes ended while they mapped it: see their logs, and the memory they had"
-                return Outcome(unit=unit.name, state=State.FAILED, reason=reason)
+                return Outcome(unit=name, state=State.FAILED, reason=reason)
             began = time.perf_counter()
-            record = self._run(request, claim.folder, observer)
-            self._add_extras(claim.folder)
-            marker = Marker.of(
-                unit.name,
-                key=key,
-                record=record,
-                folder=claim.folder,
-                worker=self.name,
-                seconds=time.perf_counter() - began,
-            )
+            made = make(claim.folder)
+            if isinstance(made, Outcome):
+                return made
+            seconds = time.perf_counter() - began
+            marker = Marker.of(name, key=key, record=made, folder=claim.folder, worker=self.name, seconds=seconds)
             first = self._store.publish(claim, marker)
-            return Outcome(unit=unit.name, state=State.MAPPED if first else State.THERE, marker=marker)
+            return Outcome(unit=name, state=State.MAPPED if first else State.THERE, marker=marker)
+
+    def _make(
+        self, request: RunRequest, key: str, unit: Unit, folder: Path, observer: Observer | None
+    ) -> RunRecord | Outcome:
+        """The maps of a unit; of one that is too large once all its blocks are there."""
+        try:
+            record = self._run(request, folder, observer, part=self._too_large)
+        except _TooLargeError as found:
+            blocks = self._blocks(request, key, found.cut)
+            missing = blocks.missing(folder, self.name, observer or Observer())
+            if missing:
+                return Outcome(unit=unit.name, state=State.CUT, blocks=missing)
+            blocks.compose(folder)
+            record = run(replace(request, output=folder, resume=True), observer, self._engines)
+            blocks.forget()
+        self._add_extras(folder)
+        return record
+
+    def _too_large(self, grid: TileGrid) -> None:
+        """Raises where a raster is to be cut."""
+        if self._block_px is not None and grid.height * grid.width > self._block_px:
+            cut = Cut.of(grid, self._block_px)
+            if cut.count > 1:
+                raise _TooLargeError(cut)
+
+    def _map_block(self, request: RunRequest, key: str, unit: Unit, observer: Observer | None) -> Outcome:
+        assert unit.block is not None
+        number = unit.block
+
+        def part(grid: TileGrid) -> Part:
+            assert self._block_px is not None
+            return self._blocks(request, key, Cut.of(grid, self._block_px)).part(number)
+
+        blocks = self._blocks(request, key, None)
+        made = self._once(
+            blocks.place(number),
+            blocks.key(number),
+            lambda folder: self._run(replace(request, resume=False), folder, observer, part=part),
+        )
+        return msgspec.structs.replace(made, unit=unit.name)
+
+    def _blocks(self, request: RunRequest, key: str, cut: Cut | None) -> Blocks:
+        assert self._block_px is not None
+        return Blocks(
+            request=request,
+            engines=self._opened(request),
+            store=self._store,
+            unit=f"{key}-{self._block_px:.0f}",
+            cut=cut,
+        )
 
     def _add_extras(self, folder: Path) -> None:
         polygons = self._extras.polygons
@@ -172,31 +255,35 @@ class Worker:
         if self._extras.report:
             write_report(folder)
 
-    def _published(self, unit: Unit, key: str) -> Outcome | None:
+    def _published(self, name: str, key: str) -> Outcome | None:
         """What is there already."""
-        marker = self._store.marker(unit.name)
+        marker = self._store.marker(name)
         if marker is None:
             return None
         if marker.key != key:
             if self._overwrite:
                 return None
             raise UsageError(
-                f"the maps of {unit.name} were made of other rasters, by another bundle or with other options (by "
+                f"the maps of {name} were made of other rasters, by another bundle or with other options (by "
                 f"version {marker.version}): pass --overwrite to replace them, or another --output"
             )
         if not self._store.whole(marker):
-            log.warning("the maps of %s are not as they were published: it is mapped again", unit.name)
+            log.warning("the maps of %s are not as they were published: it is mapped again", name)
             return None
-        return Outcome(unit=unit.name, state=State.THERE, marker=marker)
+        return Outcome(unit=name, state=State.THERE, marker=marker)
 
-    def _run(self, request: RunRequest, folder: Path, observer: Observer | None) -> RunRecord:
-        """Map into a folder of this machine, going on with what an earlier attempt left there."""
+    def _opened(self, request: RunRequest) -> Engines:
         if self._engines is None:
             self._engines = open_engines(request, self.bundle, self._scenarios, self._stack)
+        return self._engines
+
+    def _run(self, request: RunRequest, folder: Path, observer: Observer | None, *, part: Choose) -> RunRecord:
+        """Map into a folder of this machine, going on with what an earlier attempt left there."""
+        engines = self._opened(request)
         if Journal(folder).ours:
             try:
-                return run(replace(request, output=folder, resume=True), observer, self._engines)
+                return run(replace(request, output=folder, resume=True), observer, engines, part=part)
             except ResumeError as error:
                 log.warning("%s is begun anew: %s", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
-        return run(replace(request, output=folder), observer, self._engines)
+        return run(replace(request, output=folder), observer, engines, part=part)

@@ -13,10 +13,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from affine import Affine
@@ -32,7 +33,7 @@ from engine.rasters.names import RasterName, gdal_name, raster_name
 
 if TYPE_CHECKING:
     from engine.contract.sensors import Sensor
-    from engine.rasters.raster import SensorRasters
+    from engine.frames import Rasters
     from engine.rasters.sources import Observation
 
 log = logging.getLogger(__name__)
@@ -127,26 +128,22 @@ def place(given: AreaInput, grid: Grid) -> Area:
     )
 
 
-class AreaRasters:
-    """Rasters of which an area is mapped; an :class:`engine.frames.Rasters` on the area's own grid.
+class WindowedRasters:
+    """A window of rasters as rasters of their own; an :class:`engine.frames.Rasters`.
 
     Windows may reach beyond it: what lies there is read, for a model sees better with what is around.
     """
 
-    def __init__(self, rasters: SensorRasters, area: Area) -> None:
-        self._rasters, self.area = rasters, area
-        grid, window = rasters.grid, area.window
-        assert grid.transform is not None
-        self.grid = replace(
-            grid,
-            width=window.width,
-            height=window.height,
-            transform=grid.transform @ Affine.translation(window.col, window.row),
-        )
+    def __init__(self, rasters: Rasters, window: Window) -> None:
+        self._rasters, self._window = rasters, window
+        transform = rasters.grid.transform
+        if transform is not None:
+            transform = transform @ Affine.translation(window.col, window.row)
+        self.grid = replace(rasters.grid, width=window.width, height=window.height, transform=transform)
 
-    def inside(self, window: Window) -> NDArray[np.bool_]:
+    def inside(self, window: Window) -> NDArray[np.bool_] | None:
         """See :meth:`engine.frames.Rasters.inside`."""
-        return self.area.inside(self._moved(window))
+        return self._rasters.inside(self._moved(window))
 
     def read_into(
         self, window: Window, out: Mapping[Sensor, Observation]
@@ -155,21 +152,47 @@ class AreaRasters:
         return self._rasters.read_into(self._moved(window), out)
 
     @contextmanager
-    def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> Iterator[AreaRasters]:
+    def in_order(self, windows: Callable[[], Iterator[Window]], *, readers: int = 1) -> Iterator[Self]:
         """See :meth:`engine.rasters.raster.SensorRasters.in_order`."""
         with self._rasters.in_order(lambda: map(self._moved, windows()), readers=readers) as ordered:
-            yield AreaRasters(ordered, self.area)
+            mine = copy(self)
+            mine._rasters = ordered
+            yield mine
 
-    def identity(self) -> dict[str, dict[str, Any]]:
+    def identity(self) -> Mapping[str, Any]:
         """See :meth:`engine.rasters.raster.SensorRasters.identity`."""
-        return {**self._rasters.identity(), "area": {"sha256": self.area.digest}}
+        return {**self._rasters.identity(), "window": astuple(self._window)}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """See :meth:`engine.rasters.raster.SensorRasters.describe`."""
         return self._rasters.describe()
 
     def _moved(self, window: Window) -> Window:
-        return replace(window, row=window.row + self.area.window.row, col=window.col + self.area.window.col)
+        return replace(window, row=window.row + self._window.row, col=window.col + self._window.col)
+
+
+class AreaRasters(WindowedRasters):
+    """Rasters of which an area is mapped."""
+
+    def __init__(self, rasters: Rasters, area: Area) -> None:
+        super().__init__(rasters, area.window)
+        self.area = area
+
+    def inside(self, window: Window) -> NDArray[np.bool_]:
+        """See :meth:`engine.frames.Rasters.inside`."""
+        return self.area.inside(self._moved(window))
+
+    def identity(self) -> Mapping[str, Any]:
+        """See :meth:`engine.rasters.raster.SensorRasters.identity`."""
+        return {**self._rasters.identity(), "area": {"sha256": self.area.digest}}
+
+
+class RowsRasters(WindowedRasters):
+    """Rows of rasters that are mapped as those of the whole are, see :mod:`engine.rows`."""
+
+    def __init__(self, rasters: Rasters, rows: Window) -> None:
+        super().__init__(rasters, rows)
+        self.grid = replace(self.grid, gcps=(), rpcs=None, whole_gsd_m=rasters.grid.gsd_m)
 
 
 def _read(given: AreaInput) -> _Given:

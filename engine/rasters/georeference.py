@@ -96,6 +96,8 @@ class Grid:
     gcps: tuple[GroundControlPoint, ...] = ()
     gcps_crs: CRS | None = None
     rpcs: RPC | None = None
+    whole_gsd_m: float | None = None
+    """Of the raster that the grid is a part of; None: it is no part."""
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.height <= 0:
@@ -144,6 +146,8 @@ class Grid:
         In a geographic CRS it is the geometric mean of both directions at the centre, on a sphere. A projection's
         own scale is not undone: Web Mercator overstates it by 1 / cos(latitude).
         """
+        if self.whole_gsd_m is not None:
+            return self.whole_gsd_m
         if self.transform is None or self.crs is None:
             return None
         side = math.sqrt(abs(self.transform.determinant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,13 +18,14 @@ from rasterio.transform import from_origin
 from engine import run as command
 from engine.contract.bundle import Bundle
 from engine.contract.errors import UsageError
-from engine.contract.sensors import Sensor
+from engine.contract.sensors import Scenario, Sensor
+from engine.fleet.__main__ import build_parser
 from engine.fleet.book import Book
 from engine.fleet.here import parse_shard
 from engine.fleet.lists import read_units
 from engine.fleet.store import FolderStore
 from engine.fleet.units import Unit
-from engine.fleet.worker import Outcome, State
+from engine.fleet.worker import Outcome, State, Worker
 from engine.request import PATTERN
 from engine.runner import run
 from tests.conftest import make_scene
@@ -309,3 +311,34 @@ def test_options_of_a_single_raster_are_refused_with_a_list(
     assert command.main(["--shard", "0/2"]) == 2
     assert "leave --rgir away" in capsys.readouterr().err
     assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_large_raster_is_mapped_in_blocks_by_whoever_is_free_to_the_bytes_of_one_run(
+    toy_bundle: Bundle, write_scene: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    paths = write_scene(make_scene(260, 90, seed=5), "large")
+    options = build_parser().parse_args(["--bundle", str(toy_bundle.root), "--precision", "fp32", "--list", "x"])
+    rasters = tuple((sensor.value, str(paths[sensor])) for sensor in Sensor)
+    output, taken = tmp_path / "maps", []
+    workers = [Worker(options, FolderStore(output), Scenario, block_mpx=0.01) for _ in range(2)]
+    if fails:
+        monkeypatch.setattr("engine.fleet.blocks.part_of", lambda *_: 1 / 0)
+    with Book([Unit(name="large", rasters=rasters)], output, tell=lambda *_: None) as book:
+        for worker in itertools.cycle(workers):
+            unit = book.take()
+            if unit is None:
+                break
+            taken.append(unit.block)
+            book.settle(unit, worker.map(unit))
+        record, _ = book.close(bundle="")
+    if fails:
+        assert record.states == {"mapped": 0, "there": 0, "failed": 1}
+        assert "ZeroDivisionError" in record.failed["large"]
+        return
+    assert taken == [None, 0, 1, 2, None]
+    assert record.states == {"mapped": 1, "there": 0, "failed": 0}
+    run(request_for(toy_bundle, paths, tmp_path / "alone", watch=True))
+    for name in MAPS:
+        assert (output / "large" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not list((output / ".fleet" / "blocks").iterdir())

@@ -17,9 +17,17 @@ import pytest
 from engine import run as command
 from engine.contract.bundle import Bundle
 from engine.contract.errors import UsageError
+from engine.contract.sensors import Scenario, Sensor
+from engine.fleet.__main__ import build_parser
+from engine.fleet.book import Book
 from engine.fleet.lists import read_units
+from engine.fleet.store import store_at
+from engine.fleet.units import Unit
+from engine.fleet.worker import State, Worker
 from engine.request import PATTERN
+from engine.runner import run
 from tests.conftest import make_scene
+from tests.engine.runs import request_for
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'gemmnet-edge[fleet]'")
 pytest.importorskip("flask", reason="moto's server is not installed: pip install 'moto[s3,server]'")
@@ -210,3 +218,24 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert "s3://nowhere/out" in told
     assert "check rights" in told
     assert command.main([*options, "--output", "nothing://nowhere"]) == 2
+
+
+@pytest.mark.slow
+def test_blocks_of_a_large_raster_go_through_the_bucket_and_are_deleted(
+    toy_bundle: Bundle, write_scene, tmp_path: Path, network: list[int]
+) -> None:
+    from obstore.store import from_url
+
+    (rgir, _) = write_scene(make_scene(260, 90, seed=5), "large").values()
+    options = build_parser().parse_args(["--bundle", str(toy_bundle.root), "--precision", "fp32", "--list", "x"])
+    worker = Worker(options, store_at("s3://maps/out"), Scenario, block_mpx=0.01)
+    with Book([Unit(name="large", rasters=(("rgir", str(rgir)),))], tmp_path, tell=lambda *_: None) as book:
+        while (unit := book.take()) is not None:
+            book.settle(unit, worker.map(unit))
+        assert (book.states[State.MAPPED], book.retries) == (1, 0)
+    there = {each["path"] for some in obstore.list(from_url("s3://maps/out")) for each in some}
+    assert all(name.startswith("large/") for name in there), there
+    run(request_for(toy_bundle, {Sensor.RGIR: rgir}, tmp_path / "alone"))
+    for name in MAPS:
+        content = bytes(obstore.get(from_url("s3://maps/out"), f"large/{name}").bytes())
+        assert content == (tmp_path / "alone" / name).read_bytes()

@@ -29,13 +29,27 @@ def test_units_on_ray_are_those_of_one_process_and_each_is_mapped_once_though_a_
     for seed in range(12):
         paths = write_scene(make_scene(260, 330, seed=seed), f"scene{seed}")
         lines.append(",".join(map(str, paths.values())))
+    large = write_scene(make_scene(700, 330, seed=99), "large")  # three blocks
+    lines.append(",".join(map(str, large.values())))
     lines.append("gone.tif,")
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     model = ["--list", str(tmp_path / "pairs.csv"), "--bundle", str(toy_bundle.root), "--precision", "fp32"]
     assert command.main([*model, "--output", str(tmp_path / "alone"), "--quiet"]) == 9
 
     output = tmp_path / "fleet"
-    fleet = [sys.executable, "-m", "engine.fleet", *model, "--output", str(output), "--cpus", "1", "--json"]
+    fleet = [
+        sys.executable,
+        "-m",
+        "engine.fleet",
+        *model,
+        "--output",
+        str(output),
+        "--cpus",
+        "1",
+        "--cut",
+        "0.1",
+        "--json",
+    ]
     environment = {**os.environ, "RAY_DISABLE_IMPORT_WARNING": "1"}
     with subprocess.Popen(fleet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stdout is not None
@@ -55,9 +69,10 @@ def test_units_on_ray_are_those_of_one_process_and_each_is_mapped_once_though_a_
     assert running.returncode == 9, errors
     assert killed is not None
     told = json.loads((output / "fleet.json").read_text())
-    assert told["states"] == {"mapped": 12, "there": 0, "failed": 1}
+    assert told["states"] == {"mapped": 13, "there": 0, "failed": 1}
     assert set(told["workers"]) - {killed}
-    for seed in range(12):
+    assert not (output / ".fleet" / "blocks").exists() or not list((output / ".fleet" / "blocks").iterdir())
+    for unit in (*(f"scene{seed}" for seed in range(12)), "large"):
         for name in MAPS:
-            mine, theirs = (tmp_path / each / f"scene{seed}" / name for each in ("fleet", "alone"))
+            mine, theirs = (tmp_path / each / unit / name for each in ("fleet", "alone"))
             assert mine.read_bytes() == theirs.read_bytes()

@@ -49,7 +49,7 @@ REFUSED = {
     "when_behind",  # which needs --rate
 }
 NOT_IN_THE_RESULT = {
-    *("help", "list", "shard", "speed", "price", "address", "cpus", "output", "overwrite", "dry_run"),
+    *("help", "list", "shard", "speed", "price", "address", "cpus", "cut", "output", "overwrite", "dry_run"),
     *("threads", "readers", "hint", "watchdog", "deadline", "require_signature"),
     *("log_format", "log_level", "json", "quiet"),
 }
