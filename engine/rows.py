@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import rasterio
-from rasterio.windows import Window as RasterWindow
 
 from engine.contract.atomic import write_whole
-from engine.contract.errors import RasterOpenError, writing
+from engine.contract.errors import writing
 from engine.contract.formats import MalformedError, from_json, read_file
 from engine.frames import RasterFrames
 from engine.grid import TileGrid, Window
@@ -37,8 +35,7 @@ from engine.observer import Observer
 from engine.plan import Plan, make_plan
 from engine.preview import CANVASES_NAME, Preview
 from engine.rasters.cog import BLOCK_PX, PROBABILITIES
-from engine.rasters.georeference import GDAL_ERRORS
-from engine.rasters.map_reader import MAPS
+from engine.rasters.map_reader import MapReader
 from engine.reader import Part, Past
 from engine.request import RunRequest
 from engine.runner import Engines, Start, open_sink, run_key
@@ -198,8 +195,8 @@ def compose(request: RunRequest, engines: Engines, cut: Cut, surveyed: Path, blo
         entry = Entry(key=run_key(plan, engines.backend.info), tiles_done=0, statistics=state.statistics)
         start = Start(entry=entry, resumed=False, first_tile=0)
         sink = open_sink(plan, Journal(request.output), start, stack, Observer())
-        names = (*MAPS, *((PROBABILITIES,) if plan.tiling.probabilities else ()))
-        pieces = (piece for number, folder in enumerate(blocks) for piece in _pieces(cut, number, folder, names))
+        more = (PROBABILITIES,) if plan.tiling.probabilities else ()
+        pieces = (piece for number, folder in enumerate(blocks) for piece in _pieces(cut, number, folder, more))
         sink.fill(pieces, _reports(cut, surveyed, blocks), preview=surveyed / CANVASES_NAME, monitor=state.monitor)
 
 
@@ -208,26 +205,20 @@ def _rasters(plan: Plan) -> Any:
     return plan.frames.rasters
 
 
-def _pieces(cut: Cut, number: int, folder: Path, names: Sequence[str]) -> Iterator[MapBlock]:
+def _pieces(cut: Cut, number: int, folder: Path, more: Sequence[str]) -> Iterator[MapBlock]:
     """What a block owns of the maps."""
-    top, stop = cut.owned(number)
-    above, width = cut.reads(number).row, cut.grid.width
-    with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(rasterio.open(folder / f"{name}.tif")) for name in names]
-            for row, col in itertools.product(range(top, stop, BLOCK_PX), range(0, width, PIECE_PX)):
-                piece = Window(row=row, col=col, height=min(BLOCK_PX, stop - row), width=min(PIECE_PX, width - col))
-                window = RasterWindow(col, row - above, piece.width, piece.height)
-                classes, confidence, provenance = (file.read(1, window=window) for file in files[:3])
-                yield MapBlock(
-                    window=piece,
-                    classes=classes,
-                    confidence=confidence,
-                    provenance=provenance,
-                    probabilities=files[3].read(window=window) if len(files) > 3 else None,
-                )
-        except GDAL_ERRORS as error:
-            raise RasterOpenError(f"the maps of block {number} in {folder} cannot be read ({error})") from error
+    (top, stop), above, width = cut.owned(number), cut.reads(number).row, cut.grid.width
+    with MapReader(folder, more) as maps:
+        for row, col in itertools.product(range(top, stop, BLOCK_PX), range(0, width, PIECE_PX)):
+            window = Window(row=row, col=col, height=min(BLOCK_PX, stop - row), width=min(PIECE_PX, width - col))
+            classes, confidence, provenance, *rest = maps.layers(replace(window, row=row - above))
+            yield MapBlock(
+                window=window,
+                classes=classes,
+                confidence=confidence,
+                provenance=provenance,
+                probabilities=rest[0] if rest else None,
+            )
 
 
 def _reports(cut: Cut, surveyed: Path, blocks: Sequence[Path]) -> Iterator[TileReport]:

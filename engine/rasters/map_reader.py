@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,16 +27,17 @@ class MapReader:
 
     Args:
         folder: where they lie.
+        more: names of maps beside these that are to be read as well.
 
     Raises:
         RasterOpenError: one is missing or unreadable, or they differ in size.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Iterable[str] = ()) -> None:
         self._folder = folder
         self._files: dict[str, Any] = {}
         with ExitStack() as stack, unreferenced_is_fine():
-            for name in MAPS:
+            for name in (*MAPS, *more):
                 path = folder / f"{name}.tif"
                 try:
                     self._files[name] = stack.enter_context(rasterio.open(path))
@@ -67,6 +68,16 @@ class MapReader:
             RasterOpenError: a file is truncated or damaged.
         """
         return {name: self._read(name, window, (window.height, window.width)) for name in MAPS}
+
+    def layers(self, window: Window) -> list[NDArray[np.uint8]]:
+        """Everything in a window inside the raster, in the order of the maps: uint8 [h, w], of several bands [C, h, w].
+
+        Raises:
+            RasterOpenError: a file is truncated or damaged.
+        """
+        shape = (window.height, window.width)
+        bands = {name: file.count for name, file in self._files.items() if "1:" not in name}
+        return [self._read(name, window, shape, None if count > 1 else 1) for name, count in bands.items()]
 
     def small(self, name: str, window: Window, height: int, width: int) -> NDArray[np.uint8]:
         """One map in a window inside the raster, uint8 [height, width]: single pixels of it, no means.
@@ -101,11 +112,14 @@ class MapReader:
         place = Window(row=window.row // step, col=window.col // step, height=height, width=width)
         return self._read(key, place, (height, width))
 
-    def _read(self, name: str, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    def _read(self, name: str, window: Window, shape: tuple[int, int], band: int | None = 1) -> NDArray[np.uint8]:
         place = RasterWindow(window.col, window.row, window.width, window.height)
         try:
             values: NDArray[np.uint8] = self._files[name].read(
-                1, window=place, out_shape=shape, resampling=Resampling.nearest
+                band,
+                window=place,
+                out_shape=shape if band is not None else (self._files[name].count, *shape),
+                resampling=Resampling.nearest,
             )
         except GDAL_ERRORS as error:
             raise RasterOpenError(
