@@ -16,9 +16,15 @@ _T = TypeVar("_T")
 
 left_behind = threading.Event()
 """Set once a call hangs and is left to itself: the process must then end without waiting for its threads."""
-
-
+MOST_HANGING = 16
+"""Calls that a service leaves behind, each with a thread and what it read into, before it asks such disks no more."""
 STEP_S = 1.0
+_hanging: set[Future[Any]] = set()
+
+
+def too_many_hang() -> bool:
+    """Whether :data:`MOST_HANGING` calls have not come back yet."""
+    return len(_hanging) >= MOST_HANGING
 
 
 class DeadlineError(Exception):
@@ -59,6 +65,8 @@ class Caller:
                 left_s -= step_s
         self.close()
         left_behind.set()
+        _hanging.add(answer)
+        answer.add_done_callback(_hanging.discard)
         raise DeadlineError(f"no answer for {self._limit_s:g} s")
 
     def close(self) -> None:
@@ -66,6 +74,37 @@ class Caller:
         if self._calls is not None:
             self._calls.put(None)
             self._calls = None
+
+
+class Patience:
+    """Makes calls about one thing, each with a deadline, until one hangs: then it is asked no more.
+
+    Args:
+        limit_s: longest wait for a call.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._within = Caller(limit_s)
+        self.lost = False
+        """A call hangs."""
+
+    def __call__(self, function: Callable[[], _T]) -> _T:
+        """What ``function`` returns or raises.
+
+        Raises:
+            DeadlineError: it takes longer, or an earlier call did.
+        """
+        if self.lost:
+            raise DeadlineError("no answer to an earlier call")
+        try:
+            return self._within(function)
+        except DeadlineError:
+            self.lost = True
+            raise
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._within.close()
 
 
 @contextmanager

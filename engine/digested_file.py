@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.contract.atomic import sync
 from engine.contract.errors import ResumeError
 from engine.contract.formats import MalformedError, open_regular
 
@@ -40,6 +41,8 @@ class DigestedFile:
         self._file = path.open("wb" if keep_bytes is None else "r+b", buffering=0)
         self._file.truncate(self._size)
         self._file.seek(self._size)
+        if keep_bytes is None:
+            sync(path.parent)
 
     @property
     def mark(self) -> FilePrefix:

@@ -7,8 +7,8 @@ A raster is a flight of one frame. Everything behind a :class:`FrameSource` is t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterOpenError, RasterSilentError
 from engine.contract.sensors import Sensor
-from engine.deadline import Caller, DeadlineError
+from engine.deadline import MOST_HANGING, Caller, DeadlineError, too_many_hang
 from engine.grid import Window
 from engine.health.monitor import Absent
 from engine.rasters.georeference import Grid
@@ -128,6 +128,8 @@ class RasterOpener:
     """At which they are to be mapped."""
     limit_s: float | None = None
     """Longest wait for the disk of a file that is to be opened; None waits without end."""
+    goes_on: bool = False
+    """A file that takes longer for a window is an error then and ever after: whoever reads goes on without it."""
 
     def open(self, files: Mapping[Sensor, RasterInput]) -> SensorRasters:
         """The rasters on one grid.
@@ -136,7 +138,7 @@ class RasterOpener:
             InputError: one cannot be used, or they do not fit together.
         """
         if self.limit_s is not None:
-            self._await(files.values(), self.limit_s)
+            self._await(files, self.limit_s)
         rasters = SensorRasters.open(
             files,
             self.specs,
@@ -146,6 +148,7 @@ class RasterOpener:
             window_px=self.tile_px,
             ordered=True,
             drivers=self.drivers,
+            limit_s=self.limit_s if self.goes_on else None,
         )
         grid = rasters.grid
         if self.max_px is not None and grid.width * grid.height > self.max_px:
@@ -162,32 +165,37 @@ class RasterOpener:
                 raise
         return rasters
 
-    def _await(self, files: Iterable[RasterInput], limit_s: float) -> None:
+    def _await(self, files: Mapping[Sensor, RasterInput], limit_s: float) -> None:
         """See that the disks answer. While GDAL opens a file, rasterio lets no other thread of Python run: a disk that
         hangs would stop the whole process, and whoever watches it.
 
         Raises:
             RasterSilentError: one does not.
         """
-        within = Caller(limit_s)
-        try:
-            for given in files:
+        if self.goes_on and too_many_hang():
+            raise RasterSilentError(f"{MOST_HANGING} reads hang already: see whether the disk of the frames answers")
+        with closing(Caller(limit_s)) as within:
+            for sensor, given in files.items():
                 for name in given.files if isinstance(given, HeightModels) else (given,):
                     path = local_file(name) if isinstance(name, str | Path) else None
-                    if path is not None and path.is_file():
+                    try:
                         within(partial(_touch, path))
-        except DeadlineError as error:
-            raise RasterSilentError(f"{path} cannot be opened: {error}; see whether its disk answers") from error
-        finally:
-            within.close()
+                    except DeadlineError as error:
+                        raise RasterSilentError(
+                            f"{path} cannot be opened: {error}; see whether its disk answers", sensor
+                        ) from error
 
 
-def _touch(path: Path) -> None:
+def _touch(path: Path | None) -> None:
     """Read a file's first and last bytes; what is wrong with it is for GDAL to say."""
-    with suppress(OSError), path.open("rb") as stream:
-        stream.read(TOUCHED_BYTES)
-        stream.seek(-min(TOUCHED_BYTES, path.stat().st_size), os.SEEK_END)
-        stream.read(TOUCHED_BYTES)
+    if path is None:
+        return
+    with suppress(OSError):
+        if path.is_file():  # else opening might wait for a partner
+            with path.open("rb") as stream:
+                stream.read(TOUCHED_BYTES)
+                stream.seek(-min(TOUCHED_BYTES, path.stat().st_size), os.SEEK_END)
+                stream.read(TOUCHED_BYTES)
 
 
 class FrameSource(Protocol):

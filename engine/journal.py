@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from engine.digested_file import FilePrefix
 from engine.health.history import SensorHistory
 from engine.job import Job, pixels_of
 from engine.map_block import MapBlock
-from engine.ownership import is_marked, is_unmarked, mark
+from engine.ownership import clear_marked, is_marked, is_unmarked, mark
 
 FOLDER = ".unfinished"
 _MARK = "unfinished run"
@@ -179,11 +178,6 @@ class Journal:
         self._path = self.folder / "journal.json"
 
     @property
-    def exists(self) -> bool:
-        """An unfinished run is there."""
-        return self.folder.exists()
-
-    @property
     def ours(self) -> bool:
         """The folder of the unfinished run is there, and one that this project made."""
         return is_marked(self.folder, _MARK) or (not self.folder.is_symlink() and self._path.is_file())
@@ -238,8 +232,8 @@ class Journal:
         mark(self.folder, _MARK)
         sync(self.folder.parent)
 
-    def remove(self) -> None:
-        """Forget the unfinished run.
+    def forget(self) -> None:
+        """Take the entry away, for good: what it promises may be taken away next.
 
         Raises:
             OutputError: the folder is not one that this project made.
@@ -249,6 +243,17 @@ class Journal:
         if not (self.ours or is_unmarked(self.folder)):
             raise OutputError(f"{self.folder} was not made by this project: move it away, or pass another `output`")
         with suppress(OSError):
-            self._path.unlink(missing_ok=True)  # first: what it promises is taken away next
+            if not is_marked(self.folder, _MARK):  # of an older version: the entry alone shows that it is ours
+                mark(self.folder, _MARK)
+            self._path.unlink(missing_ok=True)
             sync(self.folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        """:meth:`forget`, and take the folder away.
+
+        Raises:
+            OutputError: the folder is not one that this project made.
+        """
+        self.forget()
+        with suppress(OSError):  # what stays is swept by the next run
+            clear_marked(self.folder)

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -120,6 +121,29 @@ def is_marked(folder: Path, what: str) -> bool:
 def is_unmarked(folder: Path) -> bool:
     """Whether a folder, which is no link, holds nothing but what a run leaves that dies while it marks it."""
     return not folder.is_symlink() and all(path.name.startswith((MARKER, f".{MARKER}.")) for path in folder.iterdir())
+
+
+def clear_marked(folder: Path, *, keep: bool = False) -> None:
+    """Delete a folder that is marked, its marker last: what is left if the power fails is still known to be ours.
+
+    Args:
+        folder: to delete.
+        keep: it stays, with nothing but its marker.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
+    if keep:
+        return
+    sync(folder)
+    (folder / MARKER).unlink(missing_ok=True)
+    folder.rmdir()
+    sync(folder.parent)
 
 
 def remove_marked(folder: Path, what: str, ours: Collection[str]) -> None:

@@ -347,7 +347,8 @@ def plan_for(
         drivers=request.source.drivers if isinstance(request.source, LandingFolder) else None,
         max_px=MAX_FRAME_PX if isinstance(request.source, LandingFolder) else None,
         resolution=tiling.resolution,
-        limit_s=read_limit_s(request),
+        limit_s=_answer_limit_s(request),
+        goes_on=isinstance(request.source, LandingFolder),
     )
     source, chosen = _open_frames(request, opener, stack) if frames is None else frames(opener), None
     if isinstance(source, RasterFrames):
@@ -368,10 +369,16 @@ def plan_for(
     )
 
 
-def read_limit_s(request: RunRequest) -> float:
-    """Longest time that a tile may be read; a frame is a file of this machine, and a raster may be on a server."""
+def _answer_limit_s(request: RunRequest) -> float:
+    """Longest wait for a file; a frame is one of this machine, and a raster may be on a server."""
     live = isinstance(request.source, LandingFolder)
     return request.backend.watchdog_s if live else max(request.backend.watchdog_s, READ_LIMIT_S)
+
+
+def read_limit_s(request: RunRequest) -> float:
+    """Longest time that a tile may be read before the run ends; a frame is given up before, sensor by sensor."""
+    live = isinstance(request.source, LandingFolder)
+    return _answer_limit_s(request) * (2 * len(Sensor) if live else 1)
 
 
 def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) -> FrameSource:
@@ -383,6 +390,7 @@ def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) ->
             pattern=source.pattern,
             partner_wait_s=source.partner_wait_ms / 1e3,
             refuses=partial(_taken, request.output),
+            limit_s=opener.limit_s,
         )
         return FolderFrames(
             folder=folder,
@@ -444,7 +452,7 @@ def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
             raise OutputError(f"`output` must be a folder; {output} is a file: pass another `output`")
         existing = [name for name in OUTPUT_NAMES if os.path.lexists(output / name)]
         unfinished = Journal(output)
-        if unfinished.exists and not again:
+        if unfinished.begun and not again:
             raise OutputError(
                 f"{output} holds an unfinished run: pass resume=True to go on with it, overwrite=True to start over, "
                 "or another `output`"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.backends.base import Outputs
 from engine.backends.resilient import ResilientBackend
+from engine.contract.atomic import sync
 from engine.contract.bundle import Manifest
 from engine.contract.errors import writing
 from engine.contract.sensors import Scenario, Sensor
@@ -103,10 +104,12 @@ class Result:
                         (output / f"{PROBABILITIES}.tif").unlink(missing_ok=True)
                     quicklook = journal.folder / QUICKLOOK_NAME
                     self._preview.save(quicklook, model=manifest.name, classes=manifest.classes, pixels=self._pixels)
+                    sync(quicklook)
                     quicklook.replace(output / QUICKLOOK_NAME)
                     with TileLog(journal.folder / TILE_LOG_NAME) as tiles:
                         for report in self._reports:
                             tiles.append(report)
+                        tiles.flush()
                     (journal.folder / TILE_LOG_NAME).replace(output / TILE_LOG_NAME)
                     (output / REPORT_NAME).unlink(missing_ok=True)  # of an older run: it would tell of other maps
                     self.record.write(output / RUN_NAME)

@@ -25,7 +25,7 @@ from engine.backends.base import BackendInfo
 from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.atomic import replacing
 from engine.contract.bundle import Bundle
-from engine.contract.errors import EngineError, InterruptedRunError, OutputError, writing
+from engine.contract.errors import EngineError, InterruptedRunError, OutputError, ResumeError, writing
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameLog, FrameRecord, read_frame_log
@@ -37,7 +37,7 @@ from engine.job import TileReport
 from engine.journal import Entry, Journal, Statistics
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
-from engine.ownership import RUN_NAME, frame_mark, owned, remove_marked
+from engine.ownership import RUN_NAME, frame_mark, holds_a_run, owned, remove_marked
 from engine.plan import REPORT_NAME, Choose, Plan, make_plan, read_limit_s
 from engine.reader import Past
 from engine.record import RunRecord, TileTimes
@@ -112,6 +112,8 @@ def run(
         stack.enter_context(owned(request.output))
         plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle, part=part)
         journal = Journal(request.output)
+        if request.resume and not plan.frames.live:
+            _check_unfinished(request.output, journal)
         backend = stack.enter_context(_open_backend(plan, journal)) if engines is None else engines.backend
         opened, frames, events_before = backend.info, plan.frames, len(backend.events)
         backend.news()  # of the run before, which told them
@@ -195,6 +197,20 @@ def run(
     return record
 
 
+def _check_unfinished(output: Path, journal: Journal) -> None:
+    """See that there is a run to go on with; what the power took from a run while it swept up is swept up here.
+
+    Raises:
+        ResumeError: the run is finished.
+    """
+    if not journal.begun and holds_a_run(output):
+        journal.remove()
+        raise ResumeError(
+            f"the run in {output} is finished, so that resume=True has nothing to do: use its maps, or map again with "
+            "overwrite=True"
+        )
+
+
 def _open_backend(plan: Plan, journal: Journal) -> ResilientBackend:
     """The backend; of a run that is resumed with the graph that it began with, whatever ``auto`` has become since."""
     options, remembers = plan.request.backend, True
@@ -271,7 +287,7 @@ def open_sink(plan: Plan, journal: Journal, start: Start, stack: ExitStack, watc
         watcher.frame_done(record)
 
     if frames.live and not start.resumed:
-        _clear_frames(output)
+        _clear_frames(output, journal)
     try:
         if not start.resumed:
             journal.remove()
@@ -312,9 +328,9 @@ def open_sink(plan: Plan, journal: Journal, start: Start, stack: ExitStack, watc
     return sink
 
 
-def _clear_frames(output: Path) -> None:
-    """Remove what an earlier live run left, and nothing else."""
-    records = output / FRAME_LOG_NAME
+def _clear_frames(output: Path, journal: Journal) -> None:
+    """Remove what an earlier live run left, and nothing else; first of all the journal that vouches for it."""
+    records, stamps = output / FRAME_LOG_NAME, list[str]()
     if records.exists():
         try:
             stamps = [record.stamp for record in read_frame_log(records)]
@@ -323,9 +339,10 @@ def _clear_frames(output: Path) -> None:
                 f"{error}: it is not known which folders in {output} are to be replaced; empty it yourself, or pass "
                 "another `output`"
             ) from error
-        with writing(output):
-            for stamp in stamps:
-                remove_marked(output / stamp, frame_mark(stamp), FRAME_NAMES)
+    journal.forget()
+    with writing(output):
+        for stamp in stamps:
+            remove_marked(output / stamp, frame_mark(stamp), FRAME_NAMES)
     for name in (FRAME_LOG_NAME, TILE_LOG_NAME, RUN_NAME):
         with writing(output / name):
             (output / name).unlink(missing_ok=True)

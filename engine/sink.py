@@ -181,6 +181,9 @@ class FrameSink:
             OutputError: there is no room for them.
             ResumeError: they are missing or damaged.
         """
+        with writing(self._folder, MAKE_ROOM):
+            if not resume and self._folder.exists():  # of a live frame that was begun: GDAL replaces no torn file
+                shutil.rmtree(self._folder)
         writer = MapWriter.create(
             self._folder, grid, self.classes, resume=resume, mark=windows, probabilities=self.probabilities
         )

@@ -33,7 +33,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from engine.contract.sensors import Sensor
 
 
 def one_line(text: object, longest: int = 2000) -> str:
@@ -73,7 +76,15 @@ class RasterOpenError(InputError):
 
 
 class RasterSilentError(RasterOpenError):
-    """A raster's disk or server gives no answer within the deadline."""
+    """A raster's disk or server gives no answer within the deadline.
+
+    Attributes:
+        sensor: whose; None where that is not known.
+    """
+
+    def __init__(self, message: str, sensor: Sensor | None = None) -> None:
+        super().__init__(message)
+        self.sensor = sensor
 
 
 class RasterFormatError(InputError):

@@ -202,6 +202,8 @@ class Book:
         label = "" if shard is None else f"-{shard.replace('/', '-of-')}"
         units, sums = (name.replace(".", f"{label}.") for name in (UNITS_NAME, NAME))
         with writing(self._folder):
+            self._rows.flush()
+            os.fsync(self._rows.fileno())
             self._rows.close()
             self._temporary.replace(self._folder / units)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -104,7 +104,7 @@ def drive(
         vrts = mosaic_vrts({f"{unit}/classes.tif": grid for unit, grid in book.placed.items()}, bundle.manifest.classes)
         for name, content in vrts.items() if options.shard is None else ():
             with writing(store.books / name):
-                write_whole(store.books / name, content)
+                write_whole(store.books / name, content, durable=True)
         for name in (*names, *(vrts if options.shard is None else ())):
             store.keep(name)
         teller.end(record, str(options.output or OUTPUT))

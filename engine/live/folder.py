@@ -25,20 +25,26 @@ import logging
 import math
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from engine.contract.errors import InputError
 from engine.contract.formats import MalformedError, MismatchError, from_json, read_file
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
+from engine.deadline import MOST_HANGING, Caller, DeadlineError, too_many_hang
 from engine.frames import Frame
 from engine.health.monitor import Absent, Fault
 from engine.live.frame_name import Pattern, Sidecar, StampOrder, check_stamp, stamp_order
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 POLL_S = 0.05
 STALLED_S = 5.0
@@ -67,6 +73,8 @@ class Arrivals:
     quarantined: int = 0
     """Files that are not mapped because of what they are called: a stamp that cannot name a folder of results, or
     names one that is there and not ours."""
+    silent: int = 0
+    """Files whose disk gives no answer in time; their frames are mapped without them, or without the rest of them."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +108,7 @@ class LiveFolder:
         partner_wait_s: how long a frame waits for a sensor after the first has delivered.
         done: stamps that have been mapped already, and the sensors that delivered.
         refuses: why a stamp must not be mapped; None where it may.
+        limit_s: longest wait for the disk of a file; None waits without end.
 
     Raises:
         InputError: there is no such folder.
@@ -114,6 +123,7 @@ class LiveFolder:
         partner_wait_s: float,
         done: Mapping[str, frozenset[Sensor]] | None = None,
         refuses: Callable[[str], str | None] = lambda _: None,
+        limit_s: float | None = None,
     ) -> None:
         if not folder.is_dir():
             raise InputError(f"frames land in a folder; {folder} is none: create it, or name another")
@@ -122,6 +132,7 @@ class LiveFolder:
         """When something was last seen to land or to grow."""
         self.path, self.sensors, self._pattern = folder, sensors, pattern
         self._wait_s, self._refuses = partner_wait_s, refuses
+        self._caller, self._counting = None if limit_s is None else Caller(limit_s), threading.Lock()
         self._landing: dict[str, _Landing] = {}
         self._pending: dict[str, _Pending] = {}
         self._gone: dict[str, frozenset[Sensor]] = {}
@@ -167,6 +178,28 @@ class LiveFolder:
         self._settle(now)
         return self._depart(now)
 
+    def count_silent(self) -> None:
+        """A file gave no answer in time; from any thread."""
+        with self._counting:
+            self.arrivals.silent += 1
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._caller is not None:
+            self._caller.close()
+
+    def _within(self, function: Callable[[], _T]) -> _T:
+        """What ``function``, which reads a file, returns.
+
+        Raises:
+            DeadlineError: its disk gives no answer, or others give none already.
+        """
+        if self._caller is None:
+            return function()
+        if too_many_hang():
+            raise DeadlineError(f"{MOST_HANGING} reads hang already")
+        return self._caller(function)
+
     def _names(self) -> list[str]:
         try:
             with os.scandir(self.path) as entries:
@@ -208,7 +241,10 @@ class LiveFolder:
 
     def _read_sidecar(self, name: str, now: float) -> None:
         try:
-            told = from_json(read_file(self.path / name, SIDECAR_LIMIT_BYTES), Sidecar)
+            told = from_json(self._within(partial(read_file, self.path / name, SIDECAR_LIMIT_BYTES)), Sidecar)
+        except DeadlineError as error:
+            self.count_silent()
+            return self._ignore(name, f"cannot be read ({error})")
         except MismatchError as error:
             return self._ignore(name, f"is no sidecar of a frame ({error})")
         except (OSError, MalformedError) as error:  # half written, it is no JSON
@@ -279,7 +315,13 @@ class LiveFolder:
             if landing.vouched and state is not None:
                 self._take(name, landing, path, now)
             elif at_rest:
-                why = unfinished(path)
+                try:
+                    why = self._within(partial(unfinished, path))
+                except DeadlineError as error:
+                    self.count_silent()
+                    log.warning("%s is left out: its disk gives %s", name, error)
+                    self._take(name, landing, Absent(fault=Fault.READ_ERROR, detail=f"{name}: {error}"), now)
+                    continue
                 if why is None:
                     self._take(name, landing, path, now)
                 elif now - landing.resting_since >= STALLED_S:

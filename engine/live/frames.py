@@ -19,8 +19,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.contract.errors import InputError
+from engine.contract.errors import InputError, RasterSilentError
 from engine.contract.sensors import Sensor
+from engine.deadline import left_behind
 from engine.frames import Frame, RasterOpener
 from engine.health.monitor import Absent, Fault
 from engine.live.folder import POLL_S, LiveFolder
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 SCAN_SHARE = 4
 """The pause between two looks is at least so many times as long as a look takes: a folder of a hundred thousand files
 must not keep a core busy."""
+LOOK_LIMIT_S = 5.0
+"""Longest wait for the last look at the folder."""
 FRAMES_WAITING = 2
 """So many whole frames may wait when the oldest are to be dropped."""
 
@@ -61,14 +64,16 @@ class FolderFrames:
 
     def frames(self, waits: Callable[[bool], None] = lambda _: None) -> Iterator[Frame]:
         """Frames in order; see :meth:`engine.frames.FrameSource.frames`."""
-        watching = threading.Thread(target=self._watch, name="watch")
+        watching = threading.Thread(target=self._watch, name="watch", daemon=True)
         watching.start()
         try:
             while (frame := self._next(waits)) is not None:
                 yield frame
         finally:
             self.finish()
-            watching.join()
+            watching.join(LOOK_LIMIT_S)
+            if watching.is_alive():  # the folder's own disk hangs
+                left_behind.set()
 
     @contextmanager
     def open(self, frame: Frame) -> Iterator[tuple[SensorRasters | None, Mapping[Sensor, Absent]]]:
@@ -80,14 +85,21 @@ class FolderFrames:
                 rasters = self.opener.open(usable)
             except InputError as error:
                 sensor, why = self._culprit(usable, error)
+                if isinstance(why, RasterSilentError):
+                    self.folder.count_silent()
                 broken[sensor] = Absent(fault=Fault.READ_ERROR, detail=str(why))
                 del usable[sensor]
         with rasters or nullcontext():
             yield rasters, broken
+            for sensor in rasters.silent if rasters is not None else ():
+                self.folder.count_silent()
+                log.warning("%s of frame %s gives no answer: the frame is mapped without it", sensor, frame.stamp)
 
     def finish(self) -> None:
         """Begin no other frame: the iteration ends with the one under way. From any thread."""
-        self._finishing.set()
+        with self._changed:
+            self._finishing.set()
+            self._changed.notify_all()
 
     def done(self, stamp: str) -> None:
         """The frame is not under way any more. From any thread."""
@@ -99,6 +111,8 @@ class FolderFrames:
 
     def _culprit(self, files: Mapping[Sensor, RasterInput], error: InputError) -> tuple[Sensor, InputError]:
         """The file that cannot be opened by itself; if each can, the one that does not fit onto the other's grid."""
+        if isinstance(error, RasterSilentError) and error.sensor is not None:
+            return error.sensor, error
         for sensor, path in files.items():
             try:
                 self.opener.open({sensor: path}).close()
@@ -127,9 +141,8 @@ class FolderFrames:
         except BaseException as error:  # raised again in the read thread
             self._error = error
         finally:
-            with self._changed:
-                self._finishing.set()
-                self._changed.notify_all()
+            self.folder.close()
+            self.finish()
 
     def _drop(self) -> None:
         kept = [place for place, frame in enumerate(self._queue) if not frame.dropped]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import pyarrow.parquet
 import pyogrio
 import shapely
 
+from engine.contract.atomic import sync
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError
+from engine.ownership import clear_marked, is_marked, is_unmarked, mark, owned
 from engine.rasters.georeference import Grid
 from engine.rasters.polygons import Area
 
@@ -56,9 +58,8 @@ def write_areas(areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence
     """
     count = 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            collected = Path(folder) / "areas.gpkg"  # the format that can be appended to
+        with _under_way(path) as folder:
+            collected = folder / "areas.gpkg"  # the format that can be appended to
             remaining = iter(areas)
             while batch := list(islice(remaining, BATCH)):
                 frame = _frame(batch, grid, classes)
@@ -68,11 +69,32 @@ def write_areas(areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence
                 count += len(batch)
             if not count:
                 raise OutputError("the map holds no area to write: every pixel is nodata")
-            whole = collected if path.suffix == ".gpkg" else _converted(collected, Path(folder) / path.name)
+            whole = collected if path.suffix == ".gpkg" else _converted(collected, folder / path.name)
+            sync(whole)
             whole.replace(path)
+            sync(path.parent)
     except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
         raise OutputError(f"{path} cannot be written ({error}): check free space and permissions") from error
     return count
+
+
+@contextmanager
+def _under_way(path: Path) -> Iterator[Path]:
+    """A folder beside the file, locked and marked: what a process or a machine that dies leaves there is swept up.
+
+    Raises:
+        OutputError: somebody else writes the same file, or has such a folder.
+    """
+    folder, what = path.with_name(f".{path.name}.unfinished"), f"unfinished {path.name}"
+    with owned(folder):
+        if not (is_marked(folder, what) or is_unmarked(folder)):
+            raise OutputError(f"{folder} was not made by this project: move it away, or pass another name")
+        mark(folder, what)
+        clear_marked(folder, keep=True)
+        try:
+            yield folder
+        finally:
+            clear_marked(folder)
 
 
 def _frame(areas: Sequence[Area], grid: Grid, classes: Sequence[ClassSpec]) -> Any:

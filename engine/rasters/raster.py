@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engine.contract.bands import SensorSpec
 from engine.contract.errors import GridError, RasterOpenError, UsageError
 from engine.contract.sensors import Sensor
+from engine.deadline import Patience
 from engine.grid import Window, mirrored
 from engine.rasters.blocks import Blocks, cut, in_blocks
 from engine.rasters.georeference import CACHE_BYTES, Grid, unreferenced_is_fine
@@ -57,9 +58,15 @@ class SensorRasters:
         grid: that of the RGIR raster, or the nDSM's when it is alone.
     """
 
-    def __init__(self, sources: Mapping[Sensor, AnySource | Blocks], grid: Grid, files: ExitStack) -> None:
+    def __init__(
+        self,
+        sources: Mapping[Sensor, AnySource | Blocks],
+        grid: Grid,
+        files: ExitStack,
+        patience: Mapping[Sensor, Patience] | None = None,
+    ) -> None:
         self._sources = dict(sources)
-        self._files = files
+        self._files, self._patience = files, patience or {}
         self._under_way = threading.Event()
         """A read is."""
         self.grid = grid
@@ -76,6 +83,7 @@ class SensorRasters:
         window_px: int = 512,
         ordered: bool = False,
         drivers: Sequence[str] | None = None,
+        limit_s: float | None = None,
     ) -> SensorRasters:
         """Open every raster, check it and bring it onto the grid.
 
@@ -90,6 +98,8 @@ class SensorRasters:
             window_px: height of the windows to come; it sizes the block cache for rasters stored in strips.
             ordered: most will be read :meth:`in_order`, so that GDAL need not remember blocks as well.
             drivers: see :func:`engine.rasters.opening.open_raster`.
+            limit_s: longest time that a file may take for a window. One that takes longer is an error then and
+                ever after, and stays open for the thread that hangs in it; None waits without end.
 
         Raises:
             RasterOpenError: a raster is missing, unreadable or truncated.
@@ -102,6 +112,7 @@ class SensorRasters:
             raise ValueError("at least one sensor is needed, received none")
         with ExitStack() as stack, unreferenced_is_fine():
             sources: dict[Sensor, AnySource] = {}
+            patience: dict[Sensor, Patience] = {}
             grid, grid_name = None, ""
             for sensor in (sensor for sensor in Sensor if sensor in paths):
                 given, spec = paths[sensor], specs[sensor]
@@ -119,11 +130,15 @@ class SensorRasters:
                     grid, grid_name = grid or Grid.of(difference.surface.file), grid_name or f"dsm {given.dsm}"
                     check_difference(given, difference.sample(grid))
                     continue
+                if limit_s is not None:
+                    patience[sensor] = Patience(limit_s)
+                    stack.callback(patience[sensor].close)
                 sources[sensor] = source = open_source(
                     *(stack, sensor, given, spec, grid, grid_name, drivers),
                     bands=rgir_bands if sensor is Sensor.RGIR else None,
                     scale_m=ndsm_scale_m,
                     stretch=stretch,
+                    patience=patience.get(sensor),
                 )
                 grid, grid_name = grid or Grid.of(source.file), grid_name or f"{sensor} {source.name}"
             assert grid is not None
@@ -131,7 +146,7 @@ class SensorRasters:
             _size_cache(
                 (file for file in files if not ordered or cut(file, grid.height, grid.width) is None), window_px
             )
-            return cls(sources, grid, stack.pop_all())
+            return cls(sources, grid, stack.pop_all(), patience)
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[Sensor, Observation]:
         """Every sensor in one window, which may reach beyond the grid on any side by any amount.
@@ -235,6 +250,7 @@ class SensorRasters:
             windows: all of them, from the first on; called more than once.
             readers: threads that decode ahead, where a raster can be opened more than once; 1: the caller decodes.
         """
+        readers = 1 if self._patience else readers  # a pool would wait for a thread that hangs
         with in_blocks(self._sources, (self.grid.height, self.grid.width), windows, readers) as sources:
             ordered = _Ordered(sources, self.grid, windows(), ahead=readers if readers > 1 else 0)
             self._under_way = ordered._under_way
@@ -254,9 +270,14 @@ class SensorRasters:
             str(sensor): source.describe() for sensor, source in self._sources.items() if not isinstance(source, Blocks)
         }
 
+    @property
+    def silent(self) -> frozenset[Sensor]:
+        """Those whose file gave no answer in time."""
+        return frozenset(sensor for sensor, patience in self._patience.items() if patience.lost)
+
     def close(self) -> None:
         """Close the files; a second call does nothing. Under a read that hangs in another thread they stay open."""
-        if not self._under_way.is_set():
+        if not self._under_way.is_set() and not self.silent:
             self._files.close()
 
     def __enter__(self) -> SensorRasters:

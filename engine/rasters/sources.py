@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,8 +22,9 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from engine.contract.bands import SensorSpec
-from engine.contract.errors import RasterFormatError, RasterOpenError
+from engine.contract.errors import RasterFormatError, RasterOpenError, RasterSilentError
 from engine.contract.nodata import fill_nodata
+from engine.deadline import DeadlineError, Patience
 from engine.rasters.georeference import GDAL_ERRORS, Grid, check_overlap, onto_grid
 from engine.rasters.ground_filter import ground_below
 from engine.rasters.height_models import HeightModels, check_datums
@@ -98,6 +100,8 @@ class FileSource:
     """Of imagery that has more than 8 bits: the values of each band that become 0 and 255."""
     again: Callable[[ExitStack], FileSource] | None = None
     """Opens the same once more, for another thread; None where that may not be, or would not pay."""
+    patience: Patience | None = None
+    """Limits each read; None waits without end."""
 
     def read(self, row: int, col: int, out: Observation) -> bool:
         """A window inside the grid, from (row, col) on and as large as ``out``, whose arrays are overwritten.
@@ -106,7 +110,25 @@ class FileSource:
 
         Returns:
             Whether every pixel is known to be valid and a number, so that nothing is to be settled.
+
+        Raises:
+            RasterOpenError: the file is damaged.
+            RasterSilentError: it gives no answer in time.
         """
+        if self.patience is None:
+            return self._read(row, col, out)
+        mine = self.blank(*out.valid.shape)  # a read that comes back too late must not change what others see
+        try:
+            whole = self.patience(partial(self._read, row, col, mine))
+        except DeadlineError as error:
+            raise RasterSilentError(
+                f"{self.spec.sensor} raster {self.name} gave no window ({error}): see whether its disk answers"
+            ) from error
+        np.copyto(out.values, mine.values)
+        np.copyto(out.valid, mine.valid)
+        return whole
+
+    def _read(self, row: int, col: int, out: Observation) -> bool:
         height, width = out.valid.shape
         window = Window(col, row, width, height)
         direct = all(self.view.dtypes[band - 1] == out.values.dtype for band in self.bands)
@@ -352,6 +374,7 @@ def open_source(
     bands: tuple[int, ...] | None = None,
     scale_m: float | None = None,
     stretch: Stretch | None = None,
+    patience: Patience | None = None,
 ) -> FileSource:
     """A file or an open dataset, checked and brought onto the grid, if there is one yet.
 
@@ -359,6 +382,7 @@ def open_source(
         stack: closes what is opened.
         what: messages call it: the sensor, ``dsm`` or ``dtm``.
         bands, scale_m, stretch: see :meth:`SensorRasters.open`.
+        patience: see :attr:`FileSource.patience`.
     """
     with believed(what, given if isinstance(given, str | Path) else given.name):
         if isinstance(given, str | Path):
@@ -386,6 +410,7 @@ def open_source(
             nodata=nodata,
             masked=masked,
             alpha=alpha_bands(file, bands) if view is file else (),
+            patience=patience,
         )
         if stretch is not None and spec.dtype == "uint8" and file.dtypes[bands[0] - 1] != "uint8":
             ranges = ranges_of(stretch, name, file, bands, source.alpha)

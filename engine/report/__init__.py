@@ -70,5 +70,5 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
 def _write(output: Path, text: str) -> Path:
     target = output / REPORT_NAME
     with writing(target, f"free space or check permissions, then run `python -m engine.report {output}`"):
-        write_whole(target, text.encode())
+        write_whole(target, text.encode(), durable=True)
     return target

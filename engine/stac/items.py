@@ -159,7 +159,7 @@ def write_item(path: Path, item: Mapping[str, Any]) -> Path:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, msgspec.json.format(msgspec.json.encode(item), indent=2) + b"\n")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(item), indent=2) + b"\n", durable=True)
     return path
 
 

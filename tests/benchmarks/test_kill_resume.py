@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import compare, remains
+from benchmarks.stopped import compare, remains
 from benchmarks.rasters import Failure, write_flight
 from engine.contract.sensors import Provenance, Sensor
 from engine.journal import FOLDER
