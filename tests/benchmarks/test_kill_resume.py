@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stopped import compare, remains
 from benchmarks.rasters import Failure, write_flight
+from benchmarks.stopped import compare, remains
 from engine.contract.sensors import Provenance, Sensor
 from engine.journal import FOLDER
 from engine.rasters.map_reader import MapReader

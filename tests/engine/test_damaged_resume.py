@@ -14,7 +14,7 @@ import pytest
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InterruptedRunError, OutputError, ResumeError
 from engine.contract.sensors import Sensor
-from engine.journal import FOLDER, Entry, Statistics
+from engine.journal import FOLDER, Entry, Journal, Statistics
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.map_reader import MAPS
 from engine.request import RunRequest
@@ -64,6 +64,31 @@ def test_a_run_that_was_stopped_behind_its_last_tile_publishes_its_maps(
     assert record.tiling.tiles == tiles
     for name in PRODUCTS:
         assert (stopped.output / name).read_bytes() == (request.output / name).read_bytes()
+
+
+def test_what_the_power_took_from_a_run_while_it_swept_up_is_swept_up_later(
+    toy_bundle: Bundle, write_scene: Callable[[Scene], dict[Sensor, Path]], tmp_path: Path
+) -> None:
+    """The journal is taken away first, the marker last, and whatever lies between them may be left."""
+    request = request_for(toy_bundle, write_scene(make_scene(70, 90)), tmp_path / "out")
+    run(request)
+    assert not (request.output / FOLDER).exists()
+    maps = [(request.output / name).read_bytes() for name in PRODUCTS]
+    left = Journal(request.output)
+    for begun in (False, True):
+        left.make()
+        if begun:
+            (left.folder / "frame" / "maps").mkdir(parents=True)
+            (left.folder / "frame" / "classes.spool.tif").write_bytes(bytes(100))
+        with pytest.raises(OutputError, match="already holds classes.tif"):  # and not an unfinished run
+            run(request)
+        with pytest.raises(ResumeError, match="is finished, so that resume=True has nothing to do"):
+            run(replace(request, resume=True))
+        assert not left.folder.exists()
+        assert [(request.output / name).read_bytes() for name in PRODUCTS] == maps
+    left.make()
+    run(replace(request, overwrite=True))
+    assert not left.folder.exists()
 
 
 @pytest.mark.slow

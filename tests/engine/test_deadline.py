@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,17 @@ from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import RasterSilentError
 from engine.contract.sensors import Sensor
 from engine.deadline import Caller, DeadlineError, left_behind
+from engine.frame_log import read_frame_log
 from engine.frames import RasterOpener
+from engine.health.monitor import Fault
 from engine.journal import Journal
+from engine.live.folder import LiveFolder
+from engine.live.frame_name import Pattern
 from engine.rasters.georeference import gdal_environment
+from engine.rasters.raster import SensorRasters
 from engine.runner import run
 from tests.conftest import Scene, make_scene
-from tests.engine.runs import Watcher, request_for
+from tests.engine.runs import Watcher, live_request, request_for, run_told
 
 SPECS = {Sensor.RGIR: rgir_spec(), Sensor.NDSM: ndsm_spec()}
 TILE_PX = 64
@@ -127,19 +135,88 @@ class Silences(Watcher):
             self._silence.touch()
 
 
+@contextmanager
+def leased(path: Path) -> Iterator[None]:
+    """For the block: whoever opens the file waits for it, in the kernel."""
+    previous = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with path.open("r+b") as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            pytest.skip(f"this file system has no leases: {error}")
+        yield
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, previous)
+
+
 def test_a_file_whose_disk_does_not_answer_is_not_opened(
     write_scene: Callable[[Scene], dict[Sensor, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever opens a file that another process has leased waits for it, in the kernel."""
     paths = write_scene(make_scene(100, 100))
-    previous = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    with paths[Sensor.NDSM].open("r+b") as leased:
-        try:
-            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            pytest.skip(f"this file system has no leases: {error}")
-        with pytest.raises(RasterSilentError, match=r"ndsm\.tif cannot be opened: no answer for 0\.3 s"):
-            RasterOpener(specs=SPECS, tile_px=TILE_PX, limit_s=0.3).open(paths)
-        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    signal.signal(signal.SIGIO, previous)
+    opener = RasterOpener(specs=SPECS, tile_px=TILE_PX, limit_s=0.3, goes_on=True)
+    with leased(paths[Sensor.NDSM]):
+        with pytest.raises(RasterSilentError, match=r"ndsm\.tif cannot be opened: no answer for 0\.3 s") as caught:
+            opener.open(paths)
+        assert caught.value.sensor is Sensor.NDSM
+        monkeypatch.setattr("engine.deadline.MOST_HANGING", 1)
+        with pytest.raises(RasterSilentError, match="reads hang already"):  # no thread more is left behind
+            opener.open(paths)
     RasterOpener(specs=SPECS, tile_px=TILE_PX, limit_s=10).open(paths).close()
+
+
+def test_a_frame_that_hangs_in_mid_read_is_mapped_without_it_and_the_flight_goes_on(
+    served, toy_bundle, tmp_path, monkeypatch
+) -> None:
+    """The first frame's nDSM hangs within a read."""
+    silence, files = served
+    landing = tmp_path / "landing"
+    landing.mkdir()
+    for number in range(2):
+        for sensor in Sensor:
+            shutil.copy(tmp_path / "scene" / f"{sensor}.tif", landing / f"{sensor}_{number:04d}.tif")
+    opened = RasterOpener.open
+
+    def open_elsewhere(self: RasterOpener, paths: Mapping[Sensor, Path]) -> SensorRasters:
+        """The first frame's nDSM lies on a server, which answers no more once its header is read."""
+        if paths.get(Sensor.NDSM) != landing / "ndsm_0000.tif":
+            return opened(self, paths)
+        rasters = opened(replace(self, drivers=None), {**paths, Sensor.NDSM: files[Sensor.NDSM]})
+        silence.touch()
+        return rasters
+
+    monkeypatch.setattr(RasterOpener, "open", open_elsewhere)
+    settings = {"pattern": Pattern(text="{sensor}_{stamp}.tif"), "idle_exit_s": 0.3, "partner_wait_ms": 20_000.0}
+    request = live_request(
+        toy_bundle, landing, tmp_path / "out", backend="onnxruntime", watchdog_s=1.0, watch=False, **settings
+    )
+    with gdal_environment(cache_bytes=1 << 20):
+        told = run_told(request)
+    frames = {record.stamp: record for record in read_frame_log(request.output / "frames.jsonl")}
+    assert (told["ended"], told["arrivals"]["silent"]) == ("idle", 1)
+    first, second = frames["0000"], frames["0001"]
+    assert (first.verdicts[Sensor.NDSM].fault, first.mapped) == (Fault.READ_ERROR, True)
+    assert first.provenance_pixels["none"] == first.provenance_pixels["missing_rgir"] == 0
+    assert first.provenance_pixels["missing_ndsm"] > 0
+    assert second.provenance_pixels["full"] == 1200 * 500
+    assert left_behind.is_set()
+
+
+def test_a_file_that_hangs_does_not_blind_a_folder(tmp_path, monkeypatch) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(
+        "engine.live.folder.unfinished", lambda path: forever.wait() if path.name == "rgir_1.tif" else None
+    )
+    folder = LiveFolder(
+        tmp_path,
+        sensors=frozenset([Sensor.RGIR]),
+        pattern=Pattern(text="{sensor}_{stamp}.tif"),
+        partner_wait_s=0,
+        limit_s=0.2,
+    )
+    for number in (1, 2):
+        (tmp_path / f"rgir_{number}.tif").touch()
+    first, second = [frame for now in range(3) for frame in folder.poll(float(now))]
+    assert "no answer for 0.2 s" in first.absent[Sensor.RGIR].detail
+    assert (second.stamp, second.absent, folder.arrivals.silent) == ("2", {}, 1)
+    forever.set()
+    folder.close()

@@ -558,6 +558,19 @@ def test_resume_begins_where_there_is_nothing_yet(left: list[str], pilot: Pilot,
     assert (pilot.stamps(), told["resumed_after_frames"]) == (["0001"], None)
 
 
+def test_a_torn_frame_under_way_is_begun_anew(pilot: Pilot, camera: Camera) -> None:
+    """As a power cut leaves it: names are there, and not all that was written."""
+    camera.shoot(1)
+    pilot.fly()
+    torn = pilot.output / ".unfinished" / "frame"
+    (torn / "maps").mkdir(parents=True)
+    for name in ("classes.spool.tif", "maps/classes.tif", "maps/stray"):
+        (torn / name).write_bytes(b"II*\0")
+    camera.shoot(2)
+    pilot.fly(resume=True)
+    pilot.assert_maps_equal_a_run_of_their_own(2)
+
+
 def test_resume_refuses_another_flight(pilot: Pilot, camera: Camera) -> None:
     camera.shoot(1)
     pilot.fly()

@@ -16,6 +16,7 @@ from rasterio.transform import Affine, from_origin
 
 from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Provenance
+from engine.ownership import mark
 from engine.polygons.__main__ import main
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
@@ -126,6 +127,10 @@ def test_each_format_is_read_back_by_geopandas_where_the_map_lies(tmp_path, suff
     classes = classes_of(5, coarse_px=10)
     write_maps(tmp_path, classes)
     path = tmp_path / f"cover{suffix}"
+    left = tmp_path / f".{path.name}.unfinished"
+    left.mkdir()
+    mark(left, f"unfinished {path.name}")
+    (left / "areas.gpkg").write_bytes(b"torn")  # by a power cut
     assert main([str(tmp_path), "--out", str(path), "--smallest", "1", "--simplify", "0"]) == 0
     frame = geopandas.read_parquet(path) if suffix == ".parquet" else geopandas.read_file(path)
     assert f"{len(frame)} polygons" in capsys.readouterr().out
