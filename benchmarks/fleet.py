@@ -6,8 +6,9 @@
 The nodes are `ray start` processes of their own on loopback, with a processor each. One process maps all units first,
 with all processors (`one process`); then the cluster does (`cluster`). Then it does so again, into another folder, and
 meanwhile a node is killed with SIGKILL, it and all its processes, and another is added (`node killed`). At last the
-cluster looks at units that are all there (`all there`): what is left is scheduling and verification. `list` and `books`
-are what a driver does for so many units, without mapping them: reading the list, keeping the books.
+cluster looks at units that are all there (`all there`): what is left is scheduling and verification. `large` is one
+raster as large as all, in blocks of rows; its seconds count from the driver's start. `list` and `books` are what a
+driver does for so many units, without mapping them: reading the list, keeping the books.
 
 One CSV row per case. `twice` counts units with more than one published marker over the time of the case; `differing`
 counts units with a map that is not, byte for byte, that of a lone `engine.run`. Exit codes: 0 no unit is; 1 some are.
@@ -24,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 from rasterio.windows import Window
 
@@ -49,7 +51,7 @@ from engine.request import PATTERN, RasterFiles, RunRequest
 from engine.runner import run
 
 SIDE_PX = 640
-NODES = 3
+BLOCKS = 6
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 """The nodes listen on loopback alone."""
 
@@ -65,7 +67,7 @@ class Case:
     mapped: int
     there: int
     seconds: float
-    """From the first unit that ended to the last; of `list` and `books`, all of it."""
+    """From the first unit that ended to the last; of `large`, `list` and `books`, all of it."""
     units_per_s: float
     mpx_per_s: float
     efficiency: float | None = None
@@ -96,8 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown(alone)
         cases = [alone, *on_a_cluster(model, folder, alone)]
         reference = lone_runs(folder, options.bundle, options.units)
-        for place, (case, output) in enumerate(zip(cases, ("one", "whole", "killed", "killed"), strict=True)):
-            cases[place] = replaced(case, differing=differing(reference, folder / output))
+        for place, (case, output) in enumerate(zip(cases, ("one", "whole", "killed", "killed", "blocks"), strict=True)):
+            alone_in = lone_large(folder, options.bundle) if case.case == "large" else reference
+            cases[place] = replaced(case, differing=differing(alone_in, folder / output))
             shown(cases[place])
     for part in ("list", "books") if options.million else ():
         command = [sys.executable, "-m", "benchmarks.fleet", "--part", part, "--million", str(options.million)]
@@ -143,10 +146,37 @@ def on_a_cluster(model: Sequence[str], folder: Path, alone: Case) -> Iterator[Ca
             yield shown(replaced(case, efficiency=round(case.mpx_per_s / alone.mpx_per_s, 3)))
             case = watch("all there", [*fleet, str(folder / "killed")], alone.units)
             yield shown(replaced(case, ms_per_unit=round(1e3 / case.units_per_s, 2)))
+            write_large(folder, alone.units)
+            words = [str(folder / "large.csv") if "rasters" in word else word for word in fleet]
+            mpx = megapixels(folder / "large" / "rgir_0.tif")
+            words = [*words[:-1], "--cut", f"{mpx / BLOCKS:.3f}", "--output", str(folder / "blocks")]
+            yield shown(watch("large", words, 1, mpx=mpx))
 
 
-def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: None) -> Case:
+def write_large(folder: Path, units: int) -> None:
+    """The demo scene again and again, with as many pixels as all units have, and a list of it alone."""
+    (folder / "large").mkdir()
+    names = {}
+    for sensor in Sensor:
+        names[sensor] = folder / "large" / f"{sensor}_0.tif"
+        with rasterio.open(demo.SCENE[sensor]) as scene:
+            times = -(-units * SIDE_PX**2 // (scene.width * scene.height))
+            profile = {**scene.profile, "height": scene.height * times, "driver": "GTiff"}
+            with rasterio.open(names[sensor], "w", **profile) as file:
+                file.write(np.tile(scene.read(), (1, times, 1)))
+    lines = [",".join(each) for each in (["name", *names], ["0000", *map(str, names.values())])]
+    (folder / "large.csv").write_text("\n".join([*lines, ""]))
+
+
+def megapixels(path: Path) -> float:
+    """Of a raster."""
+    with rasterio.open(path) as file:
+        return float(file.width * file.height / 1e6)
+
+
+def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: None, mpx: float | None = None) -> Case:
     """Run a command on all units and listen to what it says."""
+    began = time.monotonic()
     output = Path(words[words.index("--output") + 1])
     command = [sys.executable, "-m", *words, "--json"]
     times: list[float] = []
@@ -164,8 +194,9 @@ def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: No
     if running.returncode:
         raise SystemExit(f"{name}: exit code {running.returncode}")
     record = json.loads((output / "fleet.json").read_text())
-    mpx = units * SIDE_PX**2 / 1e6
-    seconds = times[-1] - times[0]
+    share = (units - 1) / units or 1.0  # of what was mapped between the first that ended and the last
+    seconds = times[-1] - (times[0] if units > 1 else began)
+    mpx = mpx or units * SIDE_PX**2 / 1e6
     return Case(
         case=name,
         units=units,
@@ -174,8 +205,8 @@ def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: No
         mapped=states[State.MAPPED],
         there=states[State.THERE],
         seconds=round(seconds, 3),
-        units_per_s=round((units - 1) / seconds, 3),
-        mpx_per_s=round(mpx * (units - 1) / units / seconds, 3),
+        units_per_s=round(units * share / seconds, 3),
+        mpx_per_s=round(mpx * share / seconds, 3),
         twice=sum(identity(output / unit) != marker for unit, marker in markers.items()) + len(times) - units,
     )
 
@@ -188,18 +219,24 @@ def identity(folder: Path) -> tuple[int, int]:
 
 def lone_runs(folder: Path, bundle: Path, units: int) -> Path:
     """Each unit by a run of its own, which opens its own engines."""
-    with gdal_environment():
-        for number in range(units):
-            paths = {sensor: folder / "rasters" / f"{sensor}_{number:04d}.tif" for sensor in Sensor}
-            request = RunRequest(
-                source=RasterFiles(paths=paths),
-                bundle=bundle,
-                output=folder / "lone" / f"{number:04d}",
-                backend=BackendOptions(precision="fp32"),
-                watch=True,
-            )
-            run(request)
+    for number in range(units):
+        paths = {sensor: folder / "rasters" / f"{sensor}_{number:04d}.tif" for sensor in Sensor}
+        run_alone(paths, bundle, folder / "lone" / f"{number:04d}")
     return folder / "lone"
+
+
+def lone_large(folder: Path, bundle: Path) -> Path:
+    """The large raster by one run."""
+    paths = {sensor: folder / "large" / f"{sensor}_0.tif" for sensor in Sensor}
+    run_alone(paths, bundle, folder / "lone-large" / "0000")
+    return folder / "lone-large"
+
+
+def run_alone(paths: Mapping[Sensor, Path], bundle: Path, output: Path) -> None:
+    """A run with the options of all others."""
+    backend = BackendOptions(precision="fp32")
+    with gdal_environment():
+        run(RunRequest(source=RasterFiles(paths=paths), bundle=bundle, output=output, backend=backend, watch=True))
 
 
 def differing(reference: Path, output: Path) -> int:

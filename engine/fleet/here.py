@@ -22,6 +22,7 @@ from engine.fleet.worker import State, Worker
 from engine.options import pattern_of
 from engine.rasters.mosaic import mosaic_vrts
 from engine.rasters.names import RasterName
+from engine.report.fleet import write_fleet_report
 from engine.request import check_positive
 
 OUTPUT = Path("segmented-list")
@@ -105,7 +106,8 @@ def drive(
         for name, content in vrts.items() if options.shard is None else ():
             with writing(store.books / name):
                 write_whole(store.books / name, content, durable=True)
-        for name in (*names, *(vrts if options.shard is None else ())):
+        report = [] if options.shard is not None else [write_fleet_report(store.books, record, names[0]).name]
+        for name in (*names, *(vrts if options.shard is None else ()), *report):
             store.keep(name)
         teller.end(record, str(options.output or OUTPUT))
     check_whole(record, options.output or OUTPUT)

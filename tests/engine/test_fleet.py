@@ -281,6 +281,9 @@ def test_the_mosaic_of_all_maps_has_the_pixels_of_each_in_its_place(
     with rasterio.open(output / "classes.vrt") as mosaic, rasterio.open(output / "scene0" / "classes.tif") as first:
         with rasterio.open(output / "scene1" / "classes.tif") as second:
             one, two = first.read(1), second.read(1)
+        page = (output / "fleet.html").read_text()
+        assert page.count("<rect") == 2
+        assert "2 units, 0 failed, 0 lack tiles." in page
         assert mosaic.nodata == 255
         assert mosaic.colormap(1)[1] == first.colormap(1)[1]
         whole = np.full((90, 150), 255, np.uint8)
