@@ -58,6 +58,8 @@ def page(report: Report, sheet: str) -> str:
         _summary(report),
         "<h2>Accuracy</h2>",
         _accuracy(report),
+        "<h2>Confidence</h2>",
+        _confidence(report),
         "<h2>Latency</h2>",
         _latency(report),
         *(part for study in report.studies for part in _scenario(study)),
@@ -131,6 +133,26 @@ def _accuracy(report: Report) -> str:
         + _table(head, rows)
         + "<h3>Points of mF1 lost against fp32</h3>"
         + bars("mF1 lost", lost, mark=report.budget_points, mark_text="budget")
+    )
+
+
+def _confidence(report: Report) -> str:
+    if not report.confidence:
+        return "<p>Not fitted: <code>python -m train.temperature</code> does that before export.</p>"
+    rows = [
+        (
+            each.scenario,
+            each.data,
+            f"{each.temperature:.2f}",
+            f"{100 * each.error_before:.1f}",
+            "" if each.error_after is None else f"{100 * each.error_after:.1f}",
+        )
+        for each in report.confidence
+    ]
+    return (
+        "<p>Expected calibration error in percent (15 bins) on held-out scenes of each source, without the temperature "
+        "that is in the graphs and with one fitted on other scenes.</p>"
+        + _table(("scenario", "scenes", "temperature", "before", "after"), rows)
     )
 
 

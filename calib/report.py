@@ -12,7 +12,7 @@ from calib.findings import Settings, Study
 from calib.latency import Timing
 from calib.runtimes import versions
 from calib.scenes import SceneTile
-from engine.contract.bundle import Bundle, ClassSpec
+from engine.contract.bundle import Bundle, ClassSpec, Confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class Report:
     """Chosen ones."""
     search: tuple[TileRecord, ...]
     evaluation: tuple[TileRecord, ...]
+    confidence: tuple[Confidence, ...]
+    """Of the floating-point model, as the bundle's manifest has it."""
     studies: tuple[Study, ...]
     timings: tuple[Timing, ...]
     tools: Mapping[str, str]
@@ -79,6 +81,7 @@ class Report:
             strata_covered=chosen.covered,
             search=_records(settings.search),
             evaluation=_records(settings.evaluation),
+            confidence=bundle.manifest.training.confidence,
             studies=tuple(studies),
             timings=tuple(timings),
             tools=tools(),

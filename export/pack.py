@@ -81,7 +81,14 @@ def training_of(checkpoint: Path, info: CheckpointInfo, metrics: Path | None) ->
             )
         held_out = measured.held_out
         scores = tuple(_score(result.scenario, result.input, result.scores) for result in measured.results)
-    return Training(command=info.command, dataset=info.dataset, steps=info.step, held_out=held_out, scores=scores)
+    return Training(
+        command=info.command,
+        dataset=info.dataset,
+        steps=info.step,
+        held_out=held_out,
+        scores=scores,
+        confidence=info.confidence,
+    )
 
 
 def manifest_of(

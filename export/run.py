@@ -159,6 +159,10 @@ def export_bundle(options: argparse.Namespace) -> None:
     bundle = Bundle.load(options.bundle)
     size = sum(ref.size_bytes for ref in bundle.manifest.files())
     _say(f"{options.bundle}: {size / 1e6:.2f} MB, tile {options.tile} px, halo {halo_px} px, {bundle.digest[:12]}")
+    if training.confidence:
+        _say("\n".join(map(str, training.confidence)))
+    else:
+        _say("confidence was not fitted: run `python -m train.temperature` on the checkpoint and export again")
     if not training.scores:
         _say("the manifest has no scores: run `python -m train.evaluate` on the checkpoint and export again")
 

@@ -240,6 +240,7 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
             metrics={},
             other_metrics={},
             temperatures={},
+            confidence=(),
             command=command,
             tools=checkpoint.tool_versions(),
         ),

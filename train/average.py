@@ -82,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         weights = averaged(first.state_dict(), second.state_dict(), options.weight, parts)
         # Scores and temperatures were those of the second alone.
         words = shlex.join(["python", "-m", "train.average", *(sys.argv[1:] if argv is None else argv)])
-        info = replace(info, metrics={}, other_metrics={}, temperatures={}, command=f"{info.command} && {words}")
+        info = replace(
+            info, metrics={}, other_metrics={}, temperatures={}, confidence=(), command=f"{info.command} && {words}"
+        )
         with writing(options.out):
             checkpoint.save(options.out, weights, info)
     except (FileNotFoundError, ValueError) as error:

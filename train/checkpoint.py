@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.contract.atomic import replacing
 from engine.contract.bands import SensorSpec
+from engine.contract.bundle import Confidence
 from engine.contract.errors import one_line
 from engine.contract.formats import MalformedError, from_json
 from engine.contract.sensors import Scenario
@@ -70,6 +71,8 @@ class CheckpointInfo:
     """The same on the other sources of a mix, by name, for the scenarios that their scenes have the sensors for."""
     temperatures: Mapping[Scenario, float] = field(default_factory=dict)
     """What exported graphs divide a scenario's logits by (:mod:`train.temperature`); 1 where none is given."""
+    confidence: tuple[Confidence, ...] = ()
+    """How far confidence is off without and with them."""
     format: int = FORMAT
 
     @property

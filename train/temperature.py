@@ -2,12 +2,14 @@
 
     python -m train.temperature runs/mixed/best.safetensors --data synthetic:16 --data folder:/data/naip
     python -m train.temperature runs/mixed/best.safetensors --data folder:/data/naip --out train/demo.safetensors --half
+    python -m train.temperature runs/mixed/best.safetensors --data folder:/data/naip --measure     those it has, on test
 
 Logits divided by a temperature give the same map with another confidence (https://arxiv.org/abs/1706.04599). Each is
 fitted on the labelled scenes of the sources' validation parts, which nothing was trained on, by the likelihood of their
 labels; sources count alike, whatever their size. Printed are the expected calibration errors (15 bins) before and
 after, the latter by cross-validation: a temperature fitted on every second scene, measured on the others, and the
-reverse.
+reverse. ``--measure`` fits nothing: it measures the temperatures that the checkpoint has on the sources' test parts.
+The checkpoint keeps the errors, `export.run` puts them into the bundle's manifest, and `calib.run` into its report.
 
 Exit codes: 0 done, 2 options or data that do not fit, 130 Ctrl-C (nothing written).
 """
@@ -27,9 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from engine.contract.bundle import Confidence
 from engine.contract.command import command_parser
 from engine.contract.sensors import Scenario, scenarios_within
 from train import checkpoint
+from train.data.isprs import Part
 from train.data.labels import IGNORE_INDEX
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
@@ -53,17 +57,6 @@ class PixelSample:
     """float [n, C]."""
     labels: Tensor
     """int64 [n]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What a temperature does for one source."""
-
-    source: str
-    before: float
-    """Expected calibration error, 0..1."""
-    after: float | None
-    """Cross-validated; None with fewer than two scenes."""
 
 
 @torch.no_grad()
@@ -131,20 +124,42 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     return float(gap.abs().sum() / len(labels))
 
 
-def calibrations(samples: Sequence[PixelSample]) -> list[Calibration]:
-    """Before and after, for each source."""
+def confidences(scenario: Scenario, samples: Sequence[PixelSample], temperature: float) -> list[Confidence]:
+    """Calibration errors before and after by cross-validation, for each source.
+
+    Args:
+        scenario: whose samples these are.
+        samples: of all sources.
+        temperature: fitted on all of them.
+    """
     folds = [samples[0::2], samples[1::2]]
     temperatures = [fitted(other) if other else None for other in reversed(folds)]
     found = []
-    for source in dict.fromkeys(sample.source for sample in samples):
+    for each in measured(scenario, samples, temperature):
         errors, pixels = 0.0, 0
-        for fold, temperature in zip(folds, temperatures, strict=True):
-            logits, labels = _pooled(fold, source)
-            if temperature is not None and len(labels):
-                errors += calibration_error(logits, labels, temperature) * len(labels)
+        for fold, other in zip(folds, temperatures, strict=True):
+            logits, labels = _pooled(fold, each.data)
+            if other is not None and len(labels):
+                errors += calibration_error(logits, labels, other) * len(labels)
                 pixels += len(labels)
-        before = calibration_error(*_pooled(samples, source))
-        found.append(Calibration(source=source, before=before, after=errors / pixels if pixels else None))
+        found.append(replace(each, error_after=round(errors / pixels, 5) if pixels else None))
+    return found
+
+
+def measured(scenario: Scenario, samples: Sequence[PixelSample], temperature: float) -> list[Confidence]:
+    """Calibration errors before and after, for each source; the temperature was fitted on other samples."""
+    found = []
+    for source in dict.fromkeys(sample.source for sample in samples):
+        before, after = (calibration_error(*_pooled(samples, source), each) for each in (1.0, temperature))
+        found.append(
+            Confidence(
+                scenario=scenario,
+                data=source,
+                temperature=temperature,
+                error_before=round(before, 5),
+                error_after=round(after, 5),
+            )
+        )
     return found
 
 
@@ -164,6 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where scenes are kept (runs/cache)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="checkpoint to write (the one that is read)")
     parser.add_argument("--half", action="store_true", help="keep kernels as float16: half the size, for a repository")
+    parser.add_argument("--measure", action="store_true", help="fit nothing: measure on the test parts, and keep that")
     return parser.parse_args(argv)
 
 
@@ -176,25 +192,32 @@ def main(argv: list[str] | None = None) -> int:
         mix = open_mix(options.data, options.cache, shares=None, zooms=None, labels=options.labels)
         if mix.labels != info.labels:
             raise DataError(f"{options.checkpoint} and the data must tell the same classes apart")
+        part: Part = "test" if options.measure else "validation"
         sources = [
-            replace(source, validation_count=source.count) if isinstance(source, ProceduralSource) else source
+            replace(source, validation_count=source.count, test_count=source.count)
+            if isinstance(source, ProceduralSource)
+            else source
             for source in mix.sources
         ]
-        scenes = {source.name: source.split("validation") for source in sources}
-        temperatures: dict[Scenario, float] = {}
+        scenes = {source.name: source.split(part) for source in sources}
+        temperatures = dict(info.temperatures)
+        confidence: list[Confidence] = []
         for scenario in Scenario:
             samples = samples_of(model, scenario, scenes, info.gsd_m)
-            temperatures[scenario] = fitted(samples)
-            for found in calibrations(samples):
-                after = "-" if found.after is None else f"{100 * found.after:.1f}"
-                print(
-                    f"{scenario:<14}T {temperatures[scenario]:.2f}  {found.source:<12}"
-                    f"calibration error {100 * found.before:.1f} -> {after} percent"
-                )
+            if options.measure:
+                found = measured(scenario, samples, temperatures.get(scenario, 1.0))
+                found = [replace(each, data=f"{each.data}, test") for each in found]
+            else:
+                temperatures[scenario] = fitted(samples)
+                found = confidences(scenario, samples, temperatures[scenario])
+            print(*found, sep="\n")
+            confidence += found
         fit = shlex.join(["python", "-m", "train.temperature", *(sys.argv[1:] if argv is None else argv)])
         weights = checkpoint.halved(model.state_dict()) if options.half else model.state_dict()
         out = options.out or options.checkpoint
-        info = replace(info, temperatures=temperatures, command=f"{info.command} && {fit}")
+        info = replace(
+            info, temperatures=temperatures, confidence=tuple(confidence), command=f"{info.command} && {fit}"
+        )
         checkpoint.save(out, weights, info)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

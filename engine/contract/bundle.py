@@ -99,6 +99,30 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """How far the confidence of a scenario lies from its accuracy, on held-out scenes of one source.
+
+    Expected calibration errors over 15 bins, 0..1 (https://arxiv.org/abs/1706.04599).
+    """
+
+    scenario: Scenario
+    data: str
+    temperature: float
+    """What the graph divides its logits by; fitted on all sources together."""
+    error_before: float
+    """Of a temperature of 1."""
+    error_after: float | None
+    """By cross-validation over scenes; None where there are fewer than two."""
+
+    def __str__(self) -> str:
+        after = "-" if self.error_after is None else f"{100 * self.error_after:.1f}"
+        return (
+            f"{self.scenario:<14}T {self.temperature:.2f}  {self.data:<16} "
+            f"calibration error {100 * self.error_before:.1f} -> {after} percent"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Where the weights come from: the command, the data and the scores on held-out scenes."""
 
@@ -107,6 +131,8 @@ class Training:
     steps: int
     held_out: str
     scores: tuple[Score, ...]
+    confidence: tuple[Confidence, ...] = ()
+    """Empty where no temperature was fitted (``python -m train.temperature``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,19 @@ class Polygons:
         """
         self.check()  # first of all: what is imported next needs the extra
         from engine.polygons.vector_file import write_areas
-        from engine.rasters.map_reader import MapReader
+        from engine.rasters.cog import BLOCK_PX
+        from engine.rasters.georeference import CACHE_BYTES, gdal_environment
+        from engine.rasters.map_reader import MAPS, MapReader
         from engine.rasters.polygons import Area, areas
         from engine.rasters.style import categorised_style
 
         hidden = None if bar is None else not bar
-        with MapReader(folder) as maps, tqdm(total=maps.height, unit="row", disable=hidden, leave=False) as shown:
+        with ExitStack() as stack:
+            maps = stack.enter_context(MapReader(folder))
+            # Strips are lower than blocks: a row of blocks of each map must fit, or all are decoded again and again.
+            row_bytes = len(MAPS) * maps.width * BLOCK_PX
+            stack.enter_context(gdal_environment(max(CACHE_BYTES, 2 * row_bytes)))
+            shown = stack.enter_context(tqdm(total=maps.height, unit="row", disable=hidden, leave=False))
 
             def found() -> Iterator[Area]:
                 for area, rows in areas(maps, smallest_px=self.smallest_px, tolerance_px=self.simplify_px):

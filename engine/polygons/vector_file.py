@@ -25,7 +25,7 @@ from engine.rasters.polygons import Area
 
 logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of each batch
 LAYER = "land_cover"
-BATCH = 20_000
+BATCH = 2000
 """Areas written at once."""
 
 

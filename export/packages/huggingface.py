@@ -94,6 +94,16 @@ def _card(bundle: Bundle) -> str:
     measured = (
         f"\n| scenario | missing sensor fed by | mF1 | accuracy |\n|---|---|---|---|\n{scores}\n" if scores else ""
     )
+    if manifest.training.confidence:
+        believed = "\n".join(
+            f"| {each.scenario} | {each.data} | {100 * each.error_before:.1f} | "
+            f"{'' if each.error_after is None else f'{100 * each.error_after:.1f}'} |"
+            for each in manifest.training.confidence
+        )
+        measured += (
+            "\nCalibration error of the confidence, percent, without and with the temperature in the graphs:\n\n"
+            f"| scenario | scenes | without | with |\n|---|---|---|---|\n{believed}\n"
+        )
     names = ", ".join(each.name for each in manifest.classes)
     finest, coarsest = manifest.gsd_m
     return f"""# {manifest.name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from calib.report import Report
 from calib.samples import CalibrationList, choose
 from calib.scenes import find_scenes, tiles_of
 from calib.sensitivity import SearchStep, Sensitivity
-from engine.contract.bundle import Bundle, ClassSpec
+from engine.contract.bundle import Bundle, ClassSpec, Confidence
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, network
 
@@ -130,6 +131,13 @@ def test_the_page_says_what_was_found(report: Report, chosen: CalibrationList, t
     text = re.sub(r"<[^>]+>", " ", write_report(report, chosen, tmp_path).read_text())
     for expected in ("+0.30", "80.0%", "2.00 x fp32", "SLOWER than fp32 (0.80 x)", "class roof", chosen.sha256):
         assert expected in text, expected
+
+
+def test_the_page_says_how_far_confidence_is_off(report: Report, chosen: CalibrationList, tmp_path: Path) -> None:
+    assert "train.temperature" in write_report(report, chosen, tmp_path).read_text(), "how to fit what was not fitted"
+    known = Confidence(scenario=Scenario.FULL, data="town", temperature=1.3, error_before=0.097, error_after=0.021)
+    text = write_report(replace(report, confidence=(known,)), chosen, tmp_path).read_text()
+    assert "<td>full</td><td>town</td><td>1.30</td><td>9.7</td><td>2.1</td>" in text
 
 
 def test_the_json_holds_the_same_report(report: Report, chosen: CalibrationList, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Provenance
 from engine.ownership import mark
 from engine.polygons.__main__ import main
+from engine.rasters import polygons
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_reader import MapReader
@@ -105,11 +106,26 @@ def test_simplified_neighbours_neither_overlap_nor_gape(tmp_path, rows) -> None:
         found = [area for area, _ in areas(maps, smallest_px=20, tolerance_px=1.5, strip_px=rows * WIDTH)]
     total = shapely.union_all([area.geometry for area in found])
     assert all(shapely.is_valid(area.geometry) for area in found)
+    assert shapely.coverage_is_valid([area.geometry for area in found]), "neighbours lack corners of each other"
     assert sum(area.geometry.area for area in found) == pytest.approx(total.area, rel=1e-9), "they overlap"
     for index in range(len(CLASSES)):
         mapped = sum(area.pixels for area in found if area.class_index == index)
         assert sum(a.geometry.area for a in found if a.class_index == index) == pytest.approx(mapped, rel=0.1)
     assert sum(shapely.get_num_coordinates(area.geometry) for area in found) < 6 * len(found) + 600
+
+
+def test_an_area_of_too_many_corners_comes_in_pieces_that_fit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(polygons, "MOST_CORNERS", 60)
+    classes = classes_of(1)
+    with MapReader(write_maps(tmp_path, classes)) as maps:
+        found = [area for area, _ in areas(maps, strip_px=12 * WIDTH)]
+    drawn = features.rasterize(
+        [(area.geometry, area.class_index) for area in found], out_shape=classes.shape, fill=255, dtype="uint8"
+    )
+    assert (drawn == classes).all()
+    assert sum(area.pixels for area in found) == (classes != 255).sum()
+    assert len(found) > sum(1 for _ in features.shapes(classes, mask=classes != 255, connectivity=4))
+    assert shapely.coverage_is_valid([area.geometry for area in found])
 
 
 def test_small_areas_go_to_their_largest_neighbour(tmp_path) -> None:

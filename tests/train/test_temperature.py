@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.contract.sensors import Scenario
+from export.pack import training_of
 from export.scenarios import scenario_module
 from tests.train.scenes import toy_scene
 from train import checkpoint, temperature
@@ -13,7 +14,7 @@ from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS
 from train.data.procedural import FIRST_SEED
 from train.systems import build
-from train.temperature import PixelSample, calibration_error, calibrations, fitted
+from train.temperature import PixelSample, calibration_error, confidences, fitted
 
 
 def drawn(scale: float, seed: int, source: str = "a", pixels: int = 20_000) -> PixelSample:
@@ -36,12 +37,12 @@ def test_calibration_error_is_the_distance_of_confidence_and_accuracy():
 
 
 def test_calibration_is_measured_on_scenes_that_it_was_not_fitted_on():
-    (found,) = calibrations([drawn(3.0, 0), drawn(3.0, 1)])
-    assert found.before > 0.15
-    assert found.after < 0.02
+    (found,) = confidences(Scenario.FULL, [drawn(3.0, 0), drawn(3.0, 1)], 3.0)
+    assert found.error_before > 0.15
+    assert found.error_after < 0.02
     # fitted on the second scene alone, the first gets a temperature that is wrong for it
-    (other,) = calibrations([drawn(3.0, 0), drawn(1.0, 1)])
-    assert other.after > 0.1
+    (other,) = confidences(Scenario.FULL, [drawn(3.0, 0), drawn(1.0, 1)], 2.0)
+    assert other.error_after > 0.1
 
 
 def model_and_info():
@@ -81,6 +82,16 @@ def test_the_command_keeps_temperatures_with_half_the_bytes(tmp_path, capsys):
     found, known = checkpoint.load(out)
     assert set(known.temperatures) == set(Scenario)
     assert found.temperatures == known.temperatures
+    assert [each.scenario for each in known.confidence] == [*Scenario]
+    assert {each.temperature for each in known.confidence} == {*known.temperatures.values()}
+    assert training_of(out, known, None).confidence == known.confidence, "what the manifest of an exported bundle holds"
+    for seed in range(2):
+        toy_scene(tmp_path / "cache", FIRST_SEED["test"] + seed)
+    again = [str(out), *words[1:5], "--out", str(tmp_path / "judged.safetensors"), "--measure"]
+    assert temperature.main(again) == 0
+    _, judged = checkpoint.load(tmp_path / "judged.safetensors")
+    assert judged.temperatures == known.temperatures, "nothing is fitted on what judges"
+    assert {each.data for each in judged.confidence} == {"synthetic, test"}
     assert out.stat().st_size < 0.6 * path.stat().st_size
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
