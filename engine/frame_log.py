@@ -7,9 +7,10 @@ the frames above it alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -53,6 +54,8 @@ class FrameRecord:
     """From its first whole file to the moment it could go."""
     latency_ms: float
     """From that moment to its maps in place."""
+    rasters: Mapping[Sensor, Mapping[str, Any]] = field(default_factory=dict)
+    """What its rasters were, as :class:`engine.record.RasterUsed` holds it; of a raster run in run.json alone."""
 
     def __post_init__(self) -> None:
         if self.stamp:

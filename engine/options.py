@@ -25,6 +25,7 @@ from engine.resolution import Gsd
 from engine.stac.assets import rasters_of
 from engine.stitcher import Blend
 from engine.telemetry.log import LogFormat
+from engine.view.address import BASE_HELP
 
 DEADLINE_MS = 1000.0
 """Of a tile, when --rate is given and --deadline is not."""
@@ -203,6 +204,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="[HOST]:PORT",
         help="show the map in a browser while it grows, as in :8080 (this machine alone unless a host is given)",
     )
+    flight.add_argument("--base-layer", metavar="WHAT", help=f"of --serve: {BASE_HELP}")
     model = parser.add_argument_group("model")
     model.add_argument("--bundle", type=Path, default=demo.BUNDLE, metavar="DIR", help="default: the demo model")
     model.add_argument(

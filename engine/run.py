@@ -132,7 +132,11 @@ def _run(options: argparse.Namespace) -> int:
         watchers = stack.enter_context(
             watched(metrics=options.metrics, deadline_ms=request.deadline_ms, stall_s=stall_s)
         )
-        page = [] if options.serve is None else [stack.enter_context(Page(options.serve, request.output))]
+        page = (
+            []
+            if options.serve is None
+            else [stack.enter_context(Page(options.serve, request.output, options.base_layer or ""))]
+        )
         record = run(request, Observers([*teller, *watchers.observers, *page]))
     if polygons is not None:
         count = polygons.write(request.output, bar=False if options.json or options.quiet else None)

@@ -110,6 +110,7 @@ class FrameTally:
             dropped=frame.dropped,
             partner_wait_ms=round(waited_s * 1e3, 3),
             latency_ms=round((last.available_at + last.latency_s - self.began_at) * 1e3, 3),
+            rasters={Sensor(sensor): told for sensor, told in opened.inputs.items()} if frame.stamp else {},
         )
 
 

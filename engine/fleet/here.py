@@ -37,6 +37,7 @@ _ONE_RASTER = (
     "inject",
     "metrics",
     "serve",
+    "base_layer",
 )
 """Options that belong to a single raster or to a flight."""
 

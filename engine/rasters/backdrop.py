@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from engine.contract.errors import GridError, RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.grid import Window
 from engine.rasters.georeference import GDAL_ERRORS, Grid, onto_grid, unreferenced_is_fine
-from engine.rasters.names import raster_name
+from engine.rasters.names import RasterName, raster_name
 from engine.rasters.opening import open_raster
 from engine.rasters.stretch import Range, apply_stretch
 from engine.record import GridUsed, RasterUsed
@@ -120,6 +122,70 @@ class Backdrop:
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         self._files.close()
+
+
+class BaseLayer:
+    """What others know of the place: a raster, or a server of tiles, on the grid of a map. Use from one thread.
+
+    Args:
+        name: of a raster that GDAL opens, MBTiles among them; or the address of tiles in Web Mercator, as in
+            ``https://host/{z}/{x}/{y}.png``. Nothing is asked of any other server, and nothing is kept on the disk.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._files = name, ExitStack()
+        self._file: Any = None
+
+    def read(self, grid: GridUsed, window: Window, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """About every ``step``-th pixel of a window of the map: uint8 [3, h, w], and where there is any, bool [h, w].
+
+        Raises:
+            RasterOpenError: the server or the file does not answer.
+            GridError: the map lies nowhere on the earth.
+        """
+        place = _grid(grid)
+        if place.crs is None or place.transform is None:
+            raise GridError("a base layer needs a map that is georeferenced")
+        height, width = -(-window.height // step), -(-window.width // step)
+        transform = place.transform @ Affine.translation(window.col, window.row) @ Affine.scale(step)
+        try:
+            if self._file is None:
+                with unreferenced_is_fine():
+                    self._file = self._files.enter_context(open_raster("base layer", _opened_name(self._name)))
+            bands = [1, 2, 3] if self._file.count >= 3 else [1, 1, 1]
+            with WarpedVRT(
+                self._file,
+                crs=place.crs,
+                transform=transform,
+                width=width,
+                height=height,
+                resampling=Resampling.bilinear,
+                add_alpha=True,
+            ) as view:
+                return view.read(bands), view.read(view.count) > 0
+        except GDAL_ERRORS as error:
+            raise RasterOpenError(f"the base layer {self._name} cannot be read ({error})") from error
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._files.close()
+
+
+def _opened_name(name: str) -> RasterName:
+    """For tiles a description of their server (https://gdal.org/en/stable/drivers/raster/wms.html)."""
+    if "{z}" not in name:
+        return raster_name(name)
+    address = escape(name.replace("{", "${"))
+    edge = 20037508.342789244
+    return (
+        f'<GDAL_WMS><Service name="TMS"><ServerUrl>{address}</ServerUrl></Service><DataWindow>'
+        f"<UpperLeftX>-{edge}</UpperLeftX><UpperLeftY>{edge}</UpperLeftY>"
+        f"<LowerRightX>{edge}</LowerRightX><LowerRightY>-{edge}</LowerRightY><TileLevel>19</TileLevel>"
+        "<TileCountX>1</TileCountX><TileCountY>1</TileCountY><YOrigin>top</YOrigin></DataWindow>"
+        "<Projection>EPSG:3857</Projection><BlockSizeX>256</BlockSizeX><BlockSizeY>256</BlockSizeY>"
+        "<BandsCount>3</BandsCount><UserAgent>gemmnet-edge</UserAgent><Timeout>10</Timeout>"
+        "<ZeroBlockHttpCodes>204,404</ZeroBlockHttpCodes></GDAL_WMS>"
+    )
 
 
 def _grid(used: GridUsed) -> Grid:

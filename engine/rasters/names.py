@@ -20,7 +20,7 @@ _DRIVER = re.compile(r"[A-Za-z][A-Za-z0-9_]+:.")
 
 def raster_name(text: str) -> RasterName:
     """What a user typed as the name of a raster. It may be used as the ``type`` of an option."""
-    if text.startswith(("/vsi", "<VRTDataset")) or _URL.match(text):
+    if text.startswith(("/vsi", "<VRTDataset", "<GDAL_WMS")) or _URL.match(text):
         return text
     if _DRIVER.match(text) and not os.path.lexists(text):
         return text

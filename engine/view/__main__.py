@@ -27,7 +27,7 @@ from engine.contract.errors import EngineError
 from engine.contract.sensors import Sensor
 from engine.options import in_options
 from engine.rasters.georeference import gdal_environment
-from engine.view.address import listen
+from engine.view.address import BASE_HELP, listen
 
 ANY_PORT = ":0"
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ended, loop = asyncio.Event(), asyncio.get_running_loop()
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, ended.set)
-                await serve(Site(replay, None, DRIVERS, ended).app(invitation.token), listening, ended)
+                await serve(
+                    Site(replay, None, DRIVERS, ended, options.base_layer).app(invitation.token), listening, ended
+                )
 
             asyncio.run(until_stopped())
     except EngineError as error:
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for sensor, what in ((Sensor.RGIR, "image"), (Sensor.NDSM, "heights")):
         parser.add_argument(f"--{sensor}", type=Path, metavar="PATH", help=f"the {what}, if not where the run read it")
+    parser.add_argument("--base-layer", metavar="WHAT", default="", help=BASE_HELP)
     parser.add_argument("--open", action="store_true", help="open a browser")
     return parser
 

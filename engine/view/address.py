@@ -15,6 +15,10 @@ from engine.telemetry.endpoint import Address, parse_address
 
 TOKEN_VARIABLE = "GEMMNET_VIEW_TOKEN"
 SHORTEST_TOKEN = 16
+BASE_HELP = (
+    "what may lie under the map as well: a raster or MBTiles, or tiles of a server, as in "
+    "https://host/{z}/{x}/{y}.png, which is then asked for the place (default: none, no network)"
+)
 LIBRARIES = ("starlette", "uvicorn")
 """Of the extra ``view``."""
 

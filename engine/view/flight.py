@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -110,7 +111,7 @@ class Flight:
     """
 
     def __init__(self, output: Path, *, identity: str = "") -> None:
-        self.output, self.identity = output, identity
+        self.output, self.identity, self.base = output, identity, ""
         self.frames: list[Frame] = []
         self.sequence = self._static_since = 0
         self.phase, self.reason, self.waits = Phase.STARTING, "", False
@@ -206,7 +207,10 @@ class Flight:
 
     def _static(self) -> dict[str, Any]:
         """What does not change."""
-        return {"run": None if self.started is None else described(self.started, self.output), "words": WORDS}
+        run = None if self.started is None else described(self.started, self.output)
+        if run is not None:
+            run["base"] = urlsplit(self.base).hostname or Path(self.base).name
+        return {"run": run, "words": WORDS}
 
     def _news(self, since: int, *, whole: bool) -> dict[str, Any]:
         new = [each for each in self.tiles if each.sequence > since]

@@ -192,19 +192,20 @@ class Page:
     Args:
         address: ``[HOST]:PORT`` to listen on.
         output: folder of the run.
+        base: a base layer, see :class:`engine.rasters.backdrop.BaseLayer`.
 
     Raises:
         UsageError: nobody can listen there, or the extra ``view`` is not installed.
     """
 
-    def __init__(self, address: str, output: Path) -> None:
+    def __init__(self, address: str, output: Path, base: str = "") -> None:
         listening, self.invitation = listen("--serve", address)
         self._canvas = Canvas()
         reading, writing = os.pipe()
         with suppress(AttributeError, OSError):  # Linux alone; the default holds a hundred tiles
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         handles = (listening.fileno(), self._canvas.descriptor)
-        command = [sys.executable, "-m", "engine.view.process", str(output.absolute()), *map(str, handles)]
+        command = [sys.executable, "-m", "engine.view.process", str(output.absolute()), *map(str, handles), base]
         environment = {**os.environ, **self.invitation.environment}
         try:
             self._process = subprocess.Popen(command, stdin=reading, pass_fds=handles, env=environment)

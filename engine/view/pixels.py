@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.contract.bundle import ClassSpec
+from engine.contract.errors import GridError
 from engine.contract.sensors import Sensor
 from engine.grid import Window
-from engine.rasters.backdrop import Backdrop
+from engine.rasters.backdrop import Backdrop, BaseLayer
 from engine.rasters.map_reader import MAPS, MapReader
 from engine.report.pictures import Colouring, by_class, by_confidence, by_provenance
 from engine.view.canvas import Canvas
 from engine.view.flight import CELL_PX, Frame
 
 TILE_PX = CELL_PX
+BASE = "base"
+"""The layer that no sensor saw."""
 MAX_LEVEL = 24
 OPEN_FRAMES = 4
 """Frames whose files are kept open."""
@@ -118,10 +121,11 @@ class InputPixels:
 
     Args:
         drivers: see :func:`engine.rasters.opening.open_raster`; None trusts the names of the rasters.
+        base: what else may lie under a map, see :class:`engine.rasters.backdrop.BaseLayer`; empty: nothing.
     """
 
-    def __init__(self, drivers: Sequence[str] | None) -> None:
-        self._drivers = drivers
+    def __init__(self, drivers: Sequence[str] | None, base: str = "") -> None:
+        self._drivers, self._base = drivers, BaseLayer(base) if base else None
         self._backdrops: OrderedDict[int, Backdrop] = OrderedDict()
         self._pictures = Pictures()
 
@@ -140,6 +144,22 @@ class InputPixels:
                 grey = 32 + np.clip(np.nan_to_num(values[0]) / backdrop.top_m(), 0, 1) * 223
                 values = np.broadcast_to(grey, (3, *grey.shape))
             values = np.rint(np.nan_to_num(values)).clip(0, 255).astype(np.uint8)  # a warped view holds floats
+            picture = photograph(np.moveaxis(values, 0, 2), valid)
+            self._pictures.put(key, picture)
+        return picture
+
+    def base(self, frame: Frame, window: Window, step: int) -> Picture:
+        """A square of the base layer.
+
+        Raises:
+            InputError: there is none, or it does not answer.
+        """
+        if self._base is None:
+            raise GridError("there is no base layer: name one with --base-layer")
+        key = (frame.number, BASE, window, step)
+        picture = self._pictures.get(key)
+        if picture is None:
+            values, valid = self._base.read(frame.grid, window, step)
             picture = photograph(np.moveaxis(values, 0, 2), valid)
             self._pictures.put(key, picture)
         return picture

@@ -1,7 +1,7 @@
 """The process beside a run with ``--serve``: lines of :mod:`engine.view.messages` come in, a page goes out.
 
-Started by :class:`engine.view.observer.Page` with the run's output folder, the descriptor of a listening socket and
-that of the canvas; ends when its standard input does.
+Started by :class:`engine.view.observer.Page` with the run's output folder, the descriptor of a listening socket,
+that of the canvas and a base layer; ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ LINE_BYTES = 1 << 20
 
 def main() -> int:
     """Serve until the run ends."""
-    output, listening, canvas = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    output, listening, canvas, base = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the run's, which ends this process by its last line
         signal.signal(number, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # the run says it
     with gdal_environment(), socket.socket(fileno=listening) as listener:
-        asyncio.run(_main(Flight(output, identity=secrets.token_hex(4)), listener, Canvas(canvas)))
+        asyncio.run(_main(Flight(output, identity=secrets.token_hex(4)), listener, Canvas(canvas), base))
     return 0
 
 
-async def _main(flight: Flight, listening: socket.socket, canvas: Canvas) -> None:
+async def _main(flight: Flight, listening: socket.socket, canvas: Canvas, base: str) -> None:
     ended = asyncio.Event()
     token = os.environ.get(TOKEN_VARIABLE) or None
-    serving = asyncio.create_task(serve(Site(flight, canvas, None, ended).app(token), listening, ended))
+    serving = asyncio.create_task(serve(Site(flight, canvas, None, ended, base).app(token), listening, ended))
     await _listen(flight)
     ended.set()
     await serving

@@ -11,7 +11,10 @@ import numpy as np
 
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import UsageError
+from engine.contract.formats import MalformedError, from_builtins
 from engine.contract.sensors import Scenario, Sensor
+from engine.frame_log import NAME as FRAME_LOG_NAME
+from engine.frame_log import read_frame_log
 from engine.grid import Window
 from engine.rasters.map_reader import MapReader
 from engine.record import RasterUsed, grid_used
@@ -44,6 +47,7 @@ class Replay(Flight):
         classes: tuple[ClassSpec, ...] = ()
         self._numbers: dict[str, int] = {}
         """Of the frames that have maps, by stamp."""
+        frames = _frames(output) if run.frames else {}
         for stamp in run.frames or [""]:
             place = output / stamp
             if stamp and not (place / "classes.tif").is_file():
@@ -51,7 +55,7 @@ class Replay(Flight):
             with MapReader(place) as maps:
                 classes, grid = maps.classes, grid_used(maps.grid)
             self._numbers[stamp] = len(self.frames)
-            used = {} if stamp else _inputs(record.inputs or {}, inputs or {})
+            used = frames.get(stamp, {}) if stamp else _inputs(record.inputs or {}, inputs or {})
             frame = Frame(number=len(self.frames), stamp=stamp, grid=grid, inputs=used, published=True, changed=1)
             self.frames.append(frame)
         self.started = Started(
@@ -172,6 +176,18 @@ class Replay(Flight):
             "engine": worst(mapped_from(run)),
             **{str(sensor): worst(run.shown[sensor]) for sensor in Sensor},
         }
+
+
+def _frames(output: Path) -> dict[str, dict[Sensor, RasterUsed]]:
+    """The rasters of a live flight's frames, by stamp: those that are still there."""
+    found: dict[str, dict[Sensor, RasterUsed]] = {}
+    for record in read_frame_log(output / FRAME_LOG_NAME):
+        try:
+            used = from_builtins(record.rasters, dict[Sensor, RasterUsed])
+        except MalformedError as error:
+            raise UsageError(f"{output / FRAME_LOG_NAME} is not of this version: {error}") from error
+        found[record.stamp] = {sensor: each for sensor, each in used.items() if Path(each.path).is_file()}
+    return found
 
 
 def _outages(outages: list[Outage]) -> str:

@@ -26,7 +26,7 @@ from engine.view.canvas import Canvas
 from engine.view.events import Events
 from engine.view.flight import Flight, Frame
 from engine.view.guard import Guard
-from engine.view.pixels import InputPixels, MapPixels, square, version
+from engine.view.pixels import BASE, InputPixels, MapPixels, square, version
 
 STATIC = Path(__file__).parent / "static"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -44,14 +44,21 @@ class Site:
         flight: what is told; used in the event loop alone.
         canvas: of the frame under way; None when all maps are files.
         drivers: of GDAL that may open inputs; None trusts their names.
+        base: a base layer, see :class:`engine.rasters.backdrop.BaseLayer`; empty: none, and no network.
         ended: set when the run's page ends.
     """
 
     def __init__(
-        self, flight: Flight, canvas: Canvas | None, drivers: Sequence[str] | None, ended: asyncio.Event
+        self,
+        flight: Flight,
+        canvas: Canvas | None,
+        drivers: Sequence[str] | None,
+        ended: asyncio.Event,
+        base: str = "",
     ) -> None:
         self.flight = flight
-        self._maps, self._inputs = MapPixels(flight.output, canvas), InputPixels(drivers)
+        flight.base = base
+        self._maps, self._inputs = MapPixels(flight.output, canvas), InputPixels(drivers, base)
         # a dataset of GDAL belongs to one thread at a time, and a slow input must not keep the map waiting
         self._map_thread, self._input_thread = (ThreadPoolExecutor(1, name) for name in ("maps", "inputs"))
         self._waiting = 0
@@ -88,9 +95,9 @@ class Site:
         level, x, y = (request.path_params[part] for part in ("level", "x", "y"))
         window = square(frame, level, x, y)
         sensor = Sensor(name) if name in set(Sensor) else None
-        if window is None or (sensor is None and name not in MAPS) or (sensor and sensor not in frame.inputs):
+        if window is None or (sensor is None and name not in (*MAPS, BASE)) or (sensor and sensor not in frame.inputs):
             raise HTTPException(404, "there is no such square of this map")
-        age = 0 if sensor else version(frame, window)
+        age = 0 if sensor or name == BASE else version(frame, window)
         tag = f'"{self.flight.identity}-{age}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == tag:
@@ -98,6 +105,8 @@ class Site:
         started = self.flight.started
         if sensor is not None:
             picture = await self._drawn(self._input_thread, self._inputs.picture, frame, sensor, window, 1 << level)
+        elif name == BASE:
+            picture = await self._drawn(self._input_thread, self._inputs.base, frame, window, 1 << level)
         elif started is None:
             raise HTTPException(404, "the run has not begun")
         else:

@@ -45,7 +45,7 @@ CHANGES: dict[str, list[str]] = {
 OF_THE_UNIT = {"rgir", "ndsm", "dsm", "dtm", "stac", "pattern", "bundle"}
 """The list says which, or the bundle's own digest does."""
 REFUSED = {
-    *("live", "partner_wait", "idle_exit", "live_driver", "rate", "inject", "metrics", "serve", "resume"),
+    *("live", "partner_wait", "idle_exit", "live_driver", "rate", "inject", "metrics", "serve", "base_layer", "resume"),
     "when_behind",  # which needs --rate
 }
 NOT_IN_THE_RESULT = {

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import re
+import threading
 import tomllib
 import urllib.request
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_origin
+from rasterio.warp import transform as reproject_points
 from starlette.testclient import TestClient
 
 from engine.contract.bundle import Bundle
@@ -32,7 +35,7 @@ from engine.observer import Observer, Observers
 from engine.report.words import NOTHING
 from engine.runner import run
 from engine.view import address, canvas, events, messages
-from engine.view.__main__ import main
+from engine.view.__main__ import DRIVERS, main
 from engine.view.canvas import Canvas
 from engine.view.flight import TILES_KEPT, Flight, Frame
 from engine.view.guard import HEADERS
@@ -198,6 +201,15 @@ def test_every_frame_of_a_live_flight_is_on_the_page(
         answer = listener.browser().get(f"/tiles/{number}/classes/0/0/0")
         image = np.asarray(Image.open(io.BytesIO(answer.content)))
         np.testing.assert_array_equal(image[: values.shape[0], : values.shape[1]], values)
+    again = Site(Replay(tmp_path / "map"), None, DRIVERS, asyncio.Event())
+    later = TestClient(again.app(None), base_url=HERE)
+    for number in range(3):
+        for sensor in Sensor:  # what lay under a frame in flight lies there afterwards
+            pictures = [each.get(f"/tiles/{number}/{sensor}/0/0/0") for each in (listener.browser(), later)]
+            assert [each.status_code for each in pictures] == [200, 200]
+            assert pictures[0].content == pictures[1].content
+    (tmp_path / "landing" / "rgir_1.tif").unlink()
+    assert Replay(tmp_path / "map").snapshot()["frames"][1]["inputs"] == ["ndsm"]
 
 
 def test_a_switch_is_told_with_its_place_and_reason(flown: Listener) -> None:
@@ -258,6 +270,48 @@ def test_an_image_of_16_bits_is_shown_as_it_was_mapped(flown: Listener, tmp_path
     frame = Frame(number=0, stamp="", grid=frame.grid, inputs={Sensor.RGIR: deep})
     shown = np.asarray(Image.open(io.BytesIO(inputs.picture(frame, Sensor.RGIR, window, 1).content)))
     np.testing.assert_array_equal(shown[: HEIGHT - 512, :, :3], np.moveaxis(values, 0, 2)[512:, 512:1024])
+
+
+def test_a_base_layer_lies_under_the_map_where_it_belongs_and_asks_one_server_alone(flown: Listener) -> None:
+    asked: list[str] = []
+
+    class Tiles(BaseHTTPRequestHandler):
+        """Every tile in a colour of its own: its column, its row, its level."""
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            z, x, y = (int(part) for part in self.path.strip("/").removesuffix(".png").split("/"))
+            buffer = io.BytesIO()
+            Image.new("RGB", (256, 256), (x % 256, y % 256, z)).save(buffer, "PNG")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(buffer.getvalue())
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Tiles)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/{{z}}/{{x}}/{{y}}.png"
+    site = Site(Replay(flown.flight.output), None, None, asyncio.Event(), address)
+    browser = TestClient(site.app(None), base_url=HERE)
+    answer = browser.get("/tiles/0/base/0/0/0")
+    again = browser.get("/tiles/0/base/0/0/0")
+    server.shutdown()
+    assert answer.status_code == 200
+    assert again.content == answer.content
+    assert "img-src 'self'" in answer.headers["content-security-policy"]  # the browser asks nobody else
+    assert browser.get("/state").json()["run"]["base"] == "127.0.0.1"
+    image = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+    place = from_origin(650000, 6860000, 0.2, 0.2)
+    for row, col in ((20, 30), (200, 250), (370, 480)):
+        (x,), (y,) = reproject_points("EPSG:2154", "EPSG:3857", *([each] for each in place @ (col + 0.5, row + 0.5)))
+        tiles = 2**19 / (2 * 20037508.342789244)  # the finest level; nearly one map pixel a tile pixel
+        wanted = (x + 20037508.342789244) * tiles % 256, (20037508.342789244 - y) * tiles % 256, 19.5
+        np.testing.assert_allclose(image[row, col] + 0.5, wanted, atol=3)  # a JPEG
+    assert len(asked) == len(set(asked))
+    assert flown.browser().get("/tiles/0/base/0/0/0").status_code == 404
+    assert flown.browser().get("/state").json()["run"]["base"] == ""
 
 
 def test_a_pixel_is_told_in_words(flown: Listener) -> None:

@@ -126,8 +126,10 @@ export class MapView {
     this.map.setMaxBounds(this.bounds.pad(0.5));
     if (!before || before.height !== frame.height || before.width !== frame.width) this.whole();
     for (const input of document.querySelectorAll("input[name=input]")) {
-      input.disabled = input.value !== "" && !frame.inputs.includes(input.value);
+      input.disabled = input.value !== "" && !this.inputs().includes(input.value);
     }
+    byId("base-part").hidden = !this.state.run.base;
+    byId("base-source").textContent = this.state.run.base ? `Base layer: ${this.state.run.base}.` : "";
     const chosen = document.querySelector("input[name=input]:checked");
     if (chosen.disabled) document.querySelector("input[name=input]:enabled").click();
     this.chooseInput(this.input);
@@ -170,9 +172,15 @@ export class MapView {
     this.input = input;
     this.backdrop?.remove();
     this.backdrop = null;
-    if (!this.frame || !this.frame.inputs.includes(input)) return;
+    if (!this.frame || !this.inputs().includes(input)) return;
     this.backdrop = new Squares(`tiles/${this.frame.number}/${input}`, () => 0, { bounds: this.bounds, zIndex: 1 });
     this.backdrop.addTo(this.map);
+  }
+
+  // What can lie under the map.
+  inputs() {
+    const placed = this.frame.crs && this.frame.transform && this.state.run.base;
+    return placed ? [...this.frame.inputs, "base"] : this.frame.inputs;
   }
 
   opacity(share) {
