@@ -23,9 +23,9 @@ from benchmarks.host import STAGES
 from benchmarks.null import NullOptions
 from engine.contract.sensors import Sensor
 from engine.observer import Observer
-from engine.rasters.cog import BLOCK_PX
 from engine.rasters.georeference import CACHE_BYTES, gdal_environment, unreferenced_is_fine
 from engine.rasters.map_reader import MAPS
+from engine.rasters.spool_files import BLOCK_PX
 from engine.record import peak_rss_mib
 from engine.request import RasterFiles, RunRequest
 from engine.runner import run

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ class PixelCounts:
 
     def add(self, more: PixelCounts) -> None:
         """Count these too."""
-        self.provenance = [mine + its for mine, its in zip(self.provenance, more.provenance, strict=True)]
-        self.classes = [mine + its for mine, its in zip(self.classes, more.classes, strict=True)]
+        self.provenance = list(map(add, self.provenance, more.provenance))
+        self.classes = list(map(add, self.classes, more.classes))
 
     @property
     def by_provenance(self) -> dict[str, int]:

@@ -66,14 +66,19 @@ class Preview:
         place, pick = window.every(self._step)
         reads = job.tile.reads
         for sensor, seen in job.observations.items():
-            height, width = seen.valid.shape  # of a tile that was resampled not that of the window
-            at: tuple[Any, ...] = np.ix_(
+            canvas = self._rgir if sensor is Sensor.RGIR else self._ndsm[None]
+            valid = self._valid[list(Sensor).index(sensor)]
+            height, width = seen.valid.shape
+            if (height, width) == (reads.height, reads.width):
+                canvas[:, *place] = seen.values[:, rows, cols][:, *pick]
+                valid[place] = seen.valid[rows, cols][pick]
+                continue
+            at: tuple[Any, ...] = np.ix_(  # the tile was resampled
                 nearest(range(reads.height)[rows][pick[0]], reads.height, height),
                 nearest(range(reads.width)[cols][pick[1]], reads.width, width),
             )
-            canvas = self._rgir if sensor is Sensor.RGIR else self._ndsm[None]
             canvas[:, *place] = seen.values[(slice(None), *at)]
-            self._valid[list(Sensor).index(sensor)][place] = seen.valid[at]
+            valid[place] = seen.valid[at]
 
     def add_block(self, block: MapBlock) -> None:
         """Sample finished map pixels."""

@@ -25,8 +25,10 @@ from engine.journal import Journal, PixelCounts, Statistics
 from engine.ownership import RUN_NAME, owned
 from engine.plan import REPORT_NAME, Plan, check_output
 from engine.preview import Preview
-from engine.rasters.cog import BLOCK_PX, PROBABILITIES, MapWriter
+from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
+from engine.rasters.map_kinds import PROBABILITIES
+from engine.rasters.spool_files import BLOCK_PX
 from engine.record import GridUsed, RasterUsed, RunRecord, TileTimes, described
 from engine.sink import QUICKLOOK_NAME, FrameTally
 from engine.stac.items import ITEM_NAME, map_item, write_item

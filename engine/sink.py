@@ -39,8 +39,9 @@ from engine.map_block import MapBlock
 from engine.observer import Observer
 from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
-from engine.rasters.cog import PROBABILITIES, MapWriter
+from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
+from engine.rasters.map_kinds import PROBABILITIES
 from engine.rasters.map_reader import MAPS
 from engine.rasters.style import STYLED
 from engine.record import GridUsed, RasterUsed, described

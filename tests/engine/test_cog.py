@@ -24,9 +24,10 @@ from engine.contract.bands import rgir_spec
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError, ResumeError
 from engine.contract.sensors import Sensor
-from engine.rasters.cog import COG_TRAILER_BYTES, MapWriter, _check_whole
+from engine.rasters.cog import COG_TRAILER_BYTES, MapWriter
 from engine.rasters.georeference import Grid, gdal_environment
 from engine.rasters.raster import SensorRasters
+from engine.rasters.spool_files import check_whole
 
 CLASSES = (
     ClassSpec(name="impervious surface", rgb=(255, 255, 255)),
@@ -200,6 +201,34 @@ def test_any_size_can_be_written(tmp_path: Path, width: int, height: int) -> Non
             np.testing.assert_array_equal(file.read(1), layer)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1301, 1101), (2051, 513)])
+def test_each_overview_is_what_gdal_makes_of_the_level_below(tmp_path: Path, width: int, height: int) -> None:
+    grid = Grid(width=width, height=height, crs=LAMBERT, transform=GRID.transform)
+    for path, layer in zip(publish(tmp_path, grid), maps(grid), strict=True):
+        below, level = layer, 0
+        while max(below.shape) > 512:
+            plain = tmp_path / f"{path.stem}_{level}.tif"
+            shape = {"height": below.shape[0], "width": below.shape[1], "count": 1, "dtype": "uint8"}
+            with rasterio.open(plain, "w", driver="GTiff", crs=LAMBERT, transform=GRID.transform, **shape) as file:
+                file.write(below, 1)
+            with rasterio.open(plain, "r+") as file:
+                file.build_overviews([2])
+            with rasterio.open(path, overview_level=level) as mine, rasterio.open(plain, overview_level=0) as gdals:
+                np.testing.assert_array_equal(mine.read(1), gdals.read(1))
+                below, level = mine.read(1), level + 1
+        assert level >= 2
+
+
+def test_maps_larger_than_what_is_held_in_memory_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [path.read_bytes() for path in publish(tmp_path / "a")]
+    monkeypatch.setattr("engine.rasters.spools.HELD_BYTES", 1)
+    layers = maps(GRID)
+    with MapWriter.create(tmp_path / "b" / "partial", GRID, CLASSES, resume=False) as writer:
+        for row, col in sorted(windows(GRID, 100), key=lambda place: place[0] * 7 % 11):
+            write(writer, layers, row, col, 100)
+        assert [path.read_bytes() for path in writer.publish(tmp_path / "b")] == expected
+
+
 def test_the_bytes_depend_on_neither_order_nor_flushes(tmp_path: Path) -> None:
     expected = [path.read_bytes() for path in publish(tmp_path / "a")]
     layers = maps(GRID)
@@ -297,7 +326,7 @@ def test_resuming_needs_whole_spools_of_the_same_size(tmp_path: Path) -> None:
     other = Grid(width=1300, height=1101, crs=LAMBERT, transform=GRID.transform)
     with pytest.raises(ResumeError, match="1300 x 1101 px, found 1300 x 1100"):
         MapWriter.create(tmp_path, other, CLASSES, resume=True)
-    spool = next(tmp_path.glob("provenance*"))
+    spool = next(tmp_path.glob("provenance*.tif"))
     os.truncate(spool, spool.stat().st_size // 2)
     with pytest.raises(ResumeError, match="damaged"):
         MapWriter.create(tmp_path, GRID, CLASSES, resume=True)
@@ -380,10 +409,10 @@ with gdal_environment():
 def test_a_map_that_lacks_its_last_bytes_is_found_out(tmp_path: Path, missing: int) -> None:
     """GDAL opens such a file and reports nothing when the disk fills at its very end."""
     path = publish(tmp_path)[1]
-    _check_whole(path, [2, 4], COG_TRAILER_BYTES)
+    check_whole(path, [2, 4], COG_TRAILER_BYTES)
     os.truncate(path, path.stat().st_size - missing)
     with pytest.raises(OSError, match="ends at"):
-        _check_whole(path, [2, 4], COG_TRAILER_BYTES)
+        check_whole(path, [2, 4], COG_TRAILER_BYTES)
 
 
 def test_an_output_that_is_no_folder_is_an_output_error(tmp_path: Path) -> None:
