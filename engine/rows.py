@@ -34,8 +34,9 @@ from engine.map_block import MapBlock
 from engine.observer import Observer
 from engine.plan import Plan, make_plan
 from engine.preview import CANVASES_NAME, Preview
-from engine.rasters.cog import BLOCK_PX, PROBABILITIES
+from engine.rasters.map_kinds import PROBABILITIES
 from engine.rasters.map_reader import MapReader
+from engine.rasters.spool_files import BLOCK_PX
 from engine.reader import Part, Past
 from engine.request import RunRequest
 from engine.runner import Engines, Start, open_sink, run_key

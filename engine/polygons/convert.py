@@ -81,10 +81,10 @@ class Polygons:
         """
         self.check()  # first of all: what is imported next needs the extra
         from engine.polygons.vector_file import write_areas
-        from engine.rasters.cog import BLOCK_PX
         from engine.rasters.georeference import CACHE_BYTES, gdal_environment
         from engine.rasters.map_reader import MAPS, MapReader
         from engine.rasters.polygons import Area, areas
+        from engine.rasters.spool_files import BLOCK_PX
         from engine.rasters.style import categorised_style
 
         hidden = None if bar is None else not bar
