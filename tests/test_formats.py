@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import io
+import os
+import socket
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.transform import from_origin
 
+from engine.contract.errors import RasterOpenError
 from engine.contract.formats import (
     MalformedError,
     from_builtins,
@@ -19,6 +25,11 @@ from engine.contract.formats import (
     open_regular,
     read_file,
 )
+from engine.rasters.area import place as place_area
+from engine.rasters.georeference import Grid
+from engine.rasters.opening import open_raster
+from engine.stac.assets import rasters_of
+from engine.stac.listing import items_in
 
 ROOT = Path(__file__).parent.parent
 FORMATS = "engine/contract/formats.py"
@@ -154,3 +165,17 @@ def test_only_regular_files_of_a_bearable_size_are_read(tmp_path: Path) -> None:
         open_regular(tmp_path / "a\0b")
     with pytest.raises(OSError, match=r"File name too long|No such file"):
         read_file(tmp_path / ("x" * 300))
+
+
+def test_nothing_that_is_named_is_waited_for(tmp_path) -> None:
+    """A pipe, a socket or a device as a raster, an area or an item."""
+    pipe, link, listening = tmp_path / "pipe.json", tmp_path / "link.json", tmp_path / "socket.json"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    grid = Grid(width=4, height=4, crs=None, transform=from_origin(0, 0, 1, 1))
+    with closing(socket.socket(socket.AF_UNIX)) as bound:
+        bound.bind(str(listening))
+        for name in (pipe, link, listening, Path("/dev/zero")):
+            for read in (partial(open_raster, "rgir"), rasters_of, items_in, partial(place_area, grid=grid)):
+                with pytest.raises(RasterOpenError, match="received a pipe, a socket or a device"):
+                    list(read(str(name)))  # type: ignore[operator]

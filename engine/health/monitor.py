@@ -35,6 +35,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
 from engine.health.agreement import edge_agreement
@@ -83,6 +85,7 @@ class Monitor:
         """Tiles that were audited."""
         return self._docket.audits
 
+    @np.errstate(over="ignore", invalid="ignore")  # heights of 1e38 m are for the limits to judge
     def assess(self, seen: Mapping[Sensor, Sighting], place: tuple[int, int] | None = None) -> dict[Sensor, Verdict]:
         """Judge one tile, all its sensors together; call once per tile, in order.
 
@@ -110,6 +113,7 @@ class Monitor:
                     verdicts[sensor] = replace(verdict, state=State.DEGRADED, detail=detail)
         return verdicts
 
+    @np.errstate(over="ignore", invalid="ignore")
     def doubts(self, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, tuple[Fault, ...]]:
         """What an audit of this tile would be asked; call instead of :meth:`assess`."""
         _, _, _, found = self._look(seen)

@@ -28,11 +28,14 @@ _RESERVED = frozenset(
         "run.json",
         "tiles.csv",
         "frames.jsonl",
-        "fleet.json",
-        "units.csv",
+        "probabilities.tif",
+        "item.json",
+        "polygons.gpkg",
+        "polygons.qml",
     ]
 )
 """Names of files that lie beside the frames' folders."""
+_OF_A_FLEET = r"(fleet|units|classes)\b.*\.(json|csv|vrt|html)"
 
 
 def check_stamp(stamp: str) -> None:
@@ -46,7 +49,7 @@ def check_stamp(stamp: str) -> None:
             f"a stamp has letters, digits and _ . : + - after the first, {_STAMP_BYTES} bytes at most; received "
             f"{stamp[:80]!r}"
         )
-    if stamp.casefold() in _RESERVED:
+    if stamp.casefold() in _RESERVED or re.fullmatch(_OF_A_FLEET, stamp.casefold()):
         raise ValueError(f"a stamp cannot be the name of a file of the results, received {stamp!r}")
 
 

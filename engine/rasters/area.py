@@ -29,7 +29,7 @@ from rasterio.warp import transform as reproject_points
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
 from engine.grid import Window
 from engine.rasters.georeference import GDAL_ERRORS, Grid
-from engine.rasters.names import RasterName, gdal_name, raster_name
+from engine.rasters.names import RasterName, gdal_name, raster_name, would_wait
 
 if TYPE_CHECKING:
     from engine.contract.sensors import Sensor
@@ -230,6 +230,8 @@ def _read_file(text: str) -> _Given:
         ) from error
     path, _, layer = text.partition("|layername=")
     name = raster_name(path)
+    if would_wait(name):
+        raise RasterOpenError(f"`area` {text} must be a file, received a pipe, a socket or a device: copy it to one")
     try:
         layers = pyogrio.list_layers(gdal_name(name))
         if not layer:

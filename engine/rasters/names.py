@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 RasterName = Path | str
@@ -35,6 +36,15 @@ def local_file(name: RasterName) -> Path | None:
     if isinstance(name, str):
         name = raster_name(name)
     return None if isinstance(name, str) or str(name).startswith("/vsi") else name
+
+
+def would_wait(name: RasterName) -> bool:
+    """Whether a name is that of a pipe, a socket or a device: whoever opens it may wait or read for ever."""
+    path = local_file(name)
+    try:
+        return path is not None and stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR)
+    except (OSError, ValueError):
+        return False
 
 
 def gdal_name(name: RasterName) -> str:

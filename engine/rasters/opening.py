@@ -20,7 +20,7 @@ from engine.contract.errors import RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.contract.tiff import unfinished
 from engine.rasters.georeference import GDAL_ERRORS
-from engine.rasters.names import RasterName, gdal_name, local_file
+from engine.rasters.names import RasterName, gdal_name, local_file, would_wait
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,10 @@ def open_raster(what: str, name: RasterName, drivers: Sequence[str] | None = Non
         RasterOpenError: it is missing, unreadable, truncated, or a container of several rasters.
     """
     path = local_file(name)
+    if would_wait(name):
+        raise RasterOpenError(
+            f"{what} raster {name} must be a file, received a pipe, a socket or a device: copy it to one"
+        )
     try:
         file = rasterio.open(gdal_name(name)) if drivers is None else _open_closed(what, name, drivers)
     # a name can be refused before GDAL sees it: bytes that are no UTF-8, a scheme that wants another package

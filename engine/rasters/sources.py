@@ -457,6 +457,8 @@ def open_difference(
         file = stack.enter_context(memory.open())
         terrain = open_source(stack, "dtm", file, spec, grid, grid_name, drivers)
         return Difference(spec=spec, surface=surface, terrain=terrain, found=digest)
+    if surface.name == models.dtm:
+        raise RasterFormatError(f"`dsm` and `dtm` are subtracted, and both are {models.dtm}: name the terrain as `dtm`")
     terrain = open_source(stack, "dtm", models.dtm, spec, grid or own, grid_name or names[0], drivers)
     check_overlap(Grid.of(terrain.file, name=names[1]), own, name=names[1], grid_name=names[0])
     check_datums(models, surface.file.crs, terrain.file.crs)

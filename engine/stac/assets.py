@@ -16,7 +16,7 @@ from engine.contract.errors import GridError, RasterFormatError, RasterOpenError
 from engine.contract.sensors import Sensor
 from engine.rasters.georeference import unreferenced_is_fine
 from engine.rasters.height_models import HeightModels
-from engine.rasters.names import RasterName, gdal_name, raster_name
+from engine.rasters.names import RasterName, gdal_name, raster_name, would_wait
 from engine.rasters.opening import open_raster
 from engine.rasters.raster import RasterInput
 
@@ -47,14 +47,18 @@ def rasters_of(name: str) -> tuple[dict[Sensor, RasterInput], tuple[int, int, in
         import pystac
     except ImportError as error:
         raise UsageError("`stac` is read by pystac: `pip install 'gemmnet-edge[stac]'`") from error
+    if would_wait(name):
+        raise RasterOpenError(f"`stac` {name} must be a file, received a pipe, a socket or a device: copy it to one")
     try:
         item = pystac.Item.from_file(name)
         item.make_asset_hrefs_absolute()
+        assets = {
+            key: (raster_name(asset.href), _bands(asset), [*_words(key, asset)]) for key, asset in item.assets.items()
+        }
     except Exception as error:  # whatever is wrong with foreign JSON, its schema or its server
         raise RasterOpenError(
             f"`stac` {name} is no STAC item that can be read ({error}): pass an item's JSON"
         ) from error
-    assets = {key: (raster_name(asset.href), _bands(asset), _words(key, asset)) for key, asset in item.assets.items()}
     found: dict[Sensor, RasterInput] = {}
     chosen = None
     whole = [(href, bands) for href, bands, _ in assets.values() if all(_place(bands, each) for each in RGIR)]

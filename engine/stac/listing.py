@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.contract.errors import RasterOpenError, UsageError, one_line
+from engine.rasters.names import would_wait
 
 
 def items_in(name: str) -> Iterator[tuple[str, str]]:
@@ -25,10 +26,10 @@ def items_in(name: str) -> Iterator[tuple[str, str]]:
         raise UsageError("`stac` is read by pystac: `pip install 'gemmnet-edge[stac]'`") from error
     told = _read(pystac, name)
     if told.get("type") == "FeatureCollection":
-        for number, feature in enumerate(told.get("features") or (), 1):
-            links = feature.get("links") or () if isinstance(feature, dict) else ()
-            href = next((link.get("href") for link in links if link.get("rel") == "self"), None)
-            yield (_beside(pystac, href, name), "") if href else ("", f"feature {number} has no link to itself")
+        features = told.get("features")
+        for number, feature in enumerate(features if isinstance(features, list) else (), 1):
+            href = next((link.get("href") for link in _links(feature) if link.get("rel") == "self"), None)
+            yield (_beside(pystac, str(href), name), "") if href else ("", f"feature {number} has no link to itself")
         return
     if told.get("type") == "Feature":
         yield name, ""
@@ -36,7 +37,7 @@ def items_in(name: str) -> Iterator[tuple[str, str]]:
     waiting, seen = [(name, told)], {name}
     while waiting:
         place, catalog = waiting.pop()
-        for link in catalog.get("links") or ():
+        for link in _links(catalog):
             href = _beside(pystac, str(link.get("href")), place)
             if link.get("rel") == "item":
                 yield href, ""
@@ -48,12 +49,20 @@ def items_in(name: str) -> Iterator[tuple[str, str]]:
                     yield "", str(error)
 
 
+def _links(told: object) -> list[dict[str, Any]]:
+    """Of an object of STAC, whatever else it holds in their place."""
+    links = told.get("links") if isinstance(told, dict) else None
+    return [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+
+
 def _beside(pystac: Any, href: str, place: str) -> str:
     return str(pystac.utils.make_absolute_href(href, place))
 
 
 def _read(pystac: Any, name: str) -> dict[str, Any]:
     hint = "pass the JSON of a collection, a catalogue or a feature collection of items"
+    if would_wait(name):
+        raise RasterOpenError(f"`stac` {name} must be a file, received a pipe, a socket or a device: {hint}")
     try:
         told = pystac.StacIO.default().read_json(name)
     except Exception as error:  # whatever is wrong with foreign JSON or its server

@@ -64,6 +64,8 @@ def configure(form: LogFormat, *, level: int | str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)  # of libraries: two lines each, and for developers
+    logging.getLogger("py.warnings").setLevel(level if level == "DEBUG" else logging.ERROR)
     ours = logging.getLogger("engine")
     ours.setLevel(logging.NOTSET)
     if logging.getLogger().level < logging.INFO:

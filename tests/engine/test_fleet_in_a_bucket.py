@@ -30,7 +30,7 @@ from tests.conftest import make_scene
 from tests.engine.runs import request_for
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'gemmnet-edge[fleet]'")
-pytest.importorskip("flask", reason="moto's server is not installed: pip install 'moto[s3,server]'")
+pytest.importorskip("flask_cors", reason="moto's server is not installed: pip install 'moto[s3]' flask flask-cors")
 MAPS = ("classes.tif", "confidence.tif", "provenance.tif")
 
 
@@ -91,7 +91,9 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         server.start()
         stack.callback(server.stop)
         _, port = server.get_host_and_port()
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/maps", method="PUT")).close()
+        for method, path in (("POST", "moto-api/reset"), ("PUT", "maps")):  # buckets outlive their server
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", method=method)
+            urllib.request.urlopen(asked).close()
         proxy, torn = stack.enter_context(failing_network(port, every=3))
         told = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
         told |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy}", "AWS_ALLOW_HTTP": "true"}

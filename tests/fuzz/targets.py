@@ -31,8 +31,11 @@ from engine.contract.trust import Policy, check_signature, installed_policy
 from engine.frame_log import read_frame_log
 from engine.journal import Entry, Statistics
 from engine.live.frame_name import Sidecar
+from engine.rasters.area import place
+from engine.rasters.georeference import Grid
 from engine.rasters.raster import SensorRasters
 from engine.record import RunRecord
+from engine.stac.assets import rasters_of
 from engine.tile_log import COLUMNS, read_tile_log
 
 
@@ -61,6 +64,24 @@ def _raster(path: Path) -> None:
     with SensorRasters.open({Sensor.NDSM: path}, {Sensor.NDSM: ndsm_spec()}, drivers=("GTiff",)) as rasters:
         if rasters.grid.width * rasters.grid.height < 1 << 22:
             rasters.read(0, 0, min(rasters.grid.height, 64), min(rasters.grid.width, 64))
+
+
+_ITEM = {
+    "type": "Feature",
+    "stac_version": "1.1.0",
+    "id": "a",
+    "geometry": None,
+    "properties": {"datetime": "2026-01-01T00:00:00Z"},
+    "links": [],
+    "assets": {
+        "image": {"href": "a.tif", "roles": ["data"], "bands": [{"name": "nir"}, {"name": "red"}, {"name": "green"}]},
+        "height": {"href": "h.tif", "roles": ["chm"]},
+    },
+}
+_GRID = Grid(width=20, height=20, crs=None, transform=from_origin(0, 0, 1, 1))
+
+
+_stac_item = _in_a_file("item.json", lambda path: rasters_of(str(path)))
 
 
 @cache
@@ -136,6 +157,12 @@ TARGETS: dict[str, Target] = {
             lambda path: check_signature(b"{}", path.with_name("manifest.json"), Policy(require_signature=True)),
         ),
         errors=(SignatureError,),
+    ),
+    "STAC item": Target(example=lambda: json.dumps(_ITEM).encode(), read=_stac_item, errors=(InputError,)),
+    "area": Target(
+        example=lambda: b'{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, -9], [0, 0]]]}',
+        read=_in_a_file("area.geojson", lambda path: place(str(path), _GRID)),
+        errors=(InputError, UsageError),
     ),
     "TIFF structure": Target(example=_tiff, read=_in_a_file("a.tif", unfinished)),
     "TIFF": Target(example=_tiff, read=_in_a_file("a.tif", _raster), errors=(InputError,)),

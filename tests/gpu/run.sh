@@ -22,6 +22,7 @@
 # --work keeps what was installed for the next call. --dry-run joins and checks the wheels, and prints the rest.
 #
 # Exit codes: 0 all is well; 1 a stage failed (the others ran); 2 options; 3 the wheels.
+# shellcheck disable=SC2329 # stages are called by name
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
