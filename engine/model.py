@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from engine import demo
 from engine.backends import BackendName
@@ -24,10 +24,12 @@ from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario, Sensor
 from engine.frames import Frame, RasterOpener
 from engine.health.monitor import Absent, Fault
+from engine.inputs import rasters_given
 from engine.interrupt import first_signal
 from engine.plan import Plan, plan_for
 from engine.rasters.area import AreaInput
 from engine.rasters.georeference import gdal_environment
+from engine.rasters.names import RasterName
 from engine.rasters.raster import RasterInput, SensorRasters
 from engine.rasters.stretch import parse_stretch
 from engine.request import RasterFiles, RunRequest
@@ -76,6 +78,10 @@ class Model:
         *,
         rgir: RasterInput | None = None,
         ndsm: RasterInput | None = None,
+        dsm: RasterName | None = None,
+        dtm: RasterName | None = None,
+        ground: Literal["auto"] | None = None,
+        stac: str | Path | None = None,
         watch: bool | None = None,
         health: Sequence[str] = (),
         halo_px: int | None = None,
@@ -95,6 +101,9 @@ class Model:
         Args:
             rgir: near-infrared, red, green: uint8 [3, H, W]. Masked pixels have no data.
             ndsm: height above ground in metres: floating point [H, W] or [1, H, W]. Masked and NaN pixels have no data.
+            dsm, dtm: in place of ``ndsm`` the files of a surface and a terrain model in metres, which are subtracted.
+            ground: ``"auto"`` finds the ground below ``dsm`` where there is no ``dtm``.
+            stac: in place of all these a STAC item's JSON, a file or a URL.
             watch: judge every sensor in every tile, and map without one that is dead; None does where both are given.
             health: limits other than the bundle's, such as ``"ndsm.max_height_m=80"``.
             halo_px: context around each tile; None takes the bundle's.
@@ -116,7 +125,15 @@ class Model:
             InputError: a raster cannot be used, or both do not fit together.
             BackendError: no backend is left that answers.
         """
-        paths = _given({"rgir": rgir, "ndsm": ndsm})
+        paths, rgir_bands = rasters_given(
+            rgir=rgir,
+            ndsm=ndsm,
+            dsm=dsm,
+            dtm=dtm,
+            ground=ground,
+            stac=None if stac is None else str(stac),
+            rgir_bands=rgir_bands,
+        )
         if not paths:
             raise UsageError("rgir or ndsm must be given, received neither: pass at least one raster")
         request = RunRequest(

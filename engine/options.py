@@ -14,15 +14,14 @@ from engine.backends.options import BackendOptions
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
 from engine.health.faults import parse_faults
+from engine.inputs import rasters_given
 from engine.live.frame_name import Pattern
 from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
-from engine.rasters.height_models import HeightModels
 from engine.rasters.names import raster_name
 from engine.rasters.raster import RasterInput
 from engine.rasters.stretch import parse_stretch
 from engine.request import PATTERN, LandingFolder, RasterFiles, RunRequest
 from engine.resolution import Gsd
-from engine.stac.assets import rasters_of
 from engine.stitcher import Blend
 from engine.telemetry.log import LogFormat
 from engine.view.address import BASE_HELP
@@ -53,6 +52,8 @@ OPTIONS = {
     **{
         name: f"--{name}"
         for name in (
+            "rgir",
+            "ndsm",
             "sensors",
             "dsm",
             "dtm",
@@ -361,29 +362,16 @@ def _rasters(options: argparse.Namespace) -> tuple[RasterFiles, bool]:
     for option in ("pattern", "partner_wait", "idle_exit", "live_driver"):
         if getattr(options, option) is not None:
             raise UsageError(f"--{option.replace('_', '-')} needs --live DIR, the folder where frames land")
-    given: dict[Sensor, RasterInput] = {
-        sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None
-    }
-    if options.ground is not None and options.dsm is None:
-        raise UsageError("--ground finds the ground below a surface model: add --dsm PATH")
-    if options.dsm is not None or options.dtm is not None:
-        if options.ndsm is not None:
-            raise UsageError("--dsm and --dtm are subtracted to make what --ndsm names: pass those two, or --ndsm")
-        if options.ground is not None and options.dtm is not None:
-            raise UsageError("--ground finds what --dtm already is: leave one of them away")
-        if options.dsm is None or (options.dtm is None and options.ground is None):
-            lacking, hint = ("--dsm", "") if options.dsm is None else ("--dtm", ", or --ground auto to find it")
-            raise UsageError(
-                f"height above ground is --dsm minus --dtm, received one of them: add {lacking} PATH{hint}"
-            )
-        given[Sensor.NDSM] = HeightModels(dsm=options.dsm, dtm=options.dtm)
-    if options.stac is not None:
-        for sensor in given:
-            option = "dsm" if isinstance(given[sensor], HeightModels) else sensor
-            raise UsageError(f"--stac names the rasters itself: leave --{option} away")
-        given, bands = rasters_of(options.stac)
-        if options.rgir_bands is None and bands is not None:
-            options.rgir_bands = ",".join(map(str, bands))
+    given, bands = rasters_given(
+        rgir=options.rgir,
+        ndsm=options.ndsm,
+        dsm=options.dsm,
+        dtm=options.dtm,
+        ground=options.ground,
+        stac=options.stac,
+        rgir_bands=parse_bands(options.rgir_bands),
+    )
+    options.rgir_bands = None if bands is None else ",".join(map(str, bands))
     sources: dict[Sensor, RasterInput] = given or dict(demo.SCENE)
     watch = options.sensors == "auto" or (options.sensors is None and len(sources) == len(Sensor))
     named = options.sensors not in (None, "auto")

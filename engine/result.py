@@ -24,6 +24,7 @@ from engine.job import Job, TileReport
 from engine.journal import Journal, PixelCounts, Statistics
 from engine.ownership import RUN_NAME, owned
 from engine.plan import REPORT_NAME, Plan, check_output
+from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
@@ -68,20 +69,38 @@ class Result:
         """By class index."""
         return tuple(spec.name for spec in self._manifest.classes)
 
-    def save(self, output: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        output: str | Path,
+        *,
+        overwrite: bool = False,
+        polygons: str | Path | None = None,
+        smallest_px: int = SMALLEST_PX,
+        simplify_px: float = SIMPLIFY_PX,
+    ) -> Path:
         """Write what ``engine.run`` writes: the three maps as GeoTIFF, quicklook.png, tiles.csv, run.json.
 
         Args:
             output: a folder; made if it is missing.
             overwrite: replace results that are there.
+            polygons: write the map as polygons, too: a file of type .gpkg, .fgb or .parquet (extra ``gis``).
+            smallest_px: polygons with fewer pixels are given to their largest neighbour.
+            simplify_px: borders of polygons may move by so many pixels.
 
         Returns:
             The folder.
 
         Raises:
+            UsageError: polygons cannot be made; nothing is written.
             OutputError: it holds results, or the system refuses.
         """
         output = Path(output)
+        wanted = None
+        if polygons is not None:
+            wanted = Polygons(
+                path=Path(polygons), smallest_px=smallest_px, simplify_px=simplify_px, overwrite=overwrite
+            )
+            wanted.check()
         journal, manifest = Journal(output), self._manifest
         with owned(output):
             check_output(output, overwrite=overwrite, resume=False)
@@ -118,6 +137,8 @@ class Result:
                 write_item(output / ITEM_NAME, map_item(output, self.record))
             finally:
                 journal.remove()
+        if wanted is not None:
+            wanted.write(output, bar=False)
         return output
 
 

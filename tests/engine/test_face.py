@@ -262,3 +262,36 @@ def test_docstrings_say_what_happens(module) -> None:
     found = doctest.testmod(module)
     assert found.failed == 0
     assert found.attempted > 0
+
+
+def test_a_model_takes_height_models_and_an_item_and_saves_polygons(toy, scene, write_scene, tmp_path) -> None:
+    paths = write_scene(scene)
+    with rasterio.open(paths[Sensor.NDSM]) as file:
+        heights, profile = file.read(1), file.profile
+    for name, values in (("dsm", np.where(heights == profile["nodata"], heights, heights + 128)), ("dtm", 128.0)):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as made:
+            made.write(np.broadcast_to(values, heights.shape).astype(np.float32), 1)
+            made.units = ("m",)
+    models = {name: str(tmp_path / f"{name}.tif") for name in ("dsm", "dtm")}
+    result = toy.segment(rgir=paths[Sensor.RGIR], **models)
+    assert_same_maps(result, toy.segment(rgir=paths[Sensor.RGIR], ndsm=paths[Sensor.NDSM]))
+    for given, told in (
+        ({**models, "ndsm": paths[Sensor.NDSM]}, "pass those two, or `ndsm`"),
+        ({"dsm": models["dsm"]}, "add `dtm`, or ground=auto"),
+        ({**models, "ground": "auto"}, "leave one of them away"),
+        ({**models, "stac": "item.json"}, "leave `dsm` away"),
+        ({}, "received neither"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            toy.segment(**given)
+    item = tmp_path / "item.json"
+    result.save(tmp_path / "map", polygons=tmp_path / "cover.gpkg")
+    assert b"land_cover" in (tmp_path / "cover.gpkg").read_bytes()
+    with pytest.raises(UsageError, match="pass --overwrite|overwrite=True"):
+        result.save(tmp_path / "other", polygons=tmp_path / "cover.gpkg")
+    assert not (tmp_path / "other").exists(), "told before anything is written"
+    told = {"href": str(paths[Sensor.RGIR]), "bands": [{"name": each} for each in ("nir", "red", "green")]}
+    feature = {"type": "Feature", "stac_version": "1.1.0", "id": "a", "geometry": None, "links": []}
+    dated = {"properties": {"datetime": "2026-05-01T00:00:00Z"}, "assets": {"image": told}}
+    item.write_text(json.dumps({**feature, **dated}))
+    assert_same_maps(toy.segment(stac=item), toy.segment(rgir=paths[Sensor.RGIR]))

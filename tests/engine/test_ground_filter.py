@@ -90,9 +90,9 @@ def test_the_command_takes_a_surface_alone(toy_bundle, tmp_path, capfd) -> None:
     models = write(tmp_path / "dsm.tif", np.add(*village(100)))
     given = ["--bundle", str(toy_bundle.root), "--output", str(tmp_path / "out"), "--dry-run"]
     assert main([*given, "--dsm", str(models.dsm)]) == 2
-    assert "add --dtm PATH, or --ground auto to find it" in capfd.readouterr().err
+    assert "add --dtm, or --ground auto to find it" in capfd.readouterr().err
     assert main([*given, "--ground", "auto"]) == 2
-    assert "add --dsm PATH" in capfd.readouterr().err
+    assert "add --dsm" in capfd.readouterr().err
     assert main([*given, "--ground", "auto", "--dsm", "a.tif", "--dtm", "b.tif"]) == 2
     assert "leave one of them away" in capfd.readouterr().err
     pytest.importorskip("CSF")

@@ -207,8 +207,8 @@ def test_units_that_are_not_known_are_refused_for_each_of_them(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--dsm a.tif", "add --dtm PATH"),
-        ("--dtm a.tif", "add --dsm PATH"),
+        ("--dsm a.tif", "add --dtm"),
+        ("--dtm a.tif", "add --dsm"),
         ("--dsm a.tif --dtm b.tif --ndsm c.tif", "pass those two, or --ndsm"),
         ("--live . --dsm a.tif", "leave --dsm away"),
     ],
