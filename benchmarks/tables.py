@@ -386,6 +386,22 @@ TABLES = {
             "time in nodes without a product": three("share_without_products", "{:.0f} %", scale=100),
         },
     ),
+    "analyst": Table(
+        file="analyst.csv",
+        command="python -m benchmarks.analyst",
+        meaning="Seconds and peak memory of one process for the map, one for its polygons; the largest difference of a "
+        "class's area from its pixels, of all pixels.",
+        by=("raster_mpx",),
+        cells={
+            "raster": one("raster_mpx", "{:.0f} Mpx"),
+            "map": one("map_s", "{:.0f} s"),
+            "peak memory": one("map_peak_mib", "{:.0f} MiB"),
+            "polygons": one("polygons"),
+            "in": one("polygons_s", "{:.0f} s"),
+            "with peak memory of": one("polygons_peak_mib", "{:.0f} MiB"),
+            "area off": one("area_off_percent", "{:.2f} %"),
+        },
+    ),
     "gap": Table(
         file="gap.csv",
         command="python -m benchmarks.gap --data ../shared/data/naip --labels train/data/labels/naip",
