@@ -1,7 +1,7 @@
 """How far procedural scenes are from real images, by class and measure, and whether a classifier tells them apart.
 
     python -m benchmarks.gap --data ../shared/data/naip --labels train/data/labels/naip
-    python -m benchmarks.gap --data ../shared/data/naip --scenes 100 --out gap.csv
+    python -m benchmarks.gap --data ../shared/data/naip --labels train/data/labels/naip --real-colours --out after.csv
 
 Both sides are compared at one ground sampling distance: procedural scenes are drawn at that of the real ones. Of each
 class the pixels of all scenes are pooled and their measures compared: the three bands, NDVI, the local contrast (the
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of real scenes (dataset.toml)")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="further labels, <scene>.png")
     parser.add_argument("--scenes", type=int, default=100, metavar="N", help="procedural scenes (100)")
+    parser.add_argument("--real-colours", action="store_true", help="draw them in the colours of NAIP")
     return parser
 
 
@@ -103,7 +104,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, object]]:
     side = next(iter(real.values()))[1].shape[0]
     drawn: dict[str, Labelled] = {}
     for seed in tqdm(range(options.scenes), desc="drawing", unit="scene"):
-        made = synthetic.generate(seed=seed, size_px=side, gsd_m=gsd_m)
+        made = synthetic.generate(seed=seed, size_px=side, gsd_m=gsd_m, real_colours=options.real_colours)
         drawn[f"seed_{seed}"] = (made.rgir, made.labels)
     draw([rgir for rgir, _ in real.values()], [rgir for rgir, _ in drawn.values()], options.out.with_suffix(".png"))
     rows = distances(list(real.values()), list(drawn.values()), ISPRS_LABELS.names)

@@ -137,6 +137,24 @@ def last(column: str) -> Cell:
     return lambda line: line[-1][column]
 
 
+def over_seeds(column: str, labels: str, scenario: Scenario) -> Cell:
+    """Mean of one set and scenario over seeds, with the least and the most where there are several."""
+
+    def cell(line: Sequence[Row]) -> str:
+        found = [float(row[column]) for row in line if (row["labels"], row["scenario"]) == (labels, scenario.value)]
+        if not found:
+            return ""
+        mean = f"{statistics.fmean(found):.1f}"
+        return mean if len(found) == 1 else f"{mean} ({min(found):.1f} to {max(found):.1f})"
+
+    return cell
+
+
+def one_of(column: str, scenario: Scenario) -> Cell:
+    """The value of a scenario's row, nothing where there is none."""
+    return lambda line: next((row[column] for row in line if row["scenario"] == scenario.value), "")
+
+
 def most(column: str, form: str) -> Cell:
     """The largest value."""
     return lambda line: form.format(max(float(row[column]) for row in line))
@@ -414,6 +432,31 @@ TABLES = {
             **text("class", "measure", "distance"),
             "real, 5 / 50 / 95 %": _quantiles("real"),
             "procedural, 5 / 50 / 95 %": _quantiles("procedural"),
+        },
+    ),
+    "ablations": Table(
+        file="ablations.csv",
+        command="python -m benchmarks.ablations --target folder:IGN --data ../shared/data",
+        meaning="Mean of the seeds, with the least and the most. IGN: overall accuracy; NAIP: mF1. *Kept*: the weights "
+        "that the rule without labels chose; the other lines have the last ones.",
+        by=("variant", "weights"),
+        only=lambda row: row["weights"] != "best" or row["variant"] == "all parts",
+        cells={
+            "adapted with": lambda line: line[0]["variant"] + (", kept" if line[0]["weights"] == "best" else ""),
+            "IGN, both": over_seeds("oa_percent", "rules", Scenario.FULL),
+            "IGN, RGIR": over_seeds("oa_percent", "rules", Scenario.MISSING_NDSM),
+            "IGN, nDSM": over_seeds("oa_percent", "rules", Scenario.MISSING_RGIR),
+            "NAIP, RGIR": over_seeds("mf1_percent", "people", Scenario.MISSING_NDSM),
+        },
+    ),
+    "overlaps": Table(
+        file="overlaps.csv",
+        command="python -m benchmarks.overlaps --data ../shared/data/naip",
+        meaning="Percent of the pixels in two overlapping tiles whose class differs.",
+        by=("scenes",),
+        cells={
+            **text("scenes", "count"),
+            **{name: one_of("differ_percent", scenario) for scenario, name in SCENARIOS.items()},
         },
     ),
     "real": Table(

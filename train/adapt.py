@@ -17,8 +17,11 @@ with itself, less its drift from the prior share of each class, is kept, and aft
 run ends. This rule needs no labels; it is no accuracy. The prior is the mean of what the model calls in your images
 before and what the procedural scenes have; of uncounted classes (clutter) the lesser of the two.
 
-Writes ``best.safetensors`` with its .json into ``--out``. Exit codes: 0 done, 1 the loss stopped being finite, 2
-options or data that do not fit, 130 Ctrl-C (the best so far is kept).
+Crops are brought to the ground sampling distances that the model maps best at, as the runtime brings rasters there.
+``--without PART`` leaves a part out, to see what it earns (``python -m benchmarks.ablations``).
+
+Writes ``best.safetensors`` and, at the end, ``last.safetensors`` with their .json into ``--out``. Exit codes: 0 done,
+1 the loss stopped being finite, 2 options or data that do not fit, 130 Ctrl-C (the best so far is kept).
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ from train.data.labels import IGNORE_INDEX
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, open_source
-from train.selftraining import PseudoLabels, Rules, Stability, class_mix, stability, teach
+from train.selftraining import PseudoLabels, Rules, Stability, class_mix, measured, stability, teach
+from train.system import System
 from train.trainer import Trainer, TrainingDivergedError
 
 log = logging.getLogger("train.adapt")
@@ -57,6 +61,10 @@ log = logging.getLogger("train.adapt")
 CHECK_CROPS = 32
 PATIENCE = 3
 ZOOM_TARGET = (1.0, 2.0)
+"""Of images whose ground sampling distance is not known."""
+PARTS = ("heights", "mixing", "average", "prior", "ndvi", "trees")
+AGE_STEPS = 10_000
+"""The average begins as the model that is adapted, not as a random one: no short memory at first."""
 
 Batch = dict[str, Tensor]
 
@@ -72,6 +80,9 @@ class Adaptation:
     target: Iterator[Batch]
     held_out: list[Batch]
     pseudo: PseudoLabels
+    teacher: System
+    mixing: bool
+    heights: bool
     warm_up: int
     check: int
     generator: torch.Generator
@@ -85,7 +96,7 @@ class Adaptation:
         trainer, steps = self.trainer, self.trainer.preset.train.steps
         best, since = self._stability(), 0
         print(f"before: {_told(best)}", flush=True)
-        self._save(best)
+        self._save("best")
         believed = 0.0
         with tqdm(total=steps, desc="adapting", unit="step", smoothing=0.05) as bar:
             while trainer.done_steps < steps:
@@ -101,37 +112,40 @@ class Adaptation:
                 tqdm.write(f"step {trainer.done_steps}: {_told(found)}")
                 if found.score > best.score:
                     best, since = found, 0
-                    self._save(best)
+                    self._save("best")
                 else:
                     since += 1
                 if since == PATIENCE:
                     tqdm.write(f"{PATIENCE} checks without a better model: done")
                     break
+        self._save("last")
         return best
 
     def step(self) -> tuple[dict[str, float], float]:
         """One step; what is logged, and the share of pixels whose pseudo-label is believed."""
         source, target = next(self.source), next(self.target)
         known = target["labels"].long()
-        measured = target["ndsm_valid"].flatten(1).any(1)
         share = 0.0
         if self.trainer.done_steps >= self.warm_up:
-            probabilities = teach(self.trainer.average, target["rgir_weak"], target["ndsm_weak"], measured)
+            seen_by = measured(target) if self.heights else target["available"]
+            probabilities = teach(self.teacher, target["rgir_weak"], target["ndsm_weak"], seen_by)
             found = self.pseudo.label(probabilities, target["rgir_weak"])
             seen = target["rgir_valid"] | target["ndsm_valid"]
             found = found.masked_fill(~seen, IGNORE_INDEX)
             share = float((found != IGNORE_INDEX).float().mean())
             known = torch.where(known != IGNORE_INDEX, known, found)
-        mixed = class_mix({**target, "labels": known.to(torch.uint8)}, source, self.generator)
+        mixed = {**target, "labels": known.to(torch.uint8)}
+        if self.mixing:
+            mixed = class_mix(mixed, source, self.generator)
         batch = {name: torch.cat((tensor, mixed[name])) for name, tensor in source.items()}
         return self.trainer.step(batch), share
 
     def _stability(self) -> Stability:
         return stability(self.trainer.average, self.held_out, self.pseudo.prior)
 
-    def _save(self, found: Stability) -> None:
+    def _save(self, name: str) -> None:
         info = replace(self.info, step=self.trainer.done_steps)
-        checkpoint.save(self.out / "best.safetensors", self.trainer.average.state_dict(), info)
+        checkpoint.save(self.out / f"{name}.safetensors", self.trainer.average.state_dict(), info)
 
 
 def _told(found: Stability) -> str:
@@ -161,7 +175,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prior-strength", type=float, default=0.5, metavar="A", help="how far shares of classes are held, 0..1 (0.5)"
     )
-    parser.add_argument("--no-ndvi", action="store_true", help="do not use NDVI, say for cameras that are not NIR-R-G")
+    parser.add_argument(
+        "--without",
+        action="append",
+        choices=PARTS,
+        default=[],
+        help="leave a part out; may be repeated: the teacher's average (it stays what --init is), objects pasted in, "
+        "heights for the teacher where the model has none, NDVI (say for cameras that are not NIR-R-G), the prior, "
+        "marked crowns",
+    )
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="as for train.run (auto)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and mixtures (0)")
     parser.add_argument("--threads", type=int, default=1, help="ways to split a step (1)")
@@ -182,8 +204,8 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
         raise ValueError("--steps and --check must be at least 1, --warm-up less than --steps")
     rules = Rules(
         threshold=options.threshold,
-        prior_strength=options.prior_strength,
-        green=None if options.no_ndvi else Rules.green,
+        prior_strength=0.0 if "prior" in options.without else options.prior_strength,
+        green=None if "ndvi" in options.without else Rules.green,
     )
     if (options.out / "best.safetensors").exists():
         raise ValueError(f"{options.out} already holds a run: choose another --out")
@@ -193,7 +215,7 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
     target = open_source(options.data, options.cache / "adapt", options.labels)
     if not isinstance(target, FolderSource):
         raise DataError(f"--data takes folder:DIR, received {options.data!r}")
-    target = replace(target, tree_points=True)
+    target = replace(target, tree_points="trees" not in options.without)
     source = open_source(options.source, options.cache)
     for found in (source, target):
         if found.labels != info.labels:
@@ -204,7 +226,7 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
         crop_px=options.crop_px,
         lr=options.lr,
         warmup_steps=50,
-        ema_decay=0.995,
+        ema_decay=0.99,
         amp=options.amp,
         seed=options.seed,
         weights=info.train.weights,
@@ -213,10 +235,11 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
     )
     trainer = Trainer(Preset(model=info.model, train=train), _device(), threads=options.threads)
     trainer.start_from(model.state_dict(), info.model)
+    trainer.average_age = AGE_STEPS
     images, held_out = (_with_images(target, part) for part in ("train", "validation"))
     batches = _loader(
         CropDataset(
-            [Pool(scenes=held_out, zoom=(1.0, 1.0))],
+            [_pool(held_out, info, zoom=(1.0, 1.0))],
             counted=info.labels.counted,
             length=CHECK_CROPS,
             crop_px=options.crop_px,
@@ -236,7 +259,6 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
             info,
             train=train,
             dataset=f"{info.dataset}; adapted to {len(images)} scenes of {target.name} without their labels",
-            gsd_m=(min(info.gsd_m[0], target.gsd_m[0]), max(info.gsd_m[1], target.gsd_m[1])),
             metrics={},
             other_metrics={},
             temperatures={},
@@ -249,6 +271,9 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
         target=iter(_loader(_crops(images, options, train, info, weak=True), half, options.workers)),
         held_out=checks,
         pseudo=PseudoLabels(prior, info.labels, rules),
+        teacher=model.eval() if "average" in options.without else trainer.average,
+        mixing="mixing" not in options.without,
+        heights="heights" not in options.without,
         warm_up=options.warm_up,
         check=options.check,
         generator=torch.Generator().manual_seed(options.seed),
@@ -270,7 +295,7 @@ def _crops(
     scenes: tuple[Scene, ...], options: argparse.Namespace, train: TrainConfig, info: CheckpointInfo, *, weak: bool
 ) -> CropDataset:
     return CropDataset(
-        [Pool(scenes=scenes, zoom=ZOOM_TARGET if weak else ZOOM)],
+        [_pool(scenes, info, zoom=ZOOM_TARGET if weak else ZOOM)],
         counted=info.labels.counted,
         length=train.steps * train.batch // 2,
         crop_px=train.crop_px,
@@ -279,6 +304,15 @@ def _crops(
         border_share=0.0 if weak else train.border_share,
         weak=weak,
     )
+
+
+def _pool(scenes: tuple[Scene, ...], info: CheckpointInfo, *, zoom: tuple[float, float]) -> Pool:
+    """Scenes where the model maps them, magnified up to twice from there; ``zoom`` where that is not known."""
+    known = [scene.gsd_m for scene in scenes if scene.gsd_m is not None]
+    if len(known) < len(scenes):
+        return Pool(scenes=scenes, zoom=zoom)
+    low, high = (min(max(gsd_m, info.gsd_m[0]), info.gsd_m[1]) for gsd_m in (min(known) / 2, max(known)))
+    return Pool(scenes=scenes, zoom=(1.0, 1.0), gsd_m=(low, high))
 
 
 def _loader(data: CropDataset, batch: int, workers: int) -> DataLoader[Batch]:
@@ -299,8 +333,7 @@ def _prior(trainer: Trainer, batches: list[Batch], source: Tensor, counted: tupl
     """Mean of what the model calls in held-out images and what the source has; of uncounted classes the lesser."""
     called = torch.zeros_like(source)
     for batch in batches:
-        measured = batch["ndsm_valid"].flatten(1).any(1)
-        called += teach(trainer.average, batch["rgir_weak"], batch["ndsm_weak"], measured).mean((0, 2, 3))
+        called += teach(trainer.average, batch["rgir_weak"], batch["ndsm_weak"], measured(batch)).mean((0, 2, 3))
     called = called / called.sum()
     prior = (called + source) / 2
     for index in set(range(len(prior))) - set(counted):

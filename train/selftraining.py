@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.contract.sensors import Scenario
 from train.data.labels import IGNORE_INDEX, LabelSet
 from train.predict import predictor
-from train.system import System
+from train.system import System, availability
 
 SEALED, PLANTS = ("impervious surface", "building", "car"), ("tree",)
 """Names of classes that are never green, and of those that always are."""
@@ -114,24 +114,31 @@ class PseudoLabels:
         return classes.masked_fill(~believed, IGNORE_INDEX)
 
 
+def measured(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which sensors each sample of a batch has anything of, bool [N, 2] as ``available``; RGIR where it has neither."""
+    ndsm = batch["ndsm_valid"].flatten(1).any(1)
+    rgir = batch["rgir_valid"].flatten(1).any(1) | ~ndsm
+    return torch.stack((rgir, ndsm), 1)
+
+
 @torch.no_grad()
-def teach(model: System, rgir: Tensor, ndsm: Tensor, measured: Tensor) -> Tensor:
-    """A model's probabilities by the best scenario that each sample has: [N, C, H, W].
+def teach(model: System, rgir: Tensor, ndsm: Tensor, seen: Tensor) -> Tensor:
+    """A model's probabilities, each sample by the graph for its sensors: [N, C, H, W].
 
     Args:
         model: in eval mode.
         rgir: raw [N, 3, H, W].
         ndsm: metres [N, 1, H, W].
-        measured: bool [N]: whether the sample has heights.
+        seen: bool [N, 2]: the sensors to look at, in the order of :func:`train.system.availability`.
     """
     device = next(model.parameters()).device
     found: Tensor | None = None
-    for scenario, rows in ((Scenario.FULL, measured), (Scenario.MISSING_NDSM, ~measured)):
-        at = rows.nonzero().squeeze(1)
+    for scenario in Scenario:
+        at = (seen == torch.tensor(availability(scenario))).all(1).nonzero().squeeze(1)
         if len(at):
             logits, _ = predictor(model, scenario)(rgir[at].float().to(device), ndsm[at].to(device))
             if found is None:
-                found = torch.zeros(len(rows), *logits.shape[1:])
+                found = torch.zeros(len(seen), *logits.shape[1:])
             found[at] = logits.float().softmax(1).cpu()
     assert found is not None
     return found
@@ -187,9 +194,9 @@ def stability(model: System, batches: list[dict[str, Tensor]], prior: Tensor) ->
     same = pixels = 0
     called = torch.zeros_like(prior)
     for batch in batches:
-        measured = batch["ndsm_valid"].flatten(1).any(1)
-        plain = teach(model, batch["rgir_weak"], batch["ndsm_weak"], measured)
-        turned = teach(model, batch["rgir"].flip(-1, -2), batch["ndsm_weak"].flip(-1, -2), measured).flip(-1, -2)
+        seen = measured(batch)
+        plain = teach(model, batch["rgir_weak"], batch["ndsm_weak"], seen)
+        turned = teach(model, batch["rgir"].flip(-1, -2), batch["ndsm_weak"].flip(-1, -2), seen).flip(-1, -2)
         same += int((plain.argmax(1) == turned.argmax(1)).sum())
         pixels += plain[:, 0].numel()
         called += plain.mean((0, 2, 3)) * len(plain)

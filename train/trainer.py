@@ -111,6 +111,8 @@ class Trainer:
         self.replicas = [self.model, *(copy.deepcopy(self.model, dict(shared)) for _ in range(threads - 1))]
         self.map_parts = ThreadPoolExecutor(threads).map if threads > 1 else map
         self.done_steps = 0
+        self.average_age = 0
+        """Steps that the average counts as behind it already; of weights that are good, many."""
         self.best_score = -1.0
 
     def step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
@@ -149,7 +151,7 @@ class Trainer:
         if self.judges is not None and self.judge_optimizer is not None:
             self._assign_mean(self.judges, [result.judges for result in results], shares)
             self.judge_optimizer.step()
-        update_average(self.average, self.model, config.ema_decay, self.done_steps)
+        update_average(self.average, self.model, config.ema_decay, self.average_age + self.done_steps)
         self.done_steps += 1
         return logged
 

@@ -1,5 +1,7 @@
 """Adapting to images without labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from train.data.folder import FolderSource
 from train.data.labels import IGNORE_INDEX, ISPRS_LABELS
 from train.data.procedural import FIRST_SEED
 from train.data.rasters import DataError
-from train.selftraining import PseudoLabels, Rules, Stability, class_mix
+from train.selftraining import PseudoLabels, Rules, Stability, class_mix, teach
 
 NAMES = ISPRS_LABELS.names
 UNIFORM = torch.full((6,), 1 / 6)
@@ -142,18 +144,39 @@ def words(known, mine, out, *more) -> list[str]:
     return [*fixed.split(), "--out", str(out), *more]
 
 
+def test_a_model_adapts_at_the_resolutions_that_it_maps_best_at(known, tmp_path):
+    info = checkpoint.load(known / "run" / "best.safetensors")[1]
+    assert adapt._pool((toy_scene(tmp_path, 0),), info, zoom=(1.0, 2.0)).zoom == (1.0, 2.0)  # nobody knows its own
+    again = tuple(toy_scene(tmp_path, seed, gsd_m=gsd_m) for seed, gsd_m in ((1, 0.2), (2, 0.6)))
+    assert adapt._pool(again, replace(info, gsd_m=(0.15, 0.3)), zoom=(1.0, 2.0)).gsd_m == (0.15, 0.3)
+    assert adapt._pool(again[1:], replace(info, gsd_m=(0.15, 0.5)), zoom=(1.0, 2.0)).gsd_m == (0.3, 0.5)
+
+
+def test_a_teacher_looks_at_the_sensors_that_it_is_told_to(known):
+    model, _ = checkpoint.load(known / "run" / "best.safetensors")
+    rgir, ndsm = torch.randint(0, 255, (3, 3, 64, 64)), torch.rand(3, 1, 64, 64) * 9
+    seen = torch.tensor([[True, True], [True, False], [False, True]])
+    found = teach(model.eval(), rgir, ndsm, seen)
+    assert torch.equal(found[1:2], teach(model, rgir[1:2], ndsm[1:2] + 5, seen[1:2]))
+    assert torch.equal(found[2:], teach(model, rgir[2:] * 0, ndsm[2:], seen[2:]))
+    assert not torch.equal(found[:1], teach(model, rgir[:1], ndsm[:1], seen[1:2]))
+
+
 @pytest.mark.parametrize("lacking", ["", "ndsm"])
 def test_a_model_is_adapted_to_images_with_and_without_heights(known, tmp_path, capsys, lacking):
     mine = tmp_path / "mine"
     for number, name in enumerate("abcdef"):
         scene(mine, name, seed=number, without=lacking or "labels")
     out = tmp_path / "adapted"
-    assert adapt.main(words(known, mine, out)) == 0
+    without = () if lacking else ("--without", "average", "--without", "mixing", "--without", "heights")
+    assert adapt.main(words(known, mine, out, *without)) == 0
     printed = capsys.readouterr().out
     assert "before: agrees with itself" in printed
     model, info = checkpoint.load(out / "best.safetensors")
     assert "adapted to 4 scenes of mine" in info.dataset
     assert not info.metrics
+    assert info.gsd_m == checkpoint.load(known / "run" / "best.safetensors")[1].gsd_m
+    assert checkpoint.load(out / "last.safetensors")[1].step == 4
     assert model.config == checkpoint.load(known / "run" / "best.safetensors")[1].model
     assert adapt.main(words(known, mine, out)) == 2
     assert "already holds a run" in capsys.readouterr().err

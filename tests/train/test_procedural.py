@@ -23,6 +23,17 @@ def test_filling_a_cache_makes_only_what_is_missing_and_scenes_read_back_as_gene
     np.testing.assert_allclose(scene.bands(Sensor.NDSM), expected.ndsm, atol=0.02)
 
 
+def test_scenes_in_real_colours_have_a_folder_and_a_name_of_their_own(tmp_path):
+    plain, real = (open_source(text, tmp_path) for text in ("synthetic:3", "synthetic-real:3"))
+    assert (plain.name, real.name) == ("synthetic", "synthetic-real")
+    assert plain.folder == tmp_path != real.folder
+    assert "in real colours" in real.describe("train")
+    fill(real.folder, [1], size_px=64, workers=1, real_colours=True)
+    assert not np.array_equal(
+        Scene(folder=scene_folder(real.folder, 1)).bands(Sensor.RGIR), synthetic.generate(seed=1, size_px=64).rgir
+    )
+
+
 def test_a_cache_of_another_generator_version_is_reported(tmp_path, caplog):
     (tmp_path / "generator.sha256").write_text("of an older version")
     fill(tmp_path, [], workers=1)

@@ -163,3 +163,12 @@ def test_the_command_writes_scenes_that_gdal_reads_back(tmp_path) -> None:
         assert np.array_equal(src.read(1), scene.labels)
         assert src.colormap(1)[BUILDING] == (0, 0, 255, 255)
     assert (folder / "preview.png").stat().st_size > 0
+
+
+def test_real_colours_change_colours_alone() -> None:
+    plain, real = (generate(seed=4, size_px=192, gsd_m=0.5, real_colours=given) for given in (False, True))
+    assert np.array_equal(plain.labels, real.labels)
+    assert np.array_equal(plain.ndsm, real.ndsm, equal_nan=True)
+    nir, red = (np.stack([s.rgir[band][s.labels == 3].astype(float) for s in (plain, real)]) for band in (0, 1))
+    ndvi = np.median((nir - red) / np.maximum(nir + red, 1), axis=1)
+    assert ndvi[1] > ndvi[0] + 0.1

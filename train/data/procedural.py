@@ -39,26 +39,38 @@ class ProceduralSource:
     """Training scenes."""
     validation_count: int = 16
     test_count: int = 100
+    real_colours: bool = False
+    """In the colours of real images. Scores are of scenes without, so that they stay comparable."""
 
-    name = "synthetic"
     labels = ISPRS_LABELS
     gsd_m = synthetic.GSD_RANGE_M
+
+    @property
+    def name(self) -> str:
+        """For logs and tables."""
+        return "synthetic-real" if self.real_colours else "synthetic"
+
+    @property
+    def folder(self) -> Path:
+        """Where the scenes are kept."""
+        return self.cache / "real_colours" if self.real_colours else self.cache
 
     def split(self, part: Part) -> tuple[Scene, ...]:
         """The scenes of a part, generated where they are not yet."""
         seeds = self._seeds(part)
-        fill(self.cache, seeds)
-        return tuple(Scene(folder=scene_folder(self.cache, seed)) for seed in seeds)
+        fill(self.folder, seeds, real_colours=self.real_colours)
+        return tuple(Scene(folder=scene_folder(self.folder, seed)) for seed in seeds)
 
     def describe(self, part: Part) -> str:
         """In words, for checkpoints and reports."""
         seeds = self._seeds(part)
-        return f"{len(seeds)} procedural scenes of {SIZE_PX} px, seeds {seeds.start}..{seeds.stop - 1}"
+        colours = " in real colours" if self.real_colours else ""
+        return f"{len(seeds)} procedural scenes of {SIZE_PX} px{colours}, seeds {seeds.start}..{seeds.stop - 1}"
 
     def digest(self, part: Part) -> str:
         """Of a part's scenes: which they are, and the generator that made the cache (SHA-256, hexadecimal)."""
-        fill(self.cache, self._seeds(part))
-        made_by = (self.cache / GENERATOR_NOTE).read_text(errors="replace")
+        fill(self.folder, self._seeds(part), real_colours=self.real_colours)
+        made_by = (self.folder / GENERATOR_NOTE).read_text(errors="replace")
         return hashlib.sha256(f"{made_by} {self.describe(part)}".encode()).hexdigest()
 
     def _seeds(self, part: Part) -> range:
@@ -71,7 +83,14 @@ def scene_folder(cache: Path, seed: int) -> Path:
     return cache / f"scene_{seed:08d}"
 
 
-def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: int | None = None) -> None:
+def fill(
+    cache: Path,
+    seeds: Sequence[int],
+    *,
+    size_px: int = SIZE_PX,
+    workers: int | None = None,
+    real_colours: bool = False,
+) -> None:
     """Generate the scenes that are not there yet, in parallel, with progress.
 
     Args:
@@ -79,6 +98,7 @@ def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: 
         seeds: which scenes must exist afterwards.
         size_px: side of a scene.
         workers: processes; the number of CPUs by default.
+        real_colours: of :func:`train.data.synthetic.generate`.
     """
     cache.mkdir(parents=True, exist_ok=True)
     _note_generator(cache)
@@ -86,7 +106,7 @@ def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: 
     if not missing:
         return
     workers = min(workers or os.cpu_count() or 1, len(missing))
-    make = partial(_generate, cache, size_px)
+    make = partial(_generate, cache, size_px, real_colours)
     bar = partial(tqdm, total=len(missing), desc="generating scenes", unit="scene")
     if workers == 1:
         for _ in bar(map(make, missing)):
@@ -98,8 +118,8 @@ def fill(cache: Path, seeds: Sequence[int], *, size_px: int = SIZE_PX, workers: 
             pass
 
 
-def _generate(cache: Path, size_px: int, seed: int) -> None:
-    scene = synthetic.generate(seed=seed, size_px=size_px)
+def _generate(cache: Path, size_px: int, real_colours: bool, seed: int) -> None:
+    scene = synthetic.generate(seed=seed, size_px=size_px, real_colours=real_colours)
     arrays: dict[str, NDArray[Any]] = {"rgir": scene.rgir, "ndsm": scene.ndsm, "labels": scene.labels}
     about = {"seed": seed, "size_px": size_px, "gsd_m": scene.gsd_m}
     write_scene(scene_folder(cache, seed), arrays, about)

@@ -17,7 +17,7 @@ from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 
-GRAMMAR = "synthetic:N, vaihingen:DIR, potsdam:DIR or folder:DIR"
+GRAMMAR = "synthetic:N, synthetic-real:N (in the colours of real images), vaihingen:DIR, potsdam:DIR or folder:DIR"
 
 
 class Source(Protocol):
@@ -56,8 +56,8 @@ def open_source(text: str, cache: Path, labels: Path | None = None) -> Source:
     kind, _, where = text.partition(":")
     if labels is not None and kind != "folder":
         raise DataError(f"--labels belongs to a folder: source, received {text!r}")
-    if kind == "synthetic" and where.isdigit() and int(where):
-        return ProceduralSource(cache=cache, count=int(where))
+    if kind in ("synthetic", "synthetic-real") and where.isdigit() and int(where):
+        return ProceduralSource(cache=cache, count=int(where), real_colours=kind == "synthetic-real")
     if kind in CITIES and where:
         return IsprsSource(root=Path(where), city=CITIES[kind], cache=cache)
     if kind == "folder" and where:

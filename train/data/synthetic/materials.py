@@ -8,6 +8,8 @@ then gets its own gains, haze and gamma in `optics.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from train.data.synthetic.canvas import Colour, Material
@@ -217,3 +219,60 @@ class Palette:
         base: Colour = (0.22, 0.55, 0.75) if pool else (0.10, 0.24, 0.28)
         a = vary(rng, base, 0.2, 0.12)
         return Material(colour=a, other=vary(rng, a, 0.08), patch_m=0.9, mix=0.3, grain=0.02)
+
+
+GAINS: dict[str, Colour] = {
+    "grass": (1.30, 0.85, 0.87),
+    "leaf": (1.55, 0.87, 0.98),
+    "soil": (1.38, 1.24, 1.22),
+    "sealed": (0.94, 0.90, 0.87),
+    "roof": (1.12, 1.13, 1.14),
+}
+"""NIR-R-G of NAIP over that of a `Palette`: medians of `python -m benchmarks.gap`."""
+
+
+class RealPalette(Palette):
+    """The colours of NAIP, where streets are also darker. Draws as a `Palette` does: only colours change."""
+
+    def lawn(self) -> Material:
+        """Greener grass."""
+        return _gained(super().lawn(), "grass")
+
+    def crop(self) -> Material:
+        """Greener crops."""
+        return _gained(super().crop(), "grass")
+
+    def meadow(self) -> Material:
+        """Greener rough grassland."""
+        return _gained(super().meadow(), "grass")
+
+    def crown(self, *, conifer: bool = False) -> Material:
+        """Foliage that is bright in NIR."""
+        return _gained(super().crown(conifer=conifer), "leaf", rough=0.7)
+
+    def soil(self) -> Material:
+        """Paler and smoother earth."""
+        return _gained(super().soil(), "soil", rough=0.4)
+
+    def roof(self, *, flat: bool) -> tuple[str, Material]:
+        """Brighter and smoother roofs."""
+        kind, material = super().roof(flat=flat)
+        return kind, material if kind == "green" else _gained(material, "roof", rough=0.6)
+
+    def _sealed(self, value: float) -> Colour:
+        return _times(super()._sealed(value), GAINS["sealed"])
+
+
+def _times(colour: Colour, gains: Colour) -> Colour:
+    n, r, g = (min(c * gain, 1.0) for c, gain in zip(colour, gains, strict=True))
+    return (n, r, g)
+
+
+def _gained(material: Material, kind: str, *, rough: float = 1.0) -> Material:
+    return replace(
+        material,
+        colour=_times(material.colour, GAINS[kind]),
+        other=_times(material.other, GAINS[kind]),
+        mix=material.mix * rough,
+        grain=material.grain * rough,
+    )

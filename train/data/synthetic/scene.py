@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from train.data.synthetic.canvas import Canvas, Survey
 from train.data.synthetic.heights import survey_heights
-from train.data.synthetic.materials import Palette
+from train.data.synthetic.materials import Palette, RealPalette
 from train.data.synthetic.optics import expose
 from train.data.synthetic.town import STYLES, build, pick_style
 
@@ -52,12 +52,14 @@ def generate(
     size_px: int | tuple[int, int] = 512,
     gsd_m: float | None = None,
     style: str | None = None,
+    real_colours: bool = False,
 ) -> SyntheticScene:
     """Make the scene that belongs to a seed; the same arguments always give the same bytes.
 
     size_px: side, or (height, width), in pixels; at least 16
     gsd_m:   metres per pixel, 0.03 to 2; None draws it log-uniformly from 0.08 to 0.5
     style:   one of `STYLES`; None draws one, with field and forest likelier at coarse pixels
+    real_colours: vegetation, soil, streets and roofs in the colours of NAIP; nothing else changes
     Raises ValueError when an argument is outside these ranges.
     """
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
@@ -74,7 +76,8 @@ def generate(
         gsd_m = float(np.exp(setup.uniform(*np.log(GSD_RANGE_M))))
     drawn = pick_style(setup, gsd_m)
     canvas = Canvas((height, width), gsd_m, int(np.clip(6.0 / gsd_m, 8, 48)), _survey(setup), grain)
-    build(canvas, Palette(layout), STYLES[drawn if style is None else style])
+    palette = RealPalette(layout) if real_colours else Palette(layout)
+    build(canvas, palette, STYLES[drawn if style is None else style])
     rgir = canvas.crop(expose(canvas, optics))
     ndsm = canvas.crop(survey_heights(canvas, survey))[None]
     return SyntheticScene(rgir=rgir, ndsm=ndsm, labels=canvas.crop(canvas.label), gsd_m=gsd_m)
