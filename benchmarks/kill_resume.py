@@ -50,7 +50,13 @@ PUBLISHERS = ("raster", "live", "polygons", "stac", "list")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Kill, resume, compare, write the CSV."""
     parser = parser_of("kill_resume", __doc__, result="kill_resume.csv")
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: 20)")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        metavar="N",
+        help="how many (default: 20); a quarter of each thing but a raster",
+    )
     parser.add_argument("--tiles", type=int, default=240, metavar="N", help="of the flight, at least (default: 240)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
     parser.add_argument("--power-loss", action="store_true", help="the machine dies, not the process alone")
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--publishers",
         default=",".join(PUBLISHERS),
         metavar="NAMES",
-        help="what the power is cut of, each --kills times (default: %(default)s)",
+        help="while what is written the power is cut (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.power_loss and options.out == RESULTS / "kill_resume.csv":
@@ -88,7 +94,8 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         if options.power_loss:
             # in the order in which some need the results of others
             for each in publishers([name for name in PUBLISHERS if name in names], folder, options.bundle, command):
-                failed = power_losses(each, folder, options.kills, chance, kills) or failed
+                most = options.kills if each.name == "raster" else -(-options.kills // 4)
+                failed = power_losses(each, folder, most, chance, kills) or failed
         while len(kills) < options.kills and not failed:
             run += 1
             first = len(kills)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import filecmp
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from engine.fleet.marker import Marker
 from engine.journal import FOLDER
 from engine.ownership import MARKER
 
+_TEMPORARY = re.compile(r"\.(units\.csv|fleet\.json|fleet\.html|classes\.vrt)\.\d+")
+"""Of the books of a list: other processes may write there too, so that nobody sweeps them up."""
 SAME_BYTES = ("classes.tif", "confidence.tif", "provenance.tif", "quicklook.png")
 
 
@@ -82,7 +85,7 @@ def compare_flights(whole: Path, killed: Path) -> list[str]:
 
 def compare_lists(whole: Path, killed: Path) -> list[str]:
     """What differs between two lists that are mapped."""
-    differences = _unequal_names(whole, killed)
+    differences = [each for each in _unequal_names(whole, killed) if not _TEMPORARY.match(each)]
     for unit in (path for path in sorted(whole.iterdir()) if (path / "unit.json").is_file()):
         differences += [f"{unit.name}: {each}" for each in compare(unit, killed / unit.name)]
         marker = Marker.read((killed / unit.name / "unit.json").read_bytes())

@@ -146,6 +146,19 @@ def clear_marked(folder: Path, *, keep: bool = False) -> None:
     sync(folder.parent)
 
 
+def sweep(output: Path, names: Collection[str]) -> None:
+    """Delete what a process that died while it replaced one of these files left beside it.
+
+    Args:
+        output: a folder whose lock is held: nobody else writes these files now.
+        names: of the files; see :func:`engine.contract.atomic.replacing`.
+    """
+    for path in output.glob(".*"):
+        name, _, process = path.name[1:].rpartition(".")
+        if name in names and process.isdecimal() and not path.is_dir():
+            path.unlink()
+
+
 def remove_marked(folder: Path, what: str, ours: Collection[str]) -> None:
     """Delete a folder of ours, but nothing in it that is not: then the folder stays, and a warning says so.
 

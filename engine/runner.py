@@ -37,8 +37,8 @@ from engine.job import TileReport
 from engine.journal import Entry, Journal, Statistics
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
-from engine.ownership import RUN_NAME, frame_mark, holds_a_run, owned, remove_marked
-from engine.plan import REPORT_NAME, Choose, Plan, make_plan, read_limit_s
+from engine.ownership import RUN_NAME, frame_mark, holds_a_run, owned, remove_marked, sweep
+from engine.plan import OUTPUT_NAMES, REPORT_NAME, Choose, Plan, make_plan, read_limit_s
 from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
@@ -112,6 +112,8 @@ def run(
         stack.enter_context(owned(request.output))
         plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle, part=part)
         journal = Journal(request.output)
+        with writing(request.output):
+            sweep(request.output, OUTPUT_NAMES)
         if request.resume and not plan.frames.live:
             _check_unfinished(request.output, journal)
         backend = stack.enter_context(_open_backend(plan, journal)) if engines is None else engines.backend

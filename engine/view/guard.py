@@ -21,6 +21,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Nothing from anywhere else, nothing inline, in nobody's frame."""
+LONGEST_PATH = 1000
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -54,6 +55,8 @@ class Guard:
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("read only\n", 405, {"Allow": "GET, HEAD"})
+        if len(scope["path"]) > LONGEST_PATH:  # of numbers, Python reads no longer ones
+            return PlainTextResponse("there is no such address\n", 414)
         if self._token is None:
             name = headers.get("host", "").lower()
             if name.rpartition(":")[0] in LOOPBACK_NAMES or name in LOOPBACK_NAMES:
@@ -61,7 +64,7 @@ class Guard:
             return PlainTextResponse("this machine is served as localhost alone\n", 421)
         shown = parse_qs(scope["query_string"].decode("latin-1")).get("token")
         if shown is not None and self._known(shown[0]):
-            welcome = RedirectResponse(scope["path"], 303)
+            welcome = RedirectResponse(f"/{scope['path'].lstrip('/')}", 303)  # never to another host
             welcome.set_cookie(COOKIE, self._token, max_age=COOKIE_S, httponly=True, samesite="strict")
             return welcome
         if self._known(_cookie(headers)) or self._known(headers.get("authorization", "").removeprefix("Bearer ")):

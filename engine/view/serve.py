@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from engine.contract.errors import one_line
 
 GOODBYE_S = 1
 """Connections that are open have so long when the server ends."""
@@ -21,6 +24,14 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Do not."""
         yield
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A request that fails is no traceback on the terminal of a run; the client is told anyway."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = "a request failed: %s", (one_line(repr(record.exc_info[1])),)
+        record.exc_info = None
+    return True
 
 
 async def serve(app: ASGIApp, listening: socket.socket, ended: asyncio.Event) -> None:
@@ -36,6 +47,7 @@ async def serve(app: ASGIApp, listening: socket.socket, ended: asyncio.Event) ->
         ws="none",
         timeout_graceful_shutdown=GOODBYE_S,
     )
+    logging.getLogger("uvicorn.error").addFilter(_in_one_line)
     server = Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     waiting = asyncio.create_task(ended.wait())

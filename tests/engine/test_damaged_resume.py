@@ -80,11 +80,14 @@ def test_what_the_power_took_from_a_run_while_it_swept_up_is_swept_up_later(
         if begun:
             (left.folder / "frame" / "maps").mkdir(parents=True)
             (left.folder / "frame" / "classes.spool.tif").write_bytes(bytes(100))
+        torn = request.output / ".run.json.4711"
+        torn.touch()
         with pytest.raises(OutputError, match="already holds classes.tif"):  # and not an unfinished run
             run(request)
         with pytest.raises(ResumeError, match="is finished, so that resume=True has nothing to do"):
             run(replace(request, resume=True))
         assert not left.folder.exists()
+        assert not torn.exists()
         assert [(request.output / name).read_bytes() for name in PRODUCTS] == maps
     left.make()
     run(replace(request, overwrite=True))

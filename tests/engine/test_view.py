@@ -378,6 +378,12 @@ def test_loopback_answers_to_its_own_name_alone(flown: Listener) -> None:
         assert browser.get("/", headers={"Host": host}).status_code == 421
 
 
+def test_numbers_of_any_length_are_no_fault_of_the_server(flown: Listener) -> None:
+    for path in ("/pixel/0/{}/0", "/tiles/{}/classes/0/0/0", "/tiles/0/classes/{}/0/0"):
+        for digits, answer in ((900, 404), (5000, 414)):  # Python reads no number of more than 4300 digits
+            assert flown.browser().get(path.format("9" * digits)).status_code == answer
+
+
 def test_from_elsewhere_a_token_is_needed(flown: Listener) -> None:
     stranger = flown.browser(TOKEN)
     for path in ("/", "/state", "/tiles/0/classes/0/0/0", "/static/main.js", "/?token=wrong", "/?token="):
@@ -387,6 +393,8 @@ def test_from_elsewhere_a_token_is_needed(flown: Listener) -> None:
     assert stranger.get("/state", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     welcome = stranger.get("/", params={"token": TOKEN}, follow_redirects=False)
     assert (welcome.status_code, welcome.headers["location"]) == (303, "/")
+    elsewhere = stranger.get(f"{HERE}//evil.example?token={TOKEN}", follow_redirects=False)
+    assert elsewhere.headers["location"] == "/evil.example"
     cookie = welcome.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
