@@ -102,14 +102,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             alone_in = lone_large(folder, options.bundle) if case.case == "large" else reference
             cases[place] = replaced(case, differing=differing(alone_in, folder / output))
             shown(cases[place])
+    keep(options.out, cases)
     for part in ("list", "books") if options.million else ():
         command = [sys.executable, "-m", "benchmarks.fleet", "--part", part, "--million", str(options.million)]
         told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         cases.append(Case(**json.loads(told.splitlines()[-1])))
         shown(cases[-1])
-    write_csv(options.out, [{**asdict(case), **conditions("openvino")} for case in cases])
+        keep(options.out, cases)
     print(f"written: {options.out}")
     return int(any(case.differing or case.twice for case in cases))
+
+
+def keep(path: Path, cases: Sequence[Case]) -> None:
+    """Write the CSV."""
+    write_csv(path, [{**asdict(case), **conditions("openvino")} for case in cases])
 
 
 def write_units(folder: Path, units: int) -> None:

@@ -165,6 +165,11 @@ def least(column: str, form: str, *, scale: float = 1) -> Cell:
     return lambda line: form.format(scale * min(float(row[column]) for row in line))
 
 
+def _median(column: str, form: str) -> Cell:
+    """The median of a column."""
+    return lambda line: form.format(statistics.median(float(row[column]) for row in line))
+
+
 def total(column: str) -> Callable[[Sequence[Row]], int]:
     """The sum of a column of counts."""
     return lambda line: sum(int(row[column]) for row in line)
@@ -622,6 +627,40 @@ TABLES = {
             "of {reference}": three("latency_over_reference", "{:.2f}"),
             "trained on": lambda line: "{steps} steps of {batch} x {crop}² px".format_map(line[0]),
             "mF1, %": three("mean_f1", "{:.1f}", scale=100),
+        },
+    ),
+    "fleet": Table(
+        file="fleet.csv",
+        command="python -m benchmarks.fleet",
+        meaning="One process has all processors, each of three nodes one. `node killed`: by SIGKILL in the middle, and "
+        "another added. `all there`: nothing is left to map. `large`: one raster in six blocks of rows, from the start "
+        "of the driver. `list`, `books`: reading a list, keeping the books.",
+        by=("case",),
+        cells={
+            **text("case", "units"),
+            "mapped": one("mapped"),
+            "s": one("seconds", "{:.1f}"),
+            "Mpx/s": lambda line: line[0]["mpx_per_s"] if float(line[0]["mpx_per_s"]) else "",
+            "efficiency": one("efficiency"),
+            "ms a unit": one("ms_per_unit"),
+            "published twice": one("twice"),
+            "unlike a lone run": one("differing"),
+            "peak MiB": one("peak_mib"),
+        },
+    ),
+    "viewers": Table(
+        file="viewers.csv",
+        command="python -m benchmarks.viewers",
+        meaning="Latency of a tile over all rounds, and of a switch until Chromium shows it. `none`: without the page.",
+        by=("browsers",),
+        cells={
+            "browsers": one("browsers"),
+            "p50, ms": _median("p50_ms", "{:.1f}"),
+            "p90, ms": _median("p90_ms", "{:.1f}"),
+            "p99, ms": _median("p99_ms", "{:.1f}"),
+            "tiles/s": _median("tiles_per_s", "{:.2f}"),
+            "squares drawn": lambda line: str(total("squares")(line)),
+            "switch shown after, s": one("shown_s"),
         },
     ),
     "traffic": Table(

@@ -7,19 +7,21 @@ Each flight is one ``engine.run`` in a process of its own over a virtual raster;
 A browser is a thread that does what the page does: it listens to ``/events`` and asks for the squares that changed, the
 whole map at a glance and the newest tile in full, at most every :data:`REFRESH_S`. Browsers draw nothing and run at the
 lowest priority, for real ones are elsewhere; the page's process is part of what is measured. ``none`` is a flight
-without ``--serve``. Exit codes: 0 done; else that of a flight.
+without ``--serve``. At last a real Chromium looks on, by Playwright, while a sensor dies and comes back: ``shown_s`` is
+the longest time from a switch being mapped to the page showing it. Exit codes: 0 done; else that of a flight.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -29,12 +31,20 @@ from benchmarks.command import parser_of
 from benchmarks.conditions import ROOT, conditions, write_csv
 from benchmarks.rasters import write_flight
 from engine.contract.bundle import Bundle
+from engine.contract.sensors import Sensor
+from engine.health.faults import parse_faults
+from engine.job import TileReport
+from engine.observer import Observer, Observers
+from engine.request import RasterFiles, RunRequest
+from engine.runner import run
 from engine.tile_log import read_tile_log
 from engine.view.address import listen
+from engine.view.observer import Page
 
 REFRESH_S = 1.0
 """As in the page (engine/view/static/map.js)."""
 SQUARE_PX = 512
+FAULTS = "ndsm:dead@4-8,ndsm:dead@14-18"
 
 
 class Browser(threading.Thread):
@@ -105,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append({"round": number, "rate": options.rate, **row, **conditions("openvino")})
                 print(", ".join(f"{key} {value}" for key, value in [*rows[-1].items()][:10]), file=sys.stderr)
             write_csv(options.out, rows)
+        shown_s = seen_in_chromium(paths, options.bundle, folder / "seen")
+    if shown_s is not None:
+        rows = [{**row, "shown_s": round(shown_s, 2)} for row in rows]
+        write_csv(options.out, rows)
+        print(f"a switch is on the page of Chromium after {shown_s:.2f} s at the most")
     show(rows)
     print(f"written: {options.out}")
     return 0
@@ -140,6 +155,54 @@ def fly(command: Sequence[str], output: Path, browsers: int | None) -> dict[str,
         "squares": sum(each.squares for each in looking),
         "mbytes": round(sum(each.bytes for each in looking) / 1e6, 2),
     }
+
+
+class Switches(Observer):
+    """When they were mapped."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def tile_done(self, report: TileReport) -> None:
+        """One more tile."""
+        if report.switched:
+            self.at.append(time.monotonic())
+
+
+def seen_in_chromium(paths: Mapping[Sensor, Path], bundle: Path, output: Path) -> float | None:
+    """The longest time until a switch is on the page, in seconds; None where there is no browser."""
+    program = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+    try:
+        from playwright.sync_api import TimeoutError, sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        print("no Chromium with Playwright here: shown_s is left out", file=sys.stderr)
+        return None
+    page, switches, late = Page("127.0.0.1:0", output), Switches(), []
+    request = RunRequest(
+        source=RasterFiles(paths=paths),
+        bundle=bundle,
+        output=output,
+        watch=True,
+        rate_hz=2.0,
+        inject=parse_faults(FAULTS),
+    )
+    with page as teller, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        seen = browser.new_page()
+        seen.goto(page.invitation.url)
+        flight = threading.Thread(target=run, args=(request, Observers([teller, switches])))
+        flight.start()
+        try:
+            for number in range(2 * FAULTS.count("@")):
+                seen.locator("#switches button").nth(number).wait_for(timeout=60_000)
+                late.append(time.monotonic() - switches.at[number])
+        except TimeoutError:
+            print(f"Chromium shows {len(late)} switches: more tiles make more of them", file=sys.stderr)
+        browser.close()
+        flight.join()
+    return max(late, default=None)
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:

@@ -21,7 +21,7 @@ from engine.record import RasterUsed, grid_used
 from engine.report.charts import columns
 from engine.report.data import Finished, Outage, Shown
 from engine.report.flight import mapped_from
-from engine.report.words import count, faults_in_words, percent, times
+from engine.report.words import SENSOR_NAMES, count, faults_in_words, percent, times
 from engine.telemetry.status import Phase
 from engine.view.flight import LISTED, Flight, Frame, changed, switch
 from engine.view.messages import Started
@@ -142,6 +142,11 @@ class Replay(Flight):
     def _switches(self) -> list[dict[str, Any]]:
         """The first of them, with the frame that each lies in."""
         run = self._run
+        blamed = {
+            (each.frame, each.tile): f"{SENSOR_NAMES[each.sensor]} {each.state} ({words}: {each.detail})"
+            for each in run.record.health.changes
+            if (words := faults_in_words([each.fault] if each.fault else []))
+        }
         marks = []
         numbers = np.flatnonzero(run.times.switched)[:LISTED]
         for ordinal, number in enumerate(numbers.tolist(), start=1):
@@ -154,9 +159,7 @@ class Replay(Flight):
                     self._numbers.get(stamp, -1),
                     Window(row=row, col=col, height=height, width=width),
                     [*Scenario][run.times.scenario[number]],
-                    run.record.result.switches[ordinal - 1].reason
-                    if ordinal <= len(run.record.result.switches)
-                    else "",
+                    blamed.get((stamp, number - run.tile_of(stamp, 0))) or _reason(run, ordinal),
                 )
             )
         return marks
@@ -188,6 +191,12 @@ def _frames(output: Path) -> dict[str, dict[Sensor, RasterUsed]]:
             raise UsageError(f"{output / FRAME_LOG_NAME} is not of this version: {error}") from error
         found[record.stamp] = {sensor: each for sensor, each in used.items() if Path(each.path).is_file()}
     return found
+
+
+def _reason(run: Finished, ordinal: int) -> str:
+    """As the run told it."""
+    told = run.record.result.switches
+    return told[ordinal - 1].reason if ordinal <= len(told) else ""
 
 
 def _outages(outages: list[Outage]) -> str:

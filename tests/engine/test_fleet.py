@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engine import run as command
 from engine.contract.bundle import Bundle
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario, Sensor
+from engine.fleet import __main__ as fleet_command
 from engine.fleet.__main__ import build_parser
 from engine.fleet.book import Book
 from engine.fleet.here import parse_shard
@@ -345,3 +347,31 @@ def test_a_large_raster_is_mapped_in_blocks_by_whoever_is_free_to_the_bytes_of_o
     for name in MAPS:
         assert (output / "large" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert not list((output / ".fleet" / "blocks").iterdir())
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_output_share_the_units_and_lose_none(
+    toy_bundle: Bundle, write_scene: Write, tmp_path: Path
+) -> None:
+    lines = [str(write_scene(make_scene(70, 90, seed=seed), f"scene{seed}")[Sensor.RGIR]) for seed in range(8)]
+    source, output = write_list(tmp_path / "list.csv", "\n".join(["rgir", *lines])), tmp_path / "maps"
+    options = ["--list", source, "--output", output, "--bundle", toy_bundle.root, "--json"]
+    command = [sys.executable, "-m", "engine.run", *map(str, options)]
+    drivers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [[json.loads(line) for line in driver.communicate()[0].splitlines()] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    states = [Counter(each["state"] for each in mine if each["event"] == "unit") for mine in told]
+    assert sum(each["mapped"] for each in states) == 8, states
+    assert all(each.total() == 8 for each in states), states
+
+
+def test_without_ray_the_install_command_is_told(
+    toy_bundle: Bundle, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "engine.fleet.cluster", raising=False)
+    options = ["--list", str(pairs), "--bundle", str(toy_bundle.root), "--output", str(tmp_path / "maps")]
+    assert fleet_command.main(options) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'gemmnet-edge[fleet]', or pass --shard I/N" in told
+    assert not (tmp_path / "maps").exists()

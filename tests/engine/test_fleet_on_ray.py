@@ -76,3 +76,27 @@ def test_units_on_ray_are_those_of_one_process_and_each_is_mapped_once_though_a_
         for name in MAPS:
             mine, theirs = (tmp_path / each / unit / name for each in ("fleet", "alone"))
             assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_node_of_another_version_is_refused_with_both_versions(
+    toy_bundle: Bundle, write_scene, tmp_path: Path
+) -> None:
+    rgir, _ = write_scene(make_scene(70, 90, seed=1), "scene").values()
+    (tmp_path / "list.csv").write_text(f"rgir\n{rgir}\n")
+    program = (
+        "import sys; from engine.fleet import cluster; from engine.fleet.__main__ import main\n"
+        "cluster.own_version = lambda: '9.9.9'  # of the driver alone: workers are other processes\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["--list", tmp_path / "list.csv", "--bundle", toy_bundle.root, "--output", tmp_path / "maps", "--quiet"]
+    command = [sys.executable, "-c", program, *map(str, options)]
+    try:
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=STARTS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"Ray does not start on this machine within {STARTS_WITHIN_S} s")
+    assert ended.returncode == 6, ended.stderr
+    told = ended.stderr.splitlines()[-1]
+    assert told.startswith("error: no node can map: node ")
+    assert "the driver 9.9.9: install the same" in told
+    assert not (tmp_path / "maps" / "scene").exists()
