@@ -2,12 +2,15 @@
 
     python -m engine.fleet --list pairs.csv --output maps                          this machine
     python -m engine.fleet --list pairs.csv --output /shared/maps --address auto   the Ray cluster that it is part of
+    python -m engine.fleet --list collection.json --output s3://bucket/maps        a STAC collection, into a bucket
     python -m engine.fleet --list pairs.csv --output maps --shard 3/10             a tenth, without Ray: an array job
+    python -m engine.fleet --list pairs.csv --dry-run --speed 9 --price 0.40       what there is, and what it would cost
 
 The list is that of `engine.run --list`, and so are the maps, byte for byte; options of a run hold for every unit. All
 nodes read the rasters, the bundle and the output by the same names. A worker that dies costs its unit some time:
-another goes on with it. A unit that fails is tried three times, then set aside with its reason. The same command goes
-on where it was stopped; several drivers and shards may work on one output at a time.
+another goes on with it. What is larger than --cut is mapped in blocks by many. A unit that fails is tried three times,
+then set aside with its reason. The same command goes on where it was stopped; several drivers and shards may work on
+one output at a time.
 
 Exit codes: those of engine.run; 9 some units failed, the others are done.
 """
