@@ -75,6 +75,17 @@ def test_a_description_that_contradicts_itself_or_the_folder_is_refused(tmp_path
         _ = source(tmp_path, text).labels
 
 
+def test_a_scene_is_prepared_once_and_again_when_its_description_changes(tmp_path, data):
+    def made() -> list[int]:
+        source = FolderSource(root=data, cache=tmp_path / "cache")
+        return [(found.folder / "source.json").stat().st_mtime_ns for found in source.split("train")]
+
+    first = made()
+    assert made() == first
+    (data / "dataset.toml").write_text("ndsm_scale_m = 0.5\n")
+    assert not set(made()) & set(first)
+
+
 def test_another_grid_is_brought_onto_the_image(tmp_path):
     root = tmp_path / "data"
     labels = scene(root, "a")

@@ -225,7 +225,8 @@ def is_current(folder: Path, source: Mapping[str, Any]) -> bool:
         ) from error
     except MalformedError:
         known = None
-    if known == msgspec.to_builtins(dict(source)):
+    # As text: a tuple comes back as a list.
+    if msgspec.json.encode(known, order="sorted") == msgspec.json.encode(source, order="sorted"):
         return True
     shutil.rmtree(folder)
     return False
