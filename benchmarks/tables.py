@@ -531,12 +531,13 @@ TABLES = {
     "power-loss": Table(
         file="power_loss.csv",
         command="python -m benchmarks.kill_resume --power-loss --kills 50 --tiles 36",
-        meaning="Power cut at random moments of recorded runs; what is left is resumed, and compared as above.",
-        by=("survives",),
+        meaning="Power cut at random moments of recorded commands; of what was written is left what was synced, or in "
+        "every second case some more. The command is repeated, and its results compared.",
+        by=("publisher",),
         cells={
-            "of what the run wrote is left": one("survives"),
+            "of what": one("publisher"),
             "moments": lambda rows: str(len(rows)),
-            "maps equal to the last byte": lambda rows: f"{sum(row['equal'] == 'True' for row in rows)} of {len(rows)}",
+            "in the end equal": lambda rows: f"{sum(row['equal'] == 'True' for row in rows)} of {len(rows)}",
         },
     ),
     "hardening": Table(

@@ -31,6 +31,8 @@ BATCH = 2000
 
 def is_ours(path: Path) -> bool:
     """Whether a file holds what :func:`write_areas` writes, by its columns."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         if path.suffix == ".parquet":
             names = set(pyarrow.parquet.read_schema(path).names)

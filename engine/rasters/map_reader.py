@@ -18,6 +18,7 @@ from engine.contract.bundle import ClassSpec
 from engine.contract.errors import RasterOpenError
 from engine.grid import Window
 from engine.rasters.georeference import GDAL_ERRORS, Grid, unreferenced_is_fine
+from engine.rasters.names import would_wait
 
 MAPS = ("classes", "confidence", "provenance")
 
@@ -39,6 +40,8 @@ class MapReader:
         with ExitStack() as stack, unreferenced_is_fine():
             for name in (*MAPS, *more):
                 path = folder / f"{name}.tif"
+                if would_wait(path):
+                    raise RasterOpenError(f"a map is a file; {path} is a pipe, a socket or a device: run it again")
                 try:
                     self._files[name] = stack.enter_context(rasterio.open(path))
                 except GDAL_ERRORS as error:

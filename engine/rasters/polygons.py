@@ -150,8 +150,9 @@ def _strips(maps: MapReader, rows: int, smallest_px: int) -> Iterator[_Strip]:
         first, end = max(0, top - smallest_px), min(maps.height, bottom + smallest_px)
         around = maps.read(Window(row=first, col=0, height=end - first, width=maps.width))
         classes = around["classes"]
-        if smallest_px > 1:
-            classes = features.sieve(classes, smallest_px, mask=classes != NODATA_CLASS, connectivity=4)
+        smallest = min(smallest_px, classes.size - 1)  # GDAL takes no more
+        if smallest > 1:
+            classes = features.sieve(classes, smallest, mask=classes != NODATA_CLASS, connectivity=4)
         core = slice(top - first, bottom - first)
         yield _Strip(
             top=top, classes=classes[core], confidence=around["confidence"][core], provenance=around["provenance"][core]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -250,3 +251,20 @@ def test_a_run_writes_the_polygons_of_its_map(toy_bundle, write_scene, tmp_path,
         assert not (tmp_path / "other").exists(), "told before anything is mapped"
     live = ["--live", str(tmp_path), f"--output={tmp_path / 'other'}", "--polygons=x.gpkg"]
     assert run_command(live) == 2
+
+
+def test_a_map_smaller_than_the_smallest_area_is_one(tmp_path) -> None:
+    write_maps(tmp_path, np.zeros((2, 3), np.uint8))
+    for smallest in (10, 10**20):
+        with MapReader(tmp_path) as maps:
+            assert [area.pixels for area, _ in areas(maps, smallest_px=smallest)] == [6]
+
+
+def test_pipes_are_neither_maps_nor_polygons(tmp_path, capsys) -> None:
+    write_maps(tmp_path, classes_of(5, coarse_px=10))
+    os.mkfifo(tmp_path / "polygons.gpkg")
+    assert main([str(tmp_path), "--overwrite"]) == 4
+    (tmp_path / "classes.tif").unlink()
+    os.mkfifo(tmp_path / "classes.tif")
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.gpkg")]) == 3
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["error", "error"]
