@@ -444,9 +444,10 @@ TABLES = {
         command="python -m benchmarks.ablations --target folder:IGN --data ../shared/data",
         meaning="Mean of the seeds, with the least and the most. IGN: overall accuracy; NAIP: mF1. *Kept*: the weights "
         "that the rule without labels chose; the other lines have the last ones.",
-        by=("variant", "weights"),
+        by=("steps", "variant", "weights"),
         only=lambda row: row["weights"] != "best" or row["variant"] == "all parts",
         cells={
+            **text("steps"),
             "adapted with": lambda line: line[0]["variant"] + (", kept" if line[0]["weights"] == "best" else ""),
             "IGN, both": over_seeds("oa_percent", "rules", Scenario.FULL),
             "IGN, RGIR": over_seeds("oa_percent", "rules", Scenario.MISSING_NDSM),
