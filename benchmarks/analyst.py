@@ -31,6 +31,7 @@ from benchmarks.rasters import BLOCK_PX, GSD_M, write_raster
 from benchmarks.tables import TABLES
 from engine.contract.errors import EngineError, UsageError
 from engine.contract.sensors import Sensor
+from engine.rasters.georeference import gdal_environment
 
 COARSER = 2
 """The terrain's pixels are so many times as wide."""
@@ -132,7 +133,8 @@ def _measure(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(f"--mpx takes numbers by commas, received {options.mpx!r}") from error
     rows = []
-    with tempfile.TemporaryDirectory(prefix="analyst-", dir=options.folder) as name:
+    # a process that starts another hands down its own peak: this one must stay small
+    with gdal_environment(), tempfile.TemporaryDirectory(prefix="analyst-", dir=options.folder) as name:
         for mpx in tqdm(sizes, unit="raster"):
             rows.append(walk(mpx, Path(name), options.bundle.resolve()))
             tqdm.write(str(rows[-1]))

@@ -25,6 +25,8 @@ from engine.rasters.polygons import Area
 
 logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of each batch
 LAYER = "land_cover"
+GPKG_VERSION = "1.2"
+"""Of GeoPackage: GDAL before 3.7, as in QGIS 3.22, warns of newer ones."""
 BATCH = 2000
 """Areas written at once."""
 
@@ -66,7 +68,13 @@ def write_areas(areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence
             while batch := list(islice(remaining, BATCH)):
                 frame = _frame(batch, grid, classes)
                 pyogrio.write_dataframe(
-                    frame, collected, layer=LAYER, append=count > 0, geometry_type="MultiPolygon", promote_to_multi=True
+                    frame,
+                    collected,
+                    layer=LAYER,
+                    append=count > 0,
+                    geometry_type="MultiPolygon",
+                    promote_to_multi=True,
+                    dataset_options={"VERSION": GPKG_VERSION},
                 )
                 count += len(batch)
             if not count:
