@@ -92,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="host-", dir=options.folder) as folder:
             rows = measure(options, cases, Path(folder))
         print(TABLES["host"].markdown(rows))
-        write_csv(options.out, [{**row, **conditions("rasterio")} for row in rows])
         print(f"written: {options.out}")
 
     return exit_code_of(work)
@@ -109,8 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace, names: Sequence[str], folder: Path) -> list[dict[str, object]]:
-    """Every case, round by round; rasters of one layout are written once."""
+    """Every case, round by round; rasters of one layout are written once, and the CSV grows case by case."""
     rows: dict[str, dict[str, object]] = {}
+    where = conditions("rasterio")
     layouts = list(dict.fromkeys(CASES[name].layout for name in names))
     with tqdm(total=len(names) * options.rounds, unit="round") as progress:
         for layout in layouts:
@@ -125,6 +125,7 @@ def measure(options: argparse.Namespace, names: Sequence[str], folder: Path) -> 
                 rows[name] = {"case": name, "mpx": mpx, "sensors": CASES[name].sensors.replace(",", "+")}
                 for column in rounds[0]:
                     rows[name][column] = float(f"{statistics.median(one[column] for one in rounds):.4g}")
+                write_csv(options.out, [{**rows[each], **where} for each in names if each in rows])
             for path in paths.values():
                 path.unlink()
     return [rows[name] for name in names]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,13 +49,22 @@ class CompiledTorchPeer(TorchPeer):
 
     def __init__(self, module: nn.Module, scenario: Scenario) -> None:
         super().__init__(module, scenario)
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            raise BackendUnavailableError(
-                f"torch.compile compiles C++ with {compiler}, which is not there: apt install g++, or set CXX"
-            )
-        torch.compiler.reset()  # or a second network would count as a recompilation of the first
-        self._run = torch.compile(module, dynamic=False)
+        self._run = compiled(module)
+
+
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """A module that ``torch.compile`` compiles when it is first called.
+
+    Raises:
+        BackendUnavailableError: there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise BackendUnavailableError(
+            f"torch.compile compiles C++ with {compiler}, which is not there: apt install g++, or set CXX"
+        )
+    torch.compiler.reset()  # or a second network would count as a recompilation of the first
+    return torch.compile(module, dynamic=False)
 
 
 class OwnProcess(Peer):

@@ -208,7 +208,7 @@ class GeoaiTiles(Tiler):
             device="cpu",
             verbose=False,
         )
-        return _read(self._output)
+        return read_classes(self._output)
 
 
 class EngineRun(Tiler):
@@ -237,7 +237,7 @@ class EngineRun(Tiler):
         record = run(self._request, start)
         seconds = time.perf_counter() - start.at
         self.library = record.backend.library
-        return _read(self._request.output / "classes.tif"), seconds
+        return read_classes(self._request.output / "classes.tif"), seconds
 
 
 class _StartClock(Observer):
@@ -261,10 +261,13 @@ def cropped(name: str) -> str:
 
 def tilers_of(peers: Mapping[tuple[str, str], Opener]) -> dict[tuple[str, str], TilerOpener]:
     """Every peer on cropped tiles, in their order, and after them what maps rasters by itself."""
+    from benchmarks.peers.loader import LoaderTiles  # which is a tiler itself
+
     return {
         **{(cropped(name), precision): _cropped_tiles(opener) for (name, precision), opener in peers.items()},
         ("MONAI sliding window", "fp32"): lambda subject, scenario, raster, _: MonaiWindows(subject, scenario, raster),
         ("geoai, disk to disk", "fp32"): GeoaiTiles,
+        ("torch.compile, DataLoader workers, disk to disk", "fp32"): LoaderTiles,
         RUN: EngineRun,
     }
 
@@ -277,7 +280,8 @@ def _cropped_tiles(opener: Opener) -> TilerOpener:
     return open_it
 
 
-def _read(path: Path) -> Classes:
+def read_classes(path: Path) -> Classes:
+    """A map of classes, [H, W]."""
     with rasterio.open(path) as file:
         classes: Classes = file.read(1)
     return classes

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import libraries, subject, tilers
 from benchmarks.peers.libraries import CPU_PEERS, EAGER, EAGER_KEEPING, ENGINE, open_peer
+from benchmarks.peers.loader import LoaderTiles
 from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.rounds import ContestRow, ratio
 from benchmarks.peers.subject import Subject
@@ -137,6 +138,15 @@ def test_geoai_blends_tiles_to_the_same_map(toy_bundle, raster, tmp_path, scenar
     assert (classes == whole_map(raster, scenario, 0)).mean() > 0.999
 
 
+@pytest.mark.slow
+def test_a_loop_over_a_loader_writes_the_same_map(toy_bundle, raster, tmp_path) -> None:
+    tiler = LoaderTiles(toy_subject(toy_bundle, 0), Scenario.FULL, raster, tmp_path)
+    try:
+        assert (tiler.map() == whole_map(raster, Scenario.FULL, 0)).mean() > 0.999
+    finally:
+        tiler.close()
+
+
 @pytest.mark.parametrize(
     ("module", "opens", "says"),
     [
@@ -232,6 +242,7 @@ def run(monkeypatch, out: Path, contest: dict[str, Subject], *options: str) -> l
 def test_one_network_is_compared_with_the_engine_in_both_groups(toy_bundle, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "monai", None)
     monkeypatch.setitem(sys.modules, "geoai", None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     rows = run(monkeypatch, tmp_path / "peers.csv", {"toy": toy_subject(toy_bundle, 0)})
     names = [name for name, _ in FP32]
     assert {(row["group"], row["scenario"], row["peer"]) for row in rows} == {
@@ -251,6 +262,7 @@ def test_one_network_is_compared_with_the_engine_in_both_groups(toy_bundle, tmp_
     told = capsys.readouterr().out
     assert "left out: toy: MONAI sliding window, fp32: MONAI is not installed" in told
     assert "left out: toy: geoai, disk to disk, fp32" in told
+    assert "left out: toy: torch.compile, DataLoader workers, disk to disk, fp32: torch.compile compiles C++" in told
     assert "left out: toy: engine, int8: the bundle" in told
 
 
