@@ -94,7 +94,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         for method, path in (("POST", "moto-api/reset"), ("PUT", "maps")):  # buckets outlive their server
             asked = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", method=method)
             urllib.request.urlopen(asked).close()
-        proxy, torn = stack.enter_context(failing_network(port, every=3))
+        proxy, torn = stack.enter_context(failing_network(port, every=7))
         told = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
         told |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy}", "AWS_ALLOW_HTTP": "true"}
         told |= {"AWS_S3_ENDPOINT": f"127.0.0.1:{port}", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
