@@ -10,10 +10,10 @@ from pathlib import Path
 
 from engine.contract.atomic import write_whole
 from engine.contract.errors import writing
+from engine.contract.page import page
 from engine.plan import REPORT_NAME
 from engine.report import conditions, flight, mapped, summary
 from engine.report.data import Finished
-from engine.report.page import contents, page, tag
 from engine.report.words import SENSOR_NAMES
 
 __all__ = ["write_report"]
@@ -50,19 +50,14 @@ def write_report(output: Path, *, progress: Callable[[float], None] = lambda _: 
         conditions.conditions(run),
         conditions.files(run),
     ]
-    there = [each for each in sections if each is not None]
     title = f"Flight report: {output.resolve().name}"
     sensors = " and ".join(SENSOR_NAMES[sensor] for sensor in run.sensors)
     started = run.record.started_utc.replace("T", " ").removesuffix("+00:00")
     text = page(
         title,
-        tag("h1", title),
-        tag("p", f"{run.record.bundle.name}, {sensors}, started {started} UTC", class_="byline"),
-        summary.verdict(run),
-        summary.story(run),
-        summary.facts(run, seen),
-        contents(there),
-        [each.html for each in there],
+        byline=f"{run.record.bundle.name}, {sensors}, started {started} UTC",
+        lead=[summary.verdict(run), summary.story(run), summary.facts(run, seen)],
+        sections=[each for each in sections if each is not None],
     )
     return _write(output, text)
 

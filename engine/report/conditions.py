@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
+from engine.contract.page import Content, Section, section, table, tag
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.report.data import Finished
-from engine.report.page import Content, Html, Section, section, table, tag
 from engine.report.words import SENSOR_NAMES, count
 from engine.tile_log import NAME as TILE_LOG_NAME
 
@@ -26,7 +28,7 @@ def backend(run: Finished) -> Section:
     used, events = run.record.backend, run.record.backend_events
     about = f"{used.library} on {used.device}: {used.graph} graphs computed in {used.precision}, "
     about += f"{used.threads} threads, {count(used.slots, 'tile')} at a time."
-    body: Html = tag("p", "It ran through: no failure, no fallback.")
+    body: Markup = tag("p", "It ran through: no failure, no fallback.")
     if events:
         rows: list[list[Content]] = [
             [each.at_utc, each.backend, each.what, each.detail, each.tiles_in_flight] for each in events

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.contract.errors import UsageError
+from engine.contract.page.charts import stretches
 from engine.contract.sensors import Sensor
 from engine.grid import TileGrid
 from engine.health.faults import Injection, parse_faults
@@ -165,11 +164,3 @@ class Finished:
         self.times = TileTimes(passing())
         self.shown = {sensor: np.array(values, np.int8) for sensor, values in shown.items()}
         self.place = np.array(place, np.int64).reshape(-1, 4)
-
-
-def stretches(values: NDArray[Any]) -> list[tuple[int, int]]:
-    """First and last index of every run of equal values, in order."""
-    if not len(values):
-        return []
-    ends = np.flatnonzero(np.diff(values.astype(np.int64))).tolist()
-    return list(zip([0, *(end + 1 for end in ends)], [*ends, len(values) - 1], strict=True))

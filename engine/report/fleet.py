@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from engine.contract.atomic import write_whole
 from engine.contract.errors import writing
 from engine.contract.formats import csv_rows, open_regular
+from engine.contract.page import Section, legend, note, page, section, table, tag
 from engine.fleet.book import DEGREES, FleetRecord
 from engine.fleet.worker import State
-from engine.report.page import Html, Section, contents, legend, note, page, section, table, tag
 from engine.report.words import MOST_ROWS, count
 
 NAME = "fleet.html"
@@ -50,7 +52,7 @@ def write_fleet_report(folder: Path, record: FleetRecord, units: str) -> Path:
 
 
 def _page(name: str, record: FleetRecord, rows: Sequence[_Row]) -> str:
-    states, title = record.states, f"Fleet report: {name}"
+    states = record.states
     failed, whole = states[State.FAILED], record.ended == "complete" and not record.incomplete
     verdict = f"{count(record.units, 'unit')}, {failed:,} failed, {record.incomplete:,} lack tiles."
     if record.ended != "complete":
@@ -62,26 +64,15 @@ def _page(name: str, record: FleetRecord, rows: Sequence[_Row]) -> str:
         ("speed", f"{record.mpx_per_s:.2f} Mpx/s", f"{record.seconds:,.0f} s, {len(record.workers)} workers"),
     ]
     sections = [_map(rows, sum(states.values())), _failed(record), _workers(record)]
-    there = [each for each in sections if each is not None]
+    facts = [tag("div", tag("dt", what), tag("dd", tag("b", value), tag("small", more))) for what, value, more in cards]
     return page(
-        title,
-        tag("h1", title),
-        tag(
-            "p",
-            f"gemmnet-edge {record.version}, bundle {record.bundle[:12]}, started {record.started_utc}",
-            class_="byline",
-        ),
-        tag("p", verdict, class_="verdict good" if whole and not failed else "verdict bad"),
-        tag(
-            "dl",
-            [
-                tag("div", tag("dt", what), tag("dd", tag("b", value), tag("small", more)))
-                for what, value, more in cards
-            ],
-            class_="facts",
-        ),
-        contents(there),
-        [each.html for each in there],
+        f"Fleet report: {name}",
+        byline=f"gemmnet-edge {record.version}, bundle {record.bundle[:12]}, started {record.started_utc}",
+        lead=[
+            tag("p", verdict, class_="verdict good" if whole and not failed else "verdict bad"),
+            tag("dl", facts, class_="facts"),
+        ],
+        sections=[each for each in sections if each is not None],
     )
 
 
@@ -130,7 +121,7 @@ def _state(row: _Row) -> str:
     return INCOMPLETE if lost != "0" else row["state"]
 
 
-def _box(row: _Row, box: Sequence[float], west: float, north: float, scale: float, across: float) -> Html:
+def _box(row: _Row, box: Sequence[float], west: float, north: float, scale: float, across: float) -> Markup:
     colour, dashes, words = LOOKS.get(_state(row), LOOKS[State.THERE])
     return tag(
         "rect",

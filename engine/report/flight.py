@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from engine.contract.page import Content, Section, charts, legend, note, section, swatch, table, tag, together
+from engine.contract.page.charts import Look, Ruler
 from engine.contract.sensors import PROVENANCE_LABELS, Scenario
 from engine.health.detection import InjectionOutcome
 from engine.health.monitor import State
 from engine.record import TileQuantiles
-from engine.report import charts
-from engine.report.charts import Ruler
 from engine.report.data import Finished, Shown
-from engine.report.page import Content, Html, Section, legend, note, section, swatch, table, tag, together
 from engine.report.words import (
     LOST,
     MOST_ROWS,
@@ -22,7 +22,6 @@ from engine.report.words import (
     SCENARIO_LOOKS,
     SENSOR_NAMES,
     STATE_LOOKS,
-    Look,
     count,
     faults_in_words,
     milliseconds,
@@ -43,7 +42,7 @@ STAGE_WORDS = {
 def timeline(run: Finished) -> Section:
     """Sensors, scenarios and latency over tiles."""
     tiles = len(run)
-    rows: list[Html] = []
+    rows: list[Markup] = []
     for sensor in run.sensors:
         injected = np.zeros(tiles, np.int8)
         for each in run.injections:
@@ -212,10 +211,10 @@ def mapped_from(run: Finished) -> NDArray[np.int8]:
     return np.asarray(np.where(run.times.lost, LOST, shown), np.int8)
 
 
-def _stages(run: Finished, bars: Sequence[tuple[str, dict[str, float]]]) -> Html:
+def _stages(run: Finished, bars: Sequence[tuple[str, dict[str, float]]]) -> Markup:
     """Mean time of each stage by scenario, as bars, and percentiles over all tiles."""
     whole = max((sum(means.values()) for _, means in bars), default=1.0)
-    rows: list[Html] = []
+    rows: list[Markup] = []
     for name, means in bars:
         parts = [(STAGE_COLOURS[stage], ms, f"{stage} {milliseconds(ms)}") for stage, ms in means.items()]
         total = milliseconds(sum(means.values()))
@@ -245,7 +244,7 @@ def _pace(run: Finished) -> str:
     return f"Replayed at {pace.rate_hz:g} tiles a second; tiles that came too fast {policy}."
 
 
-def _seen(outcome: InjectionOutcome) -> Html | str:
+def _seen(outcome: InjectionOutcome) -> Markup | str:
     if not outcome.tiles:
         return "no tile to spoil"
     if outcome.detected:

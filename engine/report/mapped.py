@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 import numpy as np
+from markupsafe import Markup
 
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import UsageError
+from engine.contract.page import Content, Section, charts, legend, note, section, swatch, table, tag, together
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Provenance, Scenario
 from engine.grid import TileGrid
 from engine.rasters.map_reader import MapReader
-from engine.report import charts, pictures
+from engine.report import pictures
 from engine.report.data import Finished
-from engine.report.page import Content, Html, Section, legend, note, section, swatch, table, tag, together
 from engine.report.pictures import Mark
 from engine.report.seams import SeamScore, SeamSurvey, survey
 from engine.report.words import MOST_ROWS, SCENARIO_LOOKS, css, milliseconds, percent
@@ -91,7 +92,7 @@ def live_maps(run: Finished, progress: Callable[[float], None]) -> tuple[Section
     """Some frames of a live flight, and what a pass over them tells."""
     stamps = [stamp for stamp in run.frames if (run.output / stamp / "classes.tif").is_file()]
     chosen = stamps[:: max(1, -(-len(stamps) // MOST_FRAMES))]
-    figures: list[Html] = []
+    figures: list[Markup] = []
     seen: SeamSurvey | None = None
     tiling = run.record.tiling
     firsts = [*run.frames.values(), len(run)]
@@ -215,14 +216,14 @@ def _switch_marks(run: Finished) -> Sequence[Mark]:
     return marks
 
 
-def _class_legend(run: Finished, classes: Sequence[ClassSpec]) -> Html:
+def _class_legend(run: Finished, classes: Sequence[ClassSpec]) -> Markup:
     """Classes by colour, with their share of what is mapped."""
     pixels = run.record.result.class_pixels
     total = max(1, sum(pixels.values()))
     return legend((css(each.rgb), f"{each.name} {percent(pixels.get(each.name, 0) / total)}") for each in classes)
 
 
-def _provenance_legend(run: Finished) -> Html:
+def _provenance_legend(run: Finished) -> Markup:
     """Provenances by colour, with their share of the map."""
     pixels = run.record.result.provenance_pixels
     total = max(1, sum(pixels.values()))

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from engine.contract.bundle import NODATA_CLASS, ClassSpec
+from engine.contract.page import tag
 from engine.contract.sensors import PROVENANCE_RGB, Provenance
 from engine.grid import Window
 from engine.rasters.map_reader import MapReader
-from engine.report.page import Html, tag
 
 WIDE_PX = 1040
 SMALL_PX = 520
@@ -39,7 +40,7 @@ class Mark:
     title: str
 
 
-def picture(maps: MapReader, name: str, colouring: Colouring, *, marks: Sequence[Mark] = (), side_px: int) -> Html:
+def picture(maps: MapReader, name: str, colouring: Colouring, *, marks: Sequence[Mark] = (), side_px: int) -> Markup:
     """One map, ``side_px`` wide; folded where it is a strip. Marks without a label are dots."""
     pieces = list(_pieces(maps.height, maps.width))
     upright = maps.height > maps.width
@@ -55,7 +56,7 @@ def picture(maps: MapReader, name: str, colouring: Colouring, *, marks: Sequence
     return tag("div", drawn, class_="pieces side" if upright and len(pieces) > 1 else "pieces")
 
 
-def thumbnail(maps: MapReader, colouring: Colouring, *, alt: str, side_px: int = 160) -> Html:
+def thumbnail(maps: MapReader, colouring: Colouring, *, alt: str, side_px: int = 160) -> Markup:
     """The classes of a whole frame, small."""
     scale = min(1.0, side_px / max(maps.height, maps.width))
     height, width = max(1, round(maps.height * scale)), max(1, round(maps.width * scale))
@@ -102,7 +103,7 @@ def _pieces(height: int, width: int) -> Iterator[Window]:
             yield Window(row=start, col=0, height=stop - start, width=width)
 
 
-def _spots(piece: Window, marks: Sequence[Mark]) -> Iterator[Html]:
+def _spots(piece: Window, marks: Sequence[Mark]) -> Iterator[Markup]:
     for mark in marks:
         down, right = (mark.row - piece.row) / piece.height, (mark.col - piece.col) / piece.width
         if 0 <= down < 1 and 0 <= right < 1:
@@ -115,7 +116,7 @@ def _spots(piece: Window, marks: Sequence[Mark]) -> Iterator[Html]:
             )
 
 
-def _embedded(image: Image.Image, alt: str) -> Html:
+def _embedded(image: Image.Image, alt: str) -> Markup:
     with io.BytesIO() as buffer:
         image.save(buffer, format="PNG", optimize=True)
         encoded = base64.b64encode(buffer.getvalue()).decode("ascii")

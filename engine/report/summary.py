@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
+from engine.contract.page import tag
+from engine.contract.page.charts import tiles_in_words
 from engine.report.data import Finished
-from engine.report.page import Html, tag
 from engine.report.seams import SeamSurvey
-from engine.report.words import SENSOR_NAMES, count, faults_in_words, milliseconds, tiles_in_words, times
+from engine.report.words import SENSOR_NAMES, count, faults_in_words, milliseconds, times
 
 MOST_STRETCHES = 5
 """Outages of a sensor that are told one by one."""
 
 
-def verdict(run: Finished) -> Html:
+def verdict(run: Finished) -> Markup:
     """One line: are the maps whole?"""
     tiles, lost, dropped = len(run), run.record.tiles_lost, run.record.tiles_dropped
     what = f"{count(len(run.frames), 'frame')}, {count(tiles, 'tile')}" if run.frames else count(tiles, "tile")
@@ -26,7 +29,7 @@ def verdict(run: Finished) -> Html:
     return tag("p", f"{what}, {lost} lost: {', '.join(reasons)}.", class_="verdict bad")
 
 
-def story(run: Finished) -> Html:
+def story(run: Finished) -> Markup:
     """What happened, in a few sentences."""
     sentences = list(_outages_in_words(run)) if run.watched else ["The sensors were trusted: nobody watched them."]
     switches = run.record.result.switch_count
@@ -40,7 +43,7 @@ def story(run: Finished) -> Html:
     return tag("ul", [tag("li", sentence) for sentence in sentences], class_="story")
 
 
-def facts(run: Finished, seen: SeamSurvey | None) -> Html:
+def facts(run: Finished, seen: SeamSurvey | None) -> Markup:
     """The numbers one looks for first."""
     record = run.record
     cards: list[tuple[str, str, str]] = [("tiles", f"{len(run):,}", _area(run))]

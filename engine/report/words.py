@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from engine.contract.page.charts import Look
 from engine.contract.sensors import PROVENANCE_LABELS, PROVENANCE_RGB, Scenario, Sensor
 from engine.health.monitor import Fault
 from engine.report.data import Shown
@@ -12,17 +12,6 @@ from engine.report.data import Shown
 SENSOR_NAMES = {Sensor.RGIR: "RGIR", Sensor.NDSM: "nDSM"}
 MOST_ROWS = 200
 """Of a table; run.json has the rest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How a value is drawn in a lane: colour, height as a share of the lane, and what it means."""
-
-    colour: str
-    height: float
-    name: str
-    short: str = ""
-    """The name where there is little room."""
 
 
 def css(rgb: tuple[int, int, int]) -> str:
@@ -72,11 +61,6 @@ def milliseconds(value: float) -> str:
 def times(number: int) -> str:
     """``once``, ``twice``, ``3 times``."""
     return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
-
-
-def tiles_in_words(first: int, last: int) -> str:
-    """``tile 7`` or ``tiles 7 to 9``."""
-    return f"tile {first}" if first == last else f"tiles {first} to {last}"
 
 
 def faults_in_words(faults: Iterable[Fault | str]) -> str:

@@ -12,13 +12,13 @@ import numpy as np
 from engine.contract.bundle import ClassSpec
 from engine.contract.errors import UsageError
 from engine.contract.formats import MalformedError, from_builtins
+from engine.contract.page.charts import columns
 from engine.contract.sensors import Scenario, Sensor
 from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import read_frame_log
 from engine.grid import Window
 from engine.rasters.map_reader import MapReader
 from engine.record import RasterUsed, grid_used
-from engine.report.charts import columns
 from engine.report.data import Finished, Outage, Shown
 from engine.report.flight import mapped_from
 from engine.report.words import SENSOR_NAMES, count, faults_in_words, percent, times

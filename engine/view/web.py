@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import EngineError
+from engine.contract.page import COLOURS
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Sensor
 from engine.grid import Window
 from engine.plan import REPORT_NAME
@@ -68,6 +69,7 @@ class Site:
         """The application; see :class:`engine.view.guard.Guard` for the token."""
         routes = [
             Route("/", self._page),
+            Route("/static/colours.css", self._colours),
             Mount("/static", StaticFiles(directory=STATIC)),
             Route("/events", self.events),
             Route("/state", self._state),
@@ -79,6 +81,9 @@ class Site:
 
     async def _page(self, _request: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    async def _colours(self, _request: Request) -> Response:
+        return FileResponse(COLOURS, media_type="text/css")
 
     async def _state(self, _request: Request) -> Response:
         return JSONResponse(self.flight.snapshot())

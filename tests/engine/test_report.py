@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from engine.contract.errors import OutputError, RasterOpenError, UsageError
+from engine.contract.page import VOID, charts, tag
+from engine.contract.page.charts import Look, stretches
 from engine.contract.sensors import PROVENANCE_RGB, Provenance, Sensor
 from engine.health.faults import parse_faults
 from engine.plan import REPORT_NAME as NAME
 from engine.rasters.georeference import gdal_environment
-from engine.report import charts, write_report
+from engine.report import write_report
 from engine.report.__main__ import main
-from engine.report.data import Finished, Shown, stretches
-from engine.report.page import VOID, Html, tag
-from engine.report.words import Look
+from engine.report.data import Finished, Shown
 from engine.run import main as run
 from engine.tile_log import read_tile_log
 from tests.conftest import make_scene
@@ -361,8 +362,8 @@ def test_a_page_that_cannot_be_written_is_an_output_error(copy) -> None:
 
 
 def test_markup_is_escaped_unless_it_is_markup() -> None:
-    assert tag("p", "a<b", Html("<i>"), 3, None, ["&", ("x",)], class_="q\"'", data_n=None) == (
-        '<p class="q&quot;&#x27;">a&lt;b<i>3&amp;x</p>'
+    assert tag("p", "a<b", Markup("<i>"), 3, None, ["&", ("x",)], class_="q\"'", data_n=None) == (
+        '<p class="q&#34;&#39;">a&lt;b<i>3&amp;x</p>'
     )
     assert tag("br") == "<br>"
 
