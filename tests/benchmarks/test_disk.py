@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.disk import Disk
-from benchmarks.kill_resume import tree_of
+from benchmarks.power_cuts import tree_of
 from benchmarks.recorded import record
 
 SEEDS = range(200)

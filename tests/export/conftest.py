@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,29 +108,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Tensors here are so small that a second thread mostly waits, and on a busy machine waits long."""
+@contextmanager
+def quick() -> Iterator[pytest.MonkeyPatch]:
+    """Tensors here are so small that a second thread mostly waits, and a proof in brief is proof enough."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.run.prove", prove_with_the_least)
+        yield patch
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package", autouse=True)
-def brief_proof() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.run.prove", prove_with_the_least)
+def all_quick() -> Iterator[None]:
+    with quick():
         yield
 
 
-@pytest.fixture(scope="package")
-def exported(one_torch_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+@pytest.fixture(scope="session")  # a worker that leaves this package comes back to it
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     root = tmp_path_factory.mktemp("export")
     path = root / "tiny" / "best.safetensors"
     save_checkpoint(path, random_model(seed=0))
     save_metrics(path.with_name("metrics.json"))
-    with pytest.MonkeyPatch.context() as patch:
+    with quick() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "86400")
         lines: list[str] = []
         raw: dict[Scenario, onnx.ModelProto] = {}
