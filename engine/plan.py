@@ -168,7 +168,9 @@ class Plan:
             self.frames,
             stitch=lambda grid: self.tiling.stitcher(grid.height, grid.width, grid.gsd_m),
             pool=BufferPool(
-                map(manifest.sensor, self.sensors), tile_px=manifest.tile_px, count=jobs_alive(backend.info.slots)
+                map(manifest.sensor, self.sensors),
+                tile_px=manifest.tile_px,
+                count=jobs_alive(backend.info.slots) + 1,  # one may wait for the next to tell of it
             ),
             tile_px=manifest.tile_px,
             tiles_done=tiles_done,

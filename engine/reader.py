@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,7 +257,19 @@ class JobSource:
         self._reader, self._monitor, self._strict, self._past = reader, monitor, strict, past or {}
 
     def __iter__(self) -> Iterator[Job]:
-        return map(self._judge, self._reader)
+        """Tiles in order; one of which nothing tells yet which sensor is wrong waits for the next of its raster."""
+        held: _Judged | None = None
+        for read in self._reader:
+            judged = self._judge(read)
+            if held is not None:
+                yield self._job(held, judged.revision)
+                held = None
+            if judged.disputed and read.tile.index + 1 < len(read.frame.stitcher or ()):
+                held = judged
+            else:
+                yield self._job(judged)
+        if held is not None:
+            yield self._job(held)
 
     def stop(self) -> None:
         """See :meth:`Reader.stop`."""
@@ -268,34 +280,59 @@ class JobSource:
         """See :attr:`TileReader.reading`."""
         return self._reader.reading
 
-    def _judge(self, read: ReadTile) -> Job:
+    def _judge(self, read: ReadTile) -> _Judged:
         past = self._past.get(read.tile.index)
         for sensor, error in read.errors.items():
             trusted = self._strict if self._monitor is None else past is not None and past.verdicts[sensor].usable
             if trusted:
                 raise error
-        verdicts: Mapping[Sensor, Verdict]
+        monitor = self._monitor
         if read.frame.frame.dropped or read.outside:
-            verdicts = {}
+            verdicts: Mapping[Sensor, Verdict] = {}
         elif past is not None:
             verdicts = past.verdicts
-        elif self._monitor is not None:
-            verdicts = self._monitor.assess(read.seen, (read.tile.reads.row, read.tile.reads.col))
+        elif monitor is not None:
+            verdicts = monitor.assess(read.seen, (read.tile.reads.row, read.tile.reads.col))
+            return _Judged(
+                read=read,
+                verdicts=verdicts,
+                monitor=monitor.snapshot(),
+                disputed=monitor.disputed,
+                revision=monitor.revision,
+            )
         else:
             verdicts = _trust(read.seen)
+        return _Judged(read=read, verdicts=verdicts, monitor=None if monitor is None else monitor.snapshot())
+
+    def _job(self, judged: _Judged, revision: Mapping[Sensor, Verdict] | None = None) -> Job:
+        read = judged.read
+        past = self._past.get(read.tile.index)
         job = make_job(
             read.tile,
             {sensor: each for sensor, each in read.seen.items() if not isinstance(each, Absent)},
-            verdicts=verdicts,
+            verdicts=judged.verdicts if revision is None else revision,
             inside=read.inside,
             frame=read.frame,
             available_at=read.available_at,
             wait_s=read.began - read.available_at,
             read_s=time.monotonic() - read.began,
-            monitor=None if self._monitor is None else self._monitor.snapshot(),
+            monitor=judged.monitor,
             release=read.release,
         )
         return job.skip() if read.frame.frame.dropped or (past is not None and past.skipped) else job
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A tile and what its sensors are worth."""
+
+    read: ReadTile
+    verdicts: Mapping[Sensor, Verdict]
+    monitor: Mapping[str, Any] | None
+    """The monitor's state after this tile."""
+    disputed: bool = False
+    revision: Mapping[Sensor, Verdict] | None = None
+    """See :attr:`Monitor.disputed` and :attr:`Monitor.revision`."""
 
 
 def _trust(seen: Mapping[Sensor, Sighting]) -> dict[Sensor, Verdict]:

@@ -24,7 +24,7 @@ from engine.contract.health import AuditLimits, HealthLimits
 from engine.contract.sensors import Scenario, Sensor, scenario_for
 from engine.health.audit import Auditor
 from engine.health.degradations import DEGRADATIONS
-from engine.health.faults import REPEATING, Injection, Injector, Kind, degradations_of, strengths_of
+from engine.health.faults import LATER, Injection, Injector, Kind, degradations_of, strengths_of
 from engine.health.monitor import Monitor, State, Verdict
 from engine.health.verdict import Fault
 from engine.rasters.sources import Observation
@@ -121,7 +121,7 @@ class DegradationFlights:
         kind: Kind,
         strength: float,
     ) -> DegradationOutcome:
-        first = int(kind in REPEATING)
+        first = int(kind in LATER)
         injector = Injector([Injection(sensor=sensor, kind=kind, first=first, last=None, strength=strength)])
         spoiled = [_observed(injector.apply(place, dict(seen))) for place, seen in enumerate(flight.tiles)]
         kept = next(scenario for scenario in Scenario if scenario.sensors == frozenset(Sensor) - {sensor})
@@ -143,8 +143,13 @@ class DegradationFlights:
             both = np.logical_and.reduce([each.valid for each in flight.tiles[place].values()])
             taken = scenario_for({each for each, verdict in judged.items() if verdict.usable})
             dropped = _agreeing(clean[kept], clean[Scenario.FULL], both)
-            used += dropped - _agreeing(infer(Scenario.FULL, seen), clean[Scenario.FULL], both)
-            lost += dropped - (0 if taken is None else _agreeing(infer(taken, seen), clean[Scenario.FULL], both))
+            valid = seen[sensor].valid  # pixels without data are mapped without the sensor
+            full = np.where(valid, infer(Scenario.FULL, seen), clean[kept])
+            mapped = {None: None, kept: clean[kept], Scenario.FULL: full}.get(taken)
+            if taken is not None and mapped is None:  # the other sensor was dropped
+                mapped = np.where(valid, infer(taken, seen), clean[kept])
+            used += dropped - _agreeing(full, clean[Scenario.FULL], both)
+            lost += dropped - (0 if mapped is None else _agreeing(mapped, clean[Scenario.FULL], both))
             pixels += int(np.count_nonzero(both))
         mine = [each[sensor] for each in verdicts[first:]]
         dead = next((place for place, verdict in enumerate(mine) if not verdict.usable), None)
@@ -169,10 +174,16 @@ class DegradationFlights:
 
     def _watch(
         self, flight: SceneTiles, tiles: Sequence[Mapping[Sensor, Observation]], infer: Infer
-    ) -> tuple[list[dict[Sensor, Verdict]], int]:
+    ) -> tuple[list[Mapping[Sensor, Verdict]], int]:
         monitor = Monitor(self.limits, Auditor(infer=infer, classes=self.classes, limits=self.audit))
         places: Sequence[tuple[int, int] | None] = flight.places or [None] * len(tiles)
-        return [monitor.assess(seen, place) for seen, place in zip(tiles, places, strict=True)], monitor.audits
+        verdicts: list[Mapping[Sensor, Verdict]] = []
+        for seen, place in zip(tiles, places, strict=True):
+            disputed = monitor.disputed
+            verdicts.append(monitor.assess(seen, place))
+            if disputed and monitor.revision is not None:  # as engine.reader, which holds such a tile
+                verdicts[-2] = monitor.revision
+        return verdicts, monitor.audits
 
 
 def cases() -> Iterator[tuple[Sensor, Kind, float]]:

@@ -224,7 +224,7 @@ class Rehearsal:
             pool=BufferPool(
                 map(self._manifest.sensor, Sensor),
                 tile_px=self._flight.tile_px,
-                count=jobs_alive(self._backend.info.slots),
+                count=jobs_alive(self._backend.info.slots) + 1,
             ),
             tile_px=self._flight.tile_px,
         )

@@ -52,6 +52,11 @@ class ColourLimits:
     """Red and green whose detail is correlated by less than minus this contradict each other: one is inverted."""
     infrared: float = 0.8
     """The same of infrared and one of them: trees on bare soil are bright in the one and dark in the other."""
+    reversed: float = 0.4
+    """Infrared is inverted where its detail is correlated with red's and green's by so much less than what is coarse:
+    shadows and texture show in all bands, whatever vegetation does."""
+    parted: float = 0.5
+    """Red and green do not go together where their detail, or what is coarse, is correlated by less."""
     alone: float = 0.1
     """Red or green is dead where the correlation of its detail with every other band's is less."""
     together: float = 0.17
@@ -105,6 +110,9 @@ class AuditLimits:
     """Least probability that what is raised by the image is higher than what is not, where no edges agree."""
     opposed: float = 0.55
     """The same where some do."""
+    apart: float = 0.3
+    """Where edges agree and the maps of one sensor each agree in fewer pixels the image is wrong, if it says nothing
+    of heights."""
     sigmas: float = 2.4
     """Edges that agree by less, in standard deviations, agree by chance (:class:`engine.health.agreement.Likeness`)."""
     explained: float = 0.15

@@ -43,6 +43,8 @@ ALIGNED_SIGMAS = 4.5
 """Edges that agree by more coincide."""
 FITTING_RANKS = 0.8
 """What is raised by the image is higher than what is not with this probability: its colours are right."""
+DOUBTED = 0.05
+"""So much more has a doubtful image's map to agree with that of heights."""
 GREY_TREES = -0.03
 """Trees that are less green than buildings by so much are none: the image is false."""
 LEAST_LIFT = 0.15
@@ -157,12 +159,14 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
     """
     image, heights = doubts.get(Sensor.RGIR, ()), doubts.get(Sensor.NDSM, ())
     blurred = Fault.BLURRED in image
-    if blurred and evidence.plain > PLAIN and evidence.with_and_without_image < limits.harmless:
+    lost = (evidence.blind and evidence.apart < limits.apart) or evidence.plain > PLAIN
+    if blurred and lost and evidence.with_and_without_image < limits.harmless:
         return {Sensor.RGIR: Finding(fault=Fault.BLURRED, hard=True, detail=_told(evidence, Sensor.RGIR))}
     image = [each for each in image if each is not Fault.BLURRED]
     if image:
-        fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS or not evidence.blind
-        if fits or evidence.with_and_without_image >= limits.harmless:
+        fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS
+        says = not evidence.blind and evidence.apart > limits.apart + DOUBTED
+        if fits or says or evidence.with_and_without_image >= limits.harmless:
             return {}
         return {Sensor.RGIR: Finding(fault=next(iter(image)), hard=True, detail=_told(evidence, Sensor.RGIR))}
     fault, words = _height_fault(evidence, heights, limits)
@@ -178,8 +182,17 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
     ):
         words = "colours contradict heights whose edges are those of the image"
         grey = evidence.green is not None and evidence.green < GREY_TREES
-        return {Sensor.RGIR: Finding(fault=Fault.BANDS, hard=grey, detail=_told(evidence, Sensor.RGIR, words))}
+        return {
+            Sensor.RGIR: Finding(
+                fault=Fault.BANDS, hard=grey or _useless(evidence, limits), detail=_told(evidence, Sensor.RGIR, words)
+            )
+        }
     return {}
+
+
+def suspects_heights(evidence: Evidence, doubts: Collection[Fault], limits: AuditLimits) -> bool:
+    """Something is wrong with the heights, be it without harm in this tile."""
+    return _height_fault(evidence, doubts, limits)[0] is not None
 
 
 def _height_fault(evidence: Evidence, doubts: Collection[Fault], limits: AuditLimits) -> tuple[Fault | None, str]:
@@ -188,6 +201,8 @@ def _height_fault(evidence: Evidence, doubts: Collection[Fault], limits: AuditLi
     both = evidence.with_and_without_heights
     if near is not None and evidence.ground > 0.05:
         words = f"what is ground by the image lies at {evidence.ground_m:.1f} m"
+        if evidence.ground > PLAIN and near < limits.grounded:
+            return Fault.GROUND, words
         if Fault.GROUND in doubts and (near < limits.grounded or (ranks is not None and ranks < 0.5)):
             return Fault.GROUND, words
         if evidence.floor < LEAST_FLOOR and near < limits.grounded and both < limits.agreement + 0.1:
@@ -220,7 +235,15 @@ def _opposed(evidence: Evidence, limits: AuditLimits) -> bool:
         return False
     if evidence.blind and green is not None and green < GREY_TREES:
         return True
+    if _useless(evidence, limits):
+        return True
     return evidence.with_and_without_heights < limits.agreement + 0.1 and ranks < limits.opposed
+
+
+def _useless(evidence: Evidence, limits: AuditLimits) -> bool:
+    """The image says nothing of heights, and its map is another one with them and without them."""
+    changes = evidence.with_and_without_heights < limits.agreement
+    return evidence.blind and changes and evidence.apart < limits.apart
 
 
 def _told(evidence: Evidence, suspect: Sensor, words: str = "the audit agrees") -> str:

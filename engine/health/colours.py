@@ -33,6 +33,8 @@ class Colours:
 
     detail: tuple[float, float, float]
     """Correlation of the bands' differences over 4 px."""
+    coarse: tuple[float, float, float]
+    """The same over 16 px."""
     difference: tuple[float, float, float]
     """Standard deviation of the difference of two bands, DN."""
     structure: float
@@ -76,14 +78,17 @@ def measure_colours(
     fine = (wide[:, :, 1:] - wide[:, :, :-1]).reshape(3, -1)
     grey = wide[0, ::2] + wide[1, ::2] + wide[2, ::2]
     coarse, close = grey[:, COARSE_PX:] - grey[:, :-COARSE_PX], grey[:, 1:] - grey[:, :-1]
+    across = COARSE_PX // DETAIL_PX
+    wider = values[:, :, across:] - values[:, :, :-across]
     if mask is None:
-        values, detail = values.reshape(3, -1), detail.reshape(3, -1)
+        values, detail, wider = values.reshape(3, -1), detail.reshape(3, -1), wider.reshape(3, -1)
     else:
         some, beside = mask[:, ::DETAIL_PX], mask[:, 1:] & mask[:, :-1]
+        wider = wider[:, some[:, across:] & some[:, :-across]]
         values, detail = values[:, some], detail[:, some[:, 1:] & some[:, :-1]]
         fine, close = fine[:, beside.ravel()], close[beside[::2]]
         coarse = coarse[mask[::2, COARSE_PX:] & mask[::2, :-COARSE_PX]]
-    if min(detail.shape[1], coarse.size) < LEAST_PIXELS:
+    if min(detail.shape[1], wider.shape[1], coarse.size) < LEAST_PIXELS:
         return None
     level, step = _covariance(values), _covariance(detail)
     far, near = _power(coarse), _power(close)
@@ -92,6 +97,7 @@ def measure_colours(
     jumps = int(np.count_nonzero(leaps, axis=1).max()) / fine.shape[1]
     return Colours(
         detail=_pairs(step),
+        coarse=_pairs(_covariance(wider)),
         difference=_differences(level),
         structure=far / max(near, 3 * ROUNDING_DN),
         blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,

@@ -24,6 +24,8 @@ class Docket:
     """Tiles until a convicted sensor is examined again."""
     pause: int = RETRIAL_TILES
     """The next such wait: it doubles with every conviction."""
+    suspected: bool = False
+    """The last audit saw a fault that did no harm in its tile: the next may."""
     audits: int = 0
     """How many there were."""
 
@@ -40,14 +42,15 @@ class Docket:
         self.wait = max(0, self.wait - 1)
         due = self.tiles == 0 or self.tiles >= every
         retrial = convicted and self.wait == 0
-        audit = possible and (due or ((doubtful or retrial) and self.spare >= 1))
+        audit = possible and (due or ((doubtful or retrial or self.suspected) and self.spare >= 1))
         if audit:
             self.audits += 1
             self.spare -= not due
         self.tiles = 1 if audit and due else self.tiles + bool(self.tiles)
         return audit
 
-    def judged(self, guilty: bool, every: int, *, again: bool = False) -> None:
-        """How the audit ended, and whether the next tile has to confirm it."""
+    def judged(self, guilty: bool, every: int, *, again: bool = False, suspected: bool = False) -> None:
+        """How the audit ended, whether the next tile has to confirm it, and whether it left a suspicion."""
+        self.suspected = not guilty and (suspected or self.suspected) and self.spare >= 1
         self.tiles = 0 if again else self.tiles
         self.wait, self.pause = (self.pause, min(2 * self.pause, every)) if guilty else (0, RETRIAL_TILES)

@@ -14,18 +14,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.contract.errors import UsageError
-from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Sensor
 from engine.health.degradations import DEGRADATIONS
+from engine.health.degraded import CHANGES, OVER_TILES
+from engine.health.failures import FAILURE, with_values
 from engine.health.verdict import Absent, Fault, Sighting
 from engine.rasters.sources import Observation
 
@@ -87,6 +86,13 @@ class Kind(StrEnum):
     TINTED = "tinted"
     BLOCKS = "blocks"
     NEGATIVE = "negative"
+    GAPS = "gaps"
+    CHECKERED = "checkered"
+    WIDENING = "widening"
+    LAGGED = "lagged"
+    CREEPING = "creeping"
+    FLICKERING = "flickering"
+    MIXED = "mixed"
 
 
 FAILURES = tuple(kind for kind in Kind if kind.value not in DEGRADATIONS)
@@ -95,16 +101,14 @@ SOFT = frozenset({Kind.HOLES, Kind.FLAT})
 """Failures that a single tile does not prove."""
 REPEATING = frozenset({Kind.FROZEN, Kind.HELD})
 """Kinds that show an earlier tile."""
+LATER = REPEATING | {Kind.LAGGED}
+"""Kinds that need a tile before."""
 ONE_SENSOR_ONLY = {
     Kind.FLAT: Sensor.NDSM,
     Kind.RANGE: Sensor.NDSM,
     Kind.SATURATED: Sensor.RGIR,
     Kind.DARK: Sensor.RGIR,
 }
-NOISE_STD = {Sensor.RGIR: 40.0, Sensor.NDSM: 2.5}
-CONSTANT_VALUE = {Sensor.RGIR: 117, Sensor.NDSM: 12.0}
-STUCK_VALUES = {Sensor.RGIR: (0.0, 255.0), Sensor.NDSM: (2.0, 30.0)}
-OVERFLOW_M = 6553.5
 ORDERS = tuple("".join(order) for order in itertools.permutations("123") if order != tuple("123"))
 WHOLE = {
     Kind.COPIED: (1, 2, 3),
@@ -113,7 +117,21 @@ WHOLE = {
     Kind.ELSEWHERE: tuple(range(1, 8)),
 }
 """Kinds whose strength is one of a few whole numbers."""
-UNSIGNED = frozenset({Kind.SHIFT, Kind.HELD, Kind.BLUR, Kind.SPIKES, Kind.FOG, Kind.GAIN, Kind.VIGNETTE, Kind.TERRAIN})
+UNSIGNED = frozenset(
+    {
+        Kind.GAPS,
+        Kind.WIDENING,
+        Kind.LAGGED,
+        Kind.SHIFT,
+        Kind.HELD,
+        Kind.BLUR,
+        Kind.SPIKES,
+        Kind.FOG,
+        Kind.GAIN,
+        Kind.VIGNETTE,
+        Kind.TERRAIN,
+    }
+)
 
 
 def kinds_of(sensor: Sensor) -> tuple[Kind, ...]:
@@ -152,7 +170,7 @@ class Injection:
         known = kinds_of(self.sensor) + degradations_of(self.sensor)
         if self.kind not in known:
             raise UsageError(f"`inject` {self}: {self.sensor} can be {', '.join(known)}")
-        if self.kind in REPEATING and self.first == 0:
+        if self.kind in LATER and self.first == 0:
             raise UsageError(
                 f"`inject` {self}: a {self.kind} sensor repeats the tile before, so begin at tile 1 or later"
             )
@@ -229,6 +247,7 @@ class Injector:
         self._injections = tuple(injections)
         self._seed = seed
         self._frozen: dict[Injection, Sighting] = {}
+        self._before: dict[Sensor, Sighting] = {}
 
     def apply(self, tile_index: int, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, Sighting]:
         """What the monitor and the pipeline get to see of a tile; ``seen`` itself is left alone.
@@ -243,6 +262,8 @@ class Injector:
         for injection in self._injections:
             if injection.kind in REPEATING and tile_index == injection.first - 1 and injection.sensor in delivered:
                 self._frozen[injection] = _copy(delivered[injection.sensor])
+            if injection.kind is Kind.LAGGED and injection.sensor in seen:
+                self._before[injection.sensor] = _copy(seen[injection.sensor])
         return delivered
 
     def _inject(self, injection: Injection, tile_index: int, sighting: Sighting) -> Sighting:
@@ -258,12 +279,16 @@ class Injector:
         key = (self._seed, list(Sensor).index(sensor), list(Kind).index(injection.kind))
         defect, moment = np.random.default_rng(key), np.random.default_rng((*key, tile_index))
         if injection.kind in FAILURES:
-            return _SPOIL[injection.kind](sensor, sighting, defect, moment)
+            return FAILURE[injection.kind](sensor, sighting, defect, moment)
         source = self._frozen[injection] if injection.kind in REPEATING else sighting
         if isinstance(source, Absent):
             return source
-        change = DEGRADATIONS[injection.kind].change
-        return _with(source, change(source.values.astype(np.float32), injection.amount, defect, moment))
+        kind, values = injection.kind, source.values.astype(np.float32)
+        if kind in OVER_TILES:
+            before = self._before.get(sensor)
+            last = values if before is None or isinstance(before, Absent) else before.values.astype(np.float32)
+            return with_values(source, OVER_TILES[kind](values, injection.amount, tile_index - injection.first, last))
+        return with_values(source, CHANGES[kind](values, injection.amount, defect, moment))
 
 
 def _copy(sighting: Sighting) -> Sighting:
@@ -271,78 +296,3 @@ def _copy(sighting: Sighting) -> Sighting:
     if isinstance(sighting, Absent):
         return sighting
     return Observation(values=sighting.values.copy(), valid=sighting.valid.copy())
-
-
-# Each of these takes the sensor, what it saw, randomness of the device (the same in every tile) and of the moment.
-
-
-def _dead(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    return Observation(values=np.zeros_like(seen.values), valid=np.zeros_like(seen.valid))
-
-
-def _holes(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    valid = seen.valid & (moment.random(seen.valid.shape, np.float32) >= 0.1)
-    return Observation(values=fill_nodata(seen.values.copy(), valid), valid=valid)
-
-
-def _constant(
-    sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator
-) -> Observation:
-    return Observation(values=np.full_like(seen.values, CONSTANT_VALUE[sensor]), valid=seen.valid)
-
-
-def _flat(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    return Observation(values=np.zeros_like(seen.values), valid=seen.valid)
-
-
-def _saturated(
-    sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator
-) -> Observation:
-    return _with(seen, seen.values.astype(np.float32) * 3 + 180)
-
-
-def _dark(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    return _with(seen, seen.values // 30 + moment.integers(0, 3, seen.values.shape, np.uint8))
-
-
-def _stuck(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    bands, _, width = seen.values.shape
-    columns = defect.choice(width, max(1, width // 20), replace=False)
-    values = seen.values.astype(np.float32)
-    values[:, :, columns] = defect.uniform(*STUCK_VALUES[sensor], (bands, 1, len(columns)))
-    return _with(seen, values)
-
-
-def _range(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    _, height, width = seen.values.shape
-    block = max(1, height // 16)
-    rows, cols = -(-height // block), -(-width // block)
-    hit = np.zeros(rows * cols, np.bool_)
-    hit[moment.choice(hit.size, max(1, hit.size // 8), replace=False)] = True
-    hit = hit.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
-    return _with(seen, np.where(hit, np.float32(OVERFLOW_M), seen.values))
-
-
-def _noise(sensor: Sensor, seen: Observation, defect: np.random.Generator, moment: np.random.Generator) -> Observation:
-    noise = moment.standard_normal(seen.values.shape, np.float32) * np.float32(NOISE_STD[sensor])
-    return _with(seen, seen.values + noise)
-
-
-def _with(seen: Observation, values: NDArray[Any]) -> Observation:
-    """Other values, in the sensor's range and dtype."""
-    if seen.values.dtype.kind == "u":
-        values = np.clip(np.rint(values), 0, 255)
-    return Observation(values=values.astype(seen.values.dtype), valid=seen.valid)
-
-
-_SPOIL: Mapping[Kind, Callable[[Sensor, Observation, np.random.Generator, np.random.Generator], Observation]] = {
-    Kind.DEAD: _dead,
-    Kind.HOLES: _holes,
-    Kind.CONSTANT: _constant,
-    Kind.FLAT: _flat,
-    Kind.SATURATED: _saturated,
-    Kind.DARK: _dark,
-    Kind.STUCK: _stuck,
-    Kind.RANGE: _range,
-    Kind.NOISE: _noise,
-}

@@ -40,11 +40,11 @@ import numpy as np
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
 from engine.health.agreement import edge_agreement
-from engine.health.audit import Auditor, judge
+from engine.health.audit import Auditor, judge, suspects_heights
 from engine.health.docket import Docket
 from engine.health.findings import Before, tile_findings, unclear
 from engine.health.memory import SensorMemory
-from engine.health.novelty import likeness
+from engine.health.novelty import likeness, signature
 from engine.health.plausibility import IMPLAUSIBLE, LOW_TOWN_M, height_findings, image_findings
 from engine.health.tile_statistics import TileStatistics, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
@@ -79,6 +79,18 @@ class Monitor:
         self._memory = {sensor: SensorMemory() for sensor in Sensor if sensor in limits}
         self._auditor = auditor if auditor is not None and auditor.limits.every_tiles else None
         self._docket = Docket()
+        self._disputed = False
+        self._revision: dict[Sensor, Verdict] | None = None
+
+    @property
+    def disputed(self) -> bool:
+        """Image and heights of the last tile show different places: the next tile may tell which of them was wrong."""
+        return self._disputed
+
+    @property
+    def revision(self) -> Mapping[Sensor, Verdict] | None:
+        """What the tile before the last one was worth, where the last one tells that the other sensor was wrong."""
+        return self._revision
 
     @property
     def audits(self) -> int:
@@ -96,11 +108,14 @@ class Monitor:
             place: row and column of its upper left pixel. Tiles that overlap must go on where the last one ended.
         """
         good = {sensor: memory.good for sensor, memory in self._memory.items()}
+        believed = all(memory.dead is None for memory in self._memory.values())
+        self._revision = None
         there, statistics, observed, found = self._look(seen, place)
         acquitted = self._audit(observed, found)
         if acquitted is None:  # no audit: a mere hint counts for nothing
-            for all_ in found.values():
-                all_[:] = [each for each in all_ if not (each.doubt and each.fault in HINTS)]
+            for sensor, all_ in found.items():  # but for what the sensor was found guilty of
+                hints = HINTS - {self._memory[sensor].dead}
+                all_[:] = [each for each in all_ if not (each.hint or (each.doubt and each.fault in hints))]
             acquitted = frozenset()
         verdicts = {
             sensor: self._judge(sensor, statistics.get(sensor), found.get(sensor), sensor in acquitted)
@@ -111,6 +126,9 @@ class Monitor:
                 if self._memory[sensor].good > good[sensor] or (found.get(sensor) and verdict.fault in IMPLAUSIBLE):
                     detail = f"{verdict.detail}, but nothing else to use"
                     verdicts[sensor] = replace(verdict, state=State.DEGRADED, detail=detail)
+        self._disputed = believed and any(
+            memory.convicted and memory.dead is Fault.MISPLACED for memory in self._memory.values()
+        )
         return verdicts
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -196,7 +214,8 @@ class Monitor:
                 if before is not None and place is not None and place_before is not None and place != place_before:
                     moved = (place[0] - place_before[0], place[1] - place_before[1])
                     side = observed[sensor].valid.shape[0]
-                    goes_on[sensor] = likeness(before, mine.signature, moved, side)
+                    if max(map(abs, moved)) < side:
+                        goes_on[sensor] = likeness(before, signature(observed[sensor], moved), moved, side)
                 if mine.valid:
                     memory.signature, memory.place = mine.signature, place
         for sensor, same in alike.items():
@@ -228,6 +247,8 @@ class Monitor:
                 detail = f"shows another place than where its last tile ended (correlation {same:.2f})"
                 found[sensor].append(Finding(fault=Fault.MISPLACED, hard=True, detail=detail))
                 if accused:
+                    wrong = Verdict(state=State.DEAD, fault=Fault.MISPLACED, detail=f"the next tile {detail}")
+                    self._revision = {sensor: wrong, other: Verdict(state=State.ALIVE)}  # type: ignore[dict-item]
                     partner.dead, partner.convicted, partner.suspicious = None, False, 0  # type: ignore[union-attr]
 
     def _audit(
@@ -271,8 +292,9 @@ class Monitor:
                     memory.acquitted.update({each.fault: each.size for each in all_ if each.doubt})
                 memory.convicted = memory.convicted and bool(guilty)
                 all_[:] = [each for each in all_ if not each.doubt]
-        suspected = any(not each.hard for each in guilty.values())
-        self._docket.judged(bool(guilty), self._auditor.limits.every_tiles, again=suspected)
+        again = any(not each.hard for each in guilty.values())
+        left = not guilty and suspects_heights(evidence, (), self._auditor.limits)
+        self._docket.judged(bool(guilty), self._auditor.limits.every_tiles, again=again, suspected=left)
         return frozenset(found) if not guilty else frozenset()
 
     def _known_liar(self, guilty: dict[Sensor, Finding]) -> dict[Sensor, Finding]:

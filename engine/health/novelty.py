@@ -47,25 +47,35 @@ class Signature:
         return cls(np.frombuffer(base64.b64decode(text), np.int8))
 
 
-def signature(seen: Observation) -> Signature:
-    """The signature of an RGIR or nDSM tile."""
+def signature(seen: Observation, moved_px: tuple[int, int] = (0, 0)) -> Signature:
+    """The signature of an RGIR or nDSM tile.
+
+    Args:
+        seen: the tile.
+        moved_px: how far it lies from the tile whose places it is to show: its own are used for 0 and for multiples of
+            the distance between places.
+    """
     kind = seen.values.dtype.kind
     rows, cols = (max(1, size // SIDE) for size in seen.valid.shape)
     lag = min(LAG, max(1, cols // 2))
-    down, left, right = slice(rows // 2, None, rows), slice(0, -lag, cols), slice(lag, None, cols)
+    top, first = (rows // 2 - moved_px[0]) % rows, -moved_px[1] % cols
+    down, left, right = slice(top, None, rows), slice(first, -lag, cols), slice(first + lag, None, cols)
     before, after = seen.values[:, down, left], seen.values[:, down, right]
     count = min(before.shape[2], after.shape[2])
     before, after = before[:, :, :count].astype(np.float32), after[:, :, :count].astype(np.float32)
     steps = np.clip((after - before).mean(axis=0) / UNIT[kind], -127, 127)
     known = seen.valid[down, left][:, :count] & seen.valid[down, right][:, :count]
-    return Signature(np.where(known, np.rint(steps), NOTHING).astype(np.int8).ravel())
+    shown = np.where(known, np.rint(steps), NOTHING).astype(np.int8)
+    if moved_px != (0, 0):  # the last place of a row may have no neighbour
+        shown = np.pad(shown, ((0, 0), (0, max(0, SIDE - shown.shape[1]))), constant_values=NOTHING)
+    return Signature(shown.ravel())
 
 
 def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0), tile_px: int = 0) -> float | None:
     """Correlation of two signatures: 1 for the same place, about 0 for two places. None: nothing to recognise.
 
     Args:
-        one, other: of an earlier tile and a later one.
+        one, other: of an earlier tile and a later one, which was taken for this displacement.
         moved_px: how far down and to the right of the earlier tile the later one lies: where they overlap is compared.
         tile_px: side of both, where they are moved.
     """
@@ -73,12 +83,12 @@ def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0
         return None
     first, second, least = one.steps, other.steps, LEAST_PLACES
     if moved_px != (0, 0):
-        cell = tile_px // SIDE
-        down, across = moved_px
-        if len(first) != SIDE**2 or min(down, across) < 0 or down % cell or across % cell:  # places do not coincide
+        if len(first) != SIDE**2 or tile_px % SIDE:
             return None
-        first = first.reshape(SIDE, SIDE)[down // cell :, across // cell :]
-        second = second.reshape(SIDE, SIDE)[: first.shape[0], : first.shape[1]]
+        cell = tile_px // SIDE
+        down, across = -((cell // 2 - moved_px[0]) // cell), -(-moved_px[1] // cell)  # the first place of a row is at 0
+        first = first.reshape(SIDE, SIDE)[_shared(down), _shared(across)]
+        second = second.reshape(SIDE, SIDE)[_shared(-down), _shared(-across)]
         least = LEAST_SHARED
     known = (first != NOTHING) & (second != NOTHING)
     count = np.count_nonzero(known)
@@ -92,3 +102,8 @@ def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0
     if min(power, other_power) < LEAST_SPREAD**2 * count:
         return None
     return (float(one_steps @ other_steps) - total * other_total / count) / math.sqrt(power * other_power)
+
+
+def _shared(places: int) -> slice:
+    """What a tile shares, along one axis, with one that lies so many places further on."""
+    return slice(max(places, 0), max(0, SIDE + min(places, 0)))

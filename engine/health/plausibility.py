@@ -63,6 +63,12 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
         )
         yield Finding(fault=Fault.BANDS, hard=True, detail=words)
         return
+    back = [fine - wide for fine, wide in zip(detail[:2], colours.coarse[:2], strict=True)]
+    if max(back) < -limits.reversed and max(detail[:2]) < 0:
+        words = f"detail of the infrared contradicts that of red and green (correlation {max(detail[:2]):.2f}), and "
+        words += f"what is coarse does not ({min(colours.coarse[:2]):.2f}): it is inverted"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        return
     alone = [band for band in range(3) if max(detail[pair] for pair in range(3) if band in PAIRS[pair]) < limits.alone]
     if any(alone):  # infrared alone goes its own way over vegetation
         words = f"{BANDS[alone[-1]]} shares no detail with the other bands: it is dead or noise"
@@ -79,6 +85,10 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
         words += "name it first in --rgir-bands, or fix the input"
         hard = colours.disorder > SURE_DISORDER * limits.order
         yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, size=colours.disorder)
+    together = min(detail[2], colours.coarse[2])
+    if together < limits.parted:
+        words = f"red and green do not go together (correlation {together:.2f}): one is damaged, or lies elsewhere"
+        yield Finding(fault=Fault.BANDS, hard=False, detail=words, doubt=True, hint=True, size=-together)
     if colours.blur > limits.blurred:
         words = f"changes over 16 px are {colours.blur:.0f} times those over 1 px: it is out of focus, or was moved"
         yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=colours.blur)

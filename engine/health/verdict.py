@@ -108,5 +108,7 @@ class Finding:
     detail: str
     doubt: bool = False
     """What is seen is hardly plausible, but may be: an audit decides where there can be one."""
+    hint: bool = False
+    """A doubt that means nothing where no audit can be had."""
     size: float = 0.0
     """How bad it is, in some unit: whoever was acquitted is suspected again if it gets worse."""

@@ -293,7 +293,7 @@ def test_every_degradation_changes_its_sensor_and_keeps_it_readable(
     assert got.values.dtype == clean.values.dtype
     assert got.values.shape == clean.values.shape
     assert np.isfinite(got.values).all()
-    assert not np.array_equal(got.values, clean.values)
+    assert not (np.array_equal(got.values, clean.values) and np.array_equal(got.valid, clean.valid))
     assert np.array_equal(degraded(sensor, kind, strength).values, got.values)
 
 

@@ -78,8 +78,13 @@ def test_signatures_are_compared_where_the_tiles_overlap() -> None:
     here, there = tile(PLACES[0])[RGIR], tile(PLACES[1])[RGIR]
     assert likeness(signature(here), signature(there), (0, STRIDE), SIDE) == pytest.approx(1)
     assert abs(likeness(signature(here), signature(there)) or 0) < 0.3
-    assert likeness(signature(here), signature(there), (0, STRIDE + 1), SIDE) is None
-    assert likeness(signature(here), signature(there), (0, -STRIDE), SIDE) is None
+    window = (slice(None), slice(STRIDE - 51, STRIDE - 51 + SIDE), slice(41, 41 + SIDE))
+    later = observation(np.ascontiguousarray(SCENE[RGIR].values[window]))
+    earlier = observation(np.ascontiguousarray(SCENE[RGIR].values[:, :SIDE, 100 : 100 + SIDE]))
+    moved = (STRIDE - 51, -59)
+    assert likeness(signature(earlier), signature(later, moved), moved, SIDE) == pytest.approx(1)
+    assert likeness(signature(here), signature(there, (SIDE, 0)), (SIDE, 0), SIDE) is None
+    assert abs(likeness(signature(here), signature(there, (0, -STRIDE)), (0, -STRIDE), SIDE) or 0) < 0.3
 
 
 def test_a_resumed_flight_knows_where_the_last_tile_was() -> None:
