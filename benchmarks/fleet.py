@@ -43,7 +43,7 @@ from engine.contract.sensors import Sensor
 from engine.fleet.book import Book
 from engine.fleet.lists import read_units
 from engine.fleet.units import Unit
-from engine.fleet.worker import Outcome, State
+from engine.fleet.worker import UnitOutcome, UnitState
 from engine.rasters.georeference import gdal_environment
 from engine.rasters.map_reader import MAPS
 from engine.record import peak_rss_mib
@@ -57,7 +57,7 @@ ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class FleetCase:
     """One pass over all units."""
 
     case: str
@@ -106,14 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in ("list", "books") if options.million else ():
         command = [sys.executable, "-m", "benchmarks.fleet", "--part", part, "--million", str(options.million)]
         told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        cases.append(Case(**json.loads(told.splitlines()[-1])))
+        cases.append(FleetCase(**json.loads(told.splitlines()[-1])))
         shown(cases[-1])
         keep(options.out, cases)
     print(f"written: {options.out}")
     return int(any(case.differing or case.twice for case in cases))
 
 
-def keep(path: Path, cases: Sequence[Case]) -> None:
+def keep(path: Path, cases: Sequence[FleetCase]) -> None:
     """Write the CSV."""
     write_csv(path, [{**asdict(case), **conditions("openvino")} for case in cases])
 
@@ -133,7 +133,7 @@ def write_units(folder: Path, units: int) -> None:
                     file.write(scene.read(window=window))
 
 
-def on_a_cluster(model: Sequence[str], folder: Path, alone: Case) -> Iterator[Case]:
+def on_a_cluster(model: Sequence[str], folder: Path, alone: FleetCase) -> Iterator[FleetCase]:
     """The cases on three nodes."""
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -180,21 +180,23 @@ def megapixels(path: Path) -> float:
         return float(file.width * file.height / 1e6)
 
 
-def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: None, mpx: float | None = None) -> Case:
+def watch(
+    name: str, words: Sequence[str], units: int, ended: Any = lambda _: None, mpx: float | None = None
+) -> FleetCase:
     """Run a command on all units and listen to what it says."""
     began = time.monotonic()
     output = Path(words[words.index("--output") + 1])
     command = [sys.executable, "-m", *words, "--json"]
     times: list[float] = []
     markers: dict[str, tuple[int, int]] = {}
-    states = dict.fromkeys(State, 0)
+    states = dict.fromkeys(UnitState, 0)
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
             told = json.loads(line)
             if told["event"] == "unit":
                 times.append(time.monotonic())
-                states[State(told["state"])] += 1
+                states[UnitState(told["state"])] += 1
                 markers[told["unit"]] = identity(output / told["unit"])
                 ended(len(times))
     if running.returncode:
@@ -203,13 +205,13 @@ def watch(name: str, words: Sequence[str], units: int, ended: Any = lambda _: No
     share = (units - 1) / units or 1.0  # of what was mapped between the first that ended and the last
     seconds = times[-1] - (times[0] if units > 1 else began)
     mpx = mpx or units * SIDE_PX**2 / 1e6
-    return Case(
+    return FleetCase(
         case=name,
         units=units,
         mpx=round(mpx, 3),
         workers=max(len(record["workers"]), 1),
-        mapped=states[State.MAPPED],
-        there=states[State.THERE],
+        mapped=states[UnitState.MAPPED],
+        there=states[UnitState.THERE],
         seconds=round(seconds, 3),
         units_per_s=round(units * share / seconds, 3),
         mpx_per_s=round(mpx * share / seconds, 3),
@@ -253,7 +255,7 @@ def differing(reference: Path, output: Path) -> int:
     )
 
 
-def long_list(part: str, lines: int) -> Case:
+def long_list(part: str, lines: int) -> FleetCase:
     """What a driver does for every unit, but for handing it out."""
     with tempfile.TemporaryDirectory(prefix="fleet-list-") as name:
         path = Path(name) / "list.csv"
@@ -266,7 +268,7 @@ def long_list(part: str, lines: int) -> Case:
             began = time.perf_counter()
             keep_books(units, Path(name))
         seconds = time.perf_counter() - began
-    return Case(
+    return FleetCase(
         case=part,
         units=lines,
         mpx=0.0,
@@ -285,7 +287,7 @@ def keep_books(units: list[Unit], folder: Path) -> None:
     """Take and settle every unit."""
     with Book(units, folder, tell=lambda *_: None) as book:
         while (unit := book.take()) is not None:
-            book.settle(unit, Outcome(unit=unit.name, state=State.THERE))
+            book.settle(unit, UnitOutcome(unit=unit.name, state=UnitState.THERE))
         book.close(bundle="")
 
 
@@ -364,12 +366,12 @@ def wait_for(port: int, longest_s: float = 120.0) -> None:
     raise SystemExit(f"no Ray node listens on port {port} after {longest_s:g} s")
 
 
-def replaced(case: Case, **changes: Any) -> Case:
+def replaced(case: FleetCase, **changes: Any) -> FleetCase:
     """With other values."""
-    return Case(**{**asdict(case), **changes})
+    return FleetCase(**{**asdict(case), **changes})
 
 
-def shown(case: Case) -> Case:
+def shown(case: FleetCase) -> FleetCase:
     """Say how it went."""
     print({name: value for name, value in asdict(case).items() if value is not None}, flush=True)
     return case

@@ -40,7 +40,7 @@ from engine.contract.sensors import Sensor, parse_sensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class HostCase:
     """One line of the table."""
 
     layout: Layout = field(default_factory=Layout)
@@ -51,22 +51,22 @@ class Case:
     """None is every one."""
 
 
-CASES: Mapping[str, Case] = {
-    "deflate": Case(),
-    "health": Case(health=True),
-    "blend-none": Case(blend="none"),
-    "rgir": Case(sensors="rgir"),
-    "ndsm": Case(sensors="ndsm"),
-    "1-core": Case(cores=1),
-    "2-cores": Case(cores=2),
-    "256px": Case(layout=Layout(block_px=256)),
-    "strips": Case(layout=Layout(block_px=None)),
-    "edges": Case(layout=Layout(edges=True)),
-    "warped": Case(layout=Layout(warped=True)),
-    "zstd": Case(layout=Layout(codec="zstd")),
-    "lerc": Case(layout=Layout(codec="lerc")),
-    "jpeg": Case(layout=Layout(codec="jpeg")),
-    "none": Case(layout=Layout(codec="none")),
+CASES: Mapping[str, HostCase] = {
+    "deflate": HostCase(),
+    "health": HostCase(health=True),
+    "blend-none": HostCase(blend="none"),
+    "rgir": HostCase(sensors="rgir"),
+    "ndsm": HostCase(sensors="ndsm"),
+    "1-core": HostCase(cores=1),
+    "2-cores": HostCase(cores=2),
+    "256px": HostCase(layout=Layout(block_px=256)),
+    "strips": HostCase(layout=Layout(block_px=None)),
+    "edges": HostCase(layout=Layout(edges=True)),
+    "warped": HostCase(layout=Layout(warped=True)),
+    "zstd": HostCase(layout=Layout(codec="zstd")),
+    "lerc": HostCase(layout=Layout(codec="lerc")),
+    "jpeg": HostCase(layout=Layout(codec="jpeg")),
+    "none": HostCase(layout=Layout(codec="none")),
 }
 STAGES: Mapping[str, tuple[str, ...]] = {
     "read": ("engine.rasters.raster:_Ordered.read_into", "engine.rasters.blocks:Blocks._decode"),
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace, names: Sequence[str], folder: Path) -> 
     return [rows[name] for name in names]
 
 
-def one_round(case: Case, paths: Mapping[Sensor, Path], output: Path, bundle: Path) -> dict[str, float]:
+def one_round(case: HostCase, paths: Mapping[Sensor, Path], output: Path, bundle: Path) -> dict[str, float]:
     """The pipeline, then the floor, in a process each."""
     files = {sensor: str(paths[sensor]) for sensor in parse_sensors(case.sensors)}
     asked = {"files": files, "output": str(output), "bundle": str(bundle), "health": case.health, "blend": case.blend}
@@ -155,7 +155,7 @@ def one_round(case: Case, paths: Mapping[Sensor, Path], output: Path, bundle: Pa
     }
 
 
-def _in_process(what: str, case: Case, asked: Mapping[str, Any]) -> dict[str, float]:
+def _in_process(what: str, case: HostCase, asked: Mapping[str, Any]) -> dict[str, float]:
     """A measurement in a process of its own, on the case's cores.
 
     Raises:

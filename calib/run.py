@@ -94,7 +94,7 @@ def calibrate(options: argparse.Namespace) -> None:
     from calib.page import write_report
     from calib.publish import PRECISION, int8_files, prove_on_copy, publish
     from calib.report import Report, tools
-    from calib.store import Store
+    from calib.store import TensorStore
     from calib.study import floating_graphs, study
     from engine.contract.bundle import Bundle
     from engine.contract.sensors import Scenario
@@ -104,7 +104,7 @@ def calibrate(options: argparse.Namespace) -> None:
     manifest = bundle.manifest
     if not options.overwrite and any(PRECISION in by for by in manifest.graphs.values()):
         raise OutputError(f"{options.bundle} has int8 graphs already: add --overwrite to replace them")
-    store = Store(options.work or _work_of(options.bundle))
+    store = TensorStore(options.work or _work_of(options.bundle))
 
     roles = scenes.assign_roles(scenes.find_scenes(options.data))
     tiles = {role: scenes.tiles_of(found, manifest.tile_px) for role, found in roles.items()}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from calib.runtimes import Infer, onnxruntime_infer, openvino_infer, versions
 from calib.samples import digest_of
 from calib.scenes import SceneTile
-from calib.store import Store, key_of
+from calib.store import TensorStore, key_of
 from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Scenario
 
@@ -67,7 +67,7 @@ class Scorer:
     reference: onnx.ModelProto
     tiles: Sequence[SceneTile]
     classes: int
-    store: Store
+    store: TensorStore
     _expected: list[tuple[NDArray[np.uint8], NDArray[np.uint16]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

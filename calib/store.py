@@ -30,7 +30,7 @@ def key_of(*parts: object) -> str:
     return digest.hexdigest()
 
 
-class Store:
+class TensorStore:
     """A folder of results.
 
     Raises:

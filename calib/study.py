@@ -23,7 +23,7 @@ from calib.samples import CalibrationList
 from calib.scenes import SceneTile
 from calib.score import GraphScore, Scorer, foreground_of
 from calib.sensitivity import SearchStep, leave_one_out, search
-from calib.store import Store, key_of
+from calib.store import TensorStore, key_of
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BundleError
 from engine.contract.sensors import Scenario
@@ -39,7 +39,7 @@ def floating_graphs(bundle: Bundle, scenario: Scenario) -> dict[Precision, onnx.
     }
 
 
-def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: Store) -> tuple[onnx.ModelProto, Study]:
+def study(bundle: Bundle, scenario: Scenario, settings: Settings, store: TensorStore) -> tuple[onnx.ModelProto, Study]:
     """Quantise one scenario.
 
     Returns:
@@ -121,7 +121,9 @@ class _Candidates:
         return finish(self.placed, self.thresholds[method], released)
 
 
-def _measure(prepared: onnx.ModelProto, scenario: Scenario, calibration: CalibrationList, store: Store) -> _Candidates:
+def _measure(
+    prepared: onnx.ModelProto, scenario: Scenario, calibration: CalibrationList, store: TensorStore
+) -> _Candidates:
     """Place the pairs and see how large their tensors get."""
     content = prepared.SerializeToString(deterministic=True)
     first = calibration.tiles[0].read().inputs(scenario)

@@ -22,7 +22,7 @@ WEIGHT_TOLERANCE = 1e-3
 """Blend weights sum to 1 but for rounding; a sum further below tells of a tile without data."""
 
 
-class Band:
+class FadeBand:
     """Pixels that several tiles share: their probabilities, weighted and summed.
 
     Each tile covers the band's whole height, and the tiles of one row come from left to right.

@@ -19,7 +19,7 @@ from engine.backends.base import Output, Outputs
 from engine.contract.bundle import Manifest
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Scenario
-from engine.cross_fade import Band
+from engine.cross_fade import FadeBand
 from engine.grid import Strip, Tile, TileGrid, Window
 from engine.map_block import Answers, MapBlock, cropped
 from engine.resampling import RasterAnswer
@@ -128,7 +128,7 @@ class HannStitcher(Stitcher):
     def __init__(
         self, *, height: int, width: int, tile_px: int, halo_px: int, classes: int, probabilities: int = 0
     ) -> None:
-        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * Band.bytes_per_px(classes)
+        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * FadeBand.bytes_per_px(classes)
         self.grid = TileGrid(
             height=height,
             width=width,
@@ -142,9 +142,9 @@ class HannStitcher(Stitcher):
             )
         self._classes, self._probabilities = classes, probabilities
         self._strip: Strip | None = None
-        self._above: Band | None = None
-        self._below: Band | None = None
-        self._left: Band | None = None
+        self._above: FadeBand | None = None
+        self._below: FadeBand | None = None
+        self._left: FadeBand | None = None
 
     def _add(self, tile: Tile, provenance: NDArray[np.uint8], outputs: Answers) -> Iterator[MapBlock]:
         """Hand out what is the tile's alone, and the bands to which it was the last to add."""
@@ -183,7 +183,7 @@ class HannStitcher(Stitcher):
         self._above, self._below = self._band_below(strip, row - 1), self._band_below(strip, row)
         return strip
 
-    def _band_below(self, strip: Strip, row: int) -> Band | None:
+    def _band_below(self, strip: Strip, row: int) -> FadeBand | None:
         """The empty band between a tile row and the next, where there are both and a halo."""
         rows, (left, right) = self.grid.rows, strip.pixels
         if not (0 <= row < rows.count - 1 and self.grid.halo_px):
@@ -191,8 +191,8 @@ class HannStitcher(Stitcher):
         top = rows.boundary(row + 1) - self.grid.halo_px
         return self._band(Window(row=top, col=left, height=2 * self.grid.halo_px, width=right - left))
 
-    def _band(self, window: Window) -> Band:
-        return Band(window, self._classes, probabilities=bool(self._probabilities))
+    def _band(self, window: Window) -> FadeBand:
+        return FadeBand(window, self._classes, probabilities=bool(self._probabilities))
 
     def _rows_between(self, tile: Tile) -> tuple[int, int]:
         """First and end row that the tile shares with no tile row above or below."""

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from benchmarks.command import at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
-from benchmarks.hardening.attempts import DEADLINE_S, RIGHT, Attempt, Outcome, attempt
+from benchmarks.hardening.attempts import DEADLINE_S, RIGHT, Attempt, AttemptOutcome, attempt
 from benchmarks.hardening.formats import FORMATS
 from benchmarks.hardening.ground import grounds
 
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> int:
 def row(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
     """A line of the result."""
     counted = Counter(each.outcome for each in attempts)
-    return {"format": name, "tried": len(attempts), **{outcome.value: counted[outcome] for outcome in Outcome}}
+    return {"format": name, "tried": len(attempts), **{outcome.value: counted[outcome] for outcome in AttemptOutcome}}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.hardening.formats import FORMATS, PRELOADED
 DEADLINE_S = 60.0
 
 
-class Outcome(StrEnum):
+class AttemptOutcome(StrEnum):
     """What became of a malformed input."""
 
     REFUSED = "refused"
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     CRASH = "native crash"
 
 
-RIGHT = (Outcome.REFUSED, Outcome.ACCEPTED)
+RIGHT = (AttemptOutcome.REFUSED, AttemptOutcome.ACCEPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Attempt:
 
     format: str
     seed: int
-    outcome: Outcome
+    outcome: AttemptOutcome
     exit_code: int | None
     said: str
     """The last line of its errors."""
@@ -92,21 +92,21 @@ def attempt(name: str, ground: Path, seed: int, *, deadline_s: float = DEADLINE_
     return Attempt(format=name, seed=seed, outcome=outcome, exit_code=code, said=lines[-1][:300] if lines else "")
 
 
-def _judged(name: str, folder: Path, ground: Path, code: int | None, said: str) -> Outcome:
+def _judged(name: str, folder: Path, ground: Path, code: int | None, said: str) -> AttemptOutcome:
     tried = FORMATS[name]
     if code is None:
-        return Outcome.HANG
+        return AttemptOutcome.HANG
     if code < 0:
-        return Outcome.CRASH
+        return AttemptOutcome.CRASH
     if "Traceback (most recent call last)" in said:
-        return Outcome.TRACEBACK
+        return AttemptOutcome.TRACEBACK
     if code in tried.done:
-        return Outcome.ACCEPTED if tried.right(folder, ground) else Outcome.WRONG
+        return AttemptOutcome.ACCEPTED if tried.right(folder, ground) else AttemptOutcome.WRONG
     if code not in tried.refused:
-        return Outcome.WRONG_CODE
+        return AttemptOutcome.WRONG_CODE
     errors = [line for line in said.splitlines() if line.strip()]
     one = len([line for line in errors if line.startswith("error: ")]) == 1 and errors[-1].startswith("error: ")
-    return Outcome.REFUSED if one or tried.told_on_stdout else Outcome.SEVERAL_LINES
+    return AttemptOutcome.REFUSED if one or tried.told_on_stdout else AttemptOutcome.SEVERAL_LINES
 
 
 def _child(name: str, folder: Path, scratch: str) -> None:

@@ -29,7 +29,7 @@ from engine.version import own_version
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class UnitBlocks:
     """Those of one unit.
 
     Attributes:
@@ -60,7 +60,7 @@ class Blocks:
         return f"{self.unit}-{number:05d}"
 
     def missing(self, folder: Path, worker: str, watcher: Observer) -> tuple[int, ...]:
-        """Blocks that are still to be mapped; makes the survey where there is none.
+        """UnitBlocks that are still to be mapped; makes the survey where there is none.
 
         Args:
             folder: of this machine, of whoever has claimed the unit.

@@ -24,7 +24,7 @@ import msgspec
 from engine.contract.atomic import write_whole
 from engine.contract.errors import writing
 from engine.fleet.units import Unit
-from engine.fleet.worker import ATTEMPTS, Outcome, State
+from engine.fleet.worker import ATTEMPTS, UnitOutcome, UnitState
 from engine.record import GridUsed
 from engine.version import own_version
 
@@ -50,7 +50,7 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``complete``, or what ended it before."""
     shard: str | None
     units: int
-    states: Mapping[State, int]
+    states: Mapping[UnitState, int]
     incomplete: int
     """Published, but tiles were lost or no sensor saw anything."""
     retries: int
@@ -72,7 +72,7 @@ class Book:
         tell: is told of each unit that has ended.
     """
 
-    def __init__(self, units: Iterable[Unit], folder: Path, *, tell: Callable[[Book, Outcome], None]) -> None:
+    def __init__(self, units: Iterable[Unit], folder: Path, *, tell: Callable[[Book, UnitOutcome], None]) -> None:
         self._waiting = deque(units)
         self.total = len(self._waiting)
         self._later: deque[tuple[float, Unit]] = deque()
@@ -80,7 +80,7 @@ class Book:
         self._attempts: Counter[tuple[str, int | None]] = Counter()
         self._cut: dict[str, tuple[Unit, set[int]]] = {}
         """Units that wait for their blocks, and which these are."""
-        self.states: Counter[State] = Counter()
+        self.states: Counter[UnitState] = Counter()
         self.workers: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
         self.placed: dict[str, GridUsed] = {}
@@ -126,18 +126,18 @@ class Book:
         """Whoever took it is gone, or never began."""
         self._waiting.append(unit)
 
-    def settle(self, unit: Unit, outcome: Outcome) -> None:
+    def settle(self, unit: Unit, outcome: UnitOutcome) -> None:
         """Write down what became of a unit, or put it back."""
-        if outcome.state is State.CLAIMED:
+        if outcome.state is UnitState.CLAIMED:
             self._later.append((time.monotonic() + AGAIN_S, unit))
             return
-        if outcome.state is State.CUT:
+        if outcome.state is UnitState.CUT:
             self._cut[unit.name] = unit, set(outcome.blocks)
             self._waiting.extendleft(replace(unit, block=number) for number in reversed(outcome.blocks))
             return
         attempt = unit.name, unit.block
         self._attempts[attempt] += 1
-        if outcome.state is State.FAILED and outcome.again and self._attempts[attempt] < ATTEMPTS:
+        if outcome.state is UnitState.FAILED and outcome.again and self._attempts[attempt] < ATTEMPTS:
             self.retries += 1
             self.give_back(unit)
             return
@@ -147,7 +147,7 @@ class Book:
                 return
             whole, left = self._cut[unit.name]
             left.discard(unit.block)
-            if outcome.state is not State.FAILED:
+            if outcome.state is not UnitState.FAILED:
                 if not left:
                     del self._cut[unit.name]
                     self._waiting.appendleft(whole)
@@ -156,12 +156,12 @@ class Book:
             self._waiting = deque(each for each in self._waiting if each.name != unit.name)
         self.states[outcome.state] += 1
         marker = outcome.marker
-        if outcome.state is State.FAILED and len(self.failed) < MAX_REASONS:
+        if outcome.state is UnitState.FAILED and len(self.failed) < MAX_REASONS:
             self.failed[unit.name] = outcome.reason
         if marker is not None and len(self.placed) < MAX_PLACED:
             self.placed[unit.name] = marker.grid
         self.incomplete += marker is not None and marker.incomplete
-        if marker is not None and outcome.state is State.MAPPED:
+        if marker is not None and outcome.state is UnitState.MAPPED:
             self.mpx += marker.mpx
             self.workers[marker.worker] += 1
         self._write(outcome, attempts)
@@ -191,7 +191,9 @@ class Book:
             ended=ended,
             shard=shard,
             units=self.total,
-            states={state: self.states[state] for state in State if state not in (State.CLAIMED, State.CUT)},
+            states={
+                state: self.states[state] for state in UnitState if state not in (UnitState.CLAIMED, UnitState.CUT)
+            },
             incomplete=self.incomplete,
             retries=self.retries,
             mpx=round(self.mpx, 3),
@@ -210,7 +212,7 @@ class Book:
             write_whole(self._folder / sums, content, durable=True)
         return record, (units, sums)
 
-    def _write(self, outcome: Outcome, attempts: int) -> None:
+    def _write(self, outcome: UnitOutcome, attempts: int) -> None:
         marker = outcome.marker
         row: dict[str, Any] = {"unit": outcome.unit, "state": outcome.state, "attempts": attempts}
         row |= {"seconds": outcome.seconds, "reason": outcome.reason}

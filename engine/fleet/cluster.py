@@ -29,7 +29,7 @@ from engine.contract.sensors import Scenario
 from engine.fleet.book import Book
 from engine.fleet.store import store_at
 from engine.fleet.units import Unit
-from engine.fleet.worker import Outcome, Worker
+from engine.fleet.worker import UnitOutcome, Worker
 from engine.observer import Observer
 from engine.rasters.georeference import gdal_environment
 from engine.telemetry import log as telemetry_log
@@ -98,7 +98,7 @@ class _Mapper:
         missing = f"it does not see {self._options.output} of the driver: use a folder that all nodes share"
         return Hello(host=host, version=version, bundle=self._worker.bundle.digest, error="" if seen else missing)
 
-    def map(self, unit: Unit) -> Outcome | None:
+    def map(self, unit: Unit) -> UnitOutcome | None:
         """What became of a unit; None where the worker was told to stop."""
         assert self._worker is not None
         if self._stopping.stop:

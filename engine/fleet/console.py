@@ -12,22 +12,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine.console import emit
 from engine.fleet.book import Book, FleetRecord
-from engine.fleet.worker import Outcome, State
+from engine.fleet.worker import UnitOutcome, UnitState
 from engine.job import TileReport
 from engine.observer import Observer
 
 log = logging.getLogger(__name__)
 
 
-class Teller(Observer):
+class FleetTeller(Observer):
     """Says nothing but why units fail. A context manager; also watches each run, where there is one to watch."""
 
     def begin(self, units: int, where: str) -> None:
         """So many units are to be mapped, by whom."""
 
-    def unit(self, book: Book, outcome: Outcome) -> None:
+    def unit(self, book: Book, outcome: UnitOutcome) -> None:
         """A unit has ended."""
-        if outcome.state is State.FAILED:
+        if outcome.state is UnitState.FAILED:
             log.error("%s: %s", outcome.unit, outcome.reason, extra={"event": "unit", "unit": outcome.unit})
 
     def end(self, record: FleetRecord, output: str) -> None:
@@ -40,7 +40,7 @@ class Teller(Observer):
         pass
 
 
-class Bar(Teller):
+class UnitBar(FleetTeller):
     """A progress bar with what failed, the rate and the time left."""
 
     def __init__(self) -> None:
@@ -69,12 +69,12 @@ class Bar(Teller):
             self._shown += self._share
             self._bar.update(self._share)
 
-    def unit(self, book: Book, outcome: Outcome) -> None:
+    def unit(self, book: Book, outcome: UnitOutcome) -> None:
         """A unit has ended."""
         super().unit(book, outcome)
         self._shown = 0.0
         if self._bar is not None:
-            failed = f", {book.states[State.FAILED]} failed" if book.states[State.FAILED] else ""
+            failed = f", {book.states[UnitState.FAILED]} failed" if book.states[UnitState.FAILED] else ""
             self._bar.set_postfix_str(f"{book.mpx / book.seconds:.1f} Mpx/s{failed}", refresh=False)
             self._bar.update(book.ended - self._bar.n)
 
@@ -90,14 +90,14 @@ class Bar(Teller):
         self._logging.__exit__(*error)
 
 
-class JsonUnits(Teller):
+class JsonUnits(FleetTeller):
     """``started``, ``unit`` for each, ``finished`` with the whole of fleet.json."""
 
     def begin(self, units: int, where: str) -> None:
         """How many there are."""
         emit(event="started", units=units, where=where)
 
-    def unit(self, book: Book, outcome: Outcome) -> None:
+    def unit(self, book: Book, outcome: UnitOutcome) -> None:
         """A unit has ended."""
         told = {"unit": outcome.unit, "state": outcome.state, "seconds": outcome.seconds, "reason": outcome.reason}
         emit(event="unit", **told, ended=book.ended, units=book.total)
@@ -110,8 +110,8 @@ class JsonUnits(Teller):
 def summary(record: FleetRecord) -> str:
     """In a line."""
     counts = record.states
-    parts = [f"{counts[State.MAPPED]} mapped", f"{counts[State.THERE]} there already"]
-    parts += [f"{counts[State.FAILED]} failed"] if counts[State.FAILED] else []
+    parts = [f"{counts[UnitState.MAPPED]} mapped", f"{counts[UnitState.THERE]} there already"]
+    parts += [f"{counts[UnitState.FAILED]} failed"] if counts[UnitState.FAILED] else []
     parts += [f"{record.incomplete} incomplete"] if record.incomplete else []
     left = record.units - sum(counts.values())
     parts += [f"{left} left"] if left else []

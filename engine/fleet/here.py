@@ -13,12 +13,12 @@ from engine.contract.bundle import Bundle
 from engine.contract.errors import InterruptedRunError, TilesLostError, UnitsFailedError, UsageError, writing
 from engine.contract.sensors import Scenario, Sensor, parse_sensors, scenarios_within
 from engine.fleet.book import NAME, UNITS_NAME, Book, FleetRecord
-from engine.fleet.console import Bar, JsonUnits, Teller
+from engine.fleet.console import FleetTeller, JsonUnits, UnitBar
 from engine.fleet.forecast import print_forecast
 from engine.fleet.lists import read_units
 from engine.fleet.store import Store, store_at
 from engine.fleet.units import RASTER_OPTIONS, Unit
-from engine.fleet.worker import State, Worker
+from engine.fleet.worker import UnitState, Worker
 from engine.options import pattern_of
 from engine.rasters.mosaic import mosaic_vrts
 from engine.rasters.names import RasterName
@@ -51,7 +51,7 @@ def map_list(options: argparse.Namespace) -> FleetRecord:
     units, store = listed(options), store_at(options.output or OUTPUT)
     with Worker(options, store, scenarios_of(units, options)) as worker, store.shown():  # which shows that it can be
 
-        def work(book: Book, teller: Teller) -> None:
+        def work(book: Book, teller: FleetTeller) -> None:
             while book.ended < book.total:
                 unit = book.take()
                 if unit is None:
@@ -73,7 +73,7 @@ def drive(
     options: argparse.Namespace,
     units: Sequence[Unit],
     store: Store,
-    work: Callable[[Book, Teller], None],
+    work: Callable[[Book, FleetTeller], None],
     *,
     bundle: Bundle,
     where: str,
@@ -160,9 +160,9 @@ def scenarios_of(units: Sequence[Unit], options: argparse.Namespace) -> tuple[Sc
     return tuple(scenario for scenario in Scenario if scenario in needed)
 
 
-def teller_of(options: argparse.Namespace) -> Teller:
+def teller_of(options: argparse.Namespace) -> FleetTeller:
     """Who says what happens, as the options ask."""
-    return JsonUnits() if options.json else Teller() if options.quiet else Bar()
+    return JsonUnits() if options.json else FleetTeller() if options.quiet else UnitBar()
 
 
 def check_whole(record: FleetRecord, output: RasterName) -> None:
@@ -171,7 +171,7 @@ def check_whole(record: FleetRecord, output: RasterName) -> None:
     Raises:
         InterruptedRunError, UnitsFailedError, TilesLostError: something is.
     """
-    done, failed = sum(record.states.values()), record.states[State.FAILED]
+    done, failed = sum(record.states.values()), record.states[UnitState.FAILED]
     if record.ended == "interrupted":
         raise InterruptedRunError(f"stopped after {done} of {record.units} units; repeat the command to finish")
     if failed:

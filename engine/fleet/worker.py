@@ -30,7 +30,7 @@ from engine.contract.errors import (
 )
 from engine.contract.sensors import Scenario
 from engine.contract.trust import installed_policy
-from engine.fleet.blocks import Blocks
+from engine.fleet.blocks import UnitBlocks
 from engine.fleet.marker import Marker
 from engine.fleet.store import Store
 from engine.fleet.units import Extras, Unit, unit_key
@@ -54,7 +54,7 @@ FOR_GOOD = (UsageError, RasterFormatError, GridError)
 """Failures that another attempt does not change."""
 
 
-class State(StrEnum):
+class UnitState(StrEnum):
     """What became of a unit."""
 
     MAPPED = "mapped"
@@ -67,11 +67,11 @@ class State(StrEnum):
     """It is too large for one: its blocks come first."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class UnitOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a unit, this time."""
 
     unit: str
-    state: State
+    state: UnitState
     marker: Marker | None = None
     """Where it is published."""
     reason: str = ""
@@ -125,7 +125,7 @@ class Worker:
         self._engines: Engines | None = None
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
-    def map(self, unit: Unit, observer: Observer | None = None) -> Outcome:
+    def map(self, unit: Unit, observer: Observer | None = None) -> UnitOutcome:
         """Map a unit and publish it, unless that is done.
 
         Args:
@@ -142,13 +142,13 @@ class Worker:
             raise
         except EngineError as error:
             again = not isinstance(error, FOR_GOOD)
-            outcome = Outcome(unit=unit.name, state=State.FAILED, reason=in_options(str(error)), again=again)
+            outcome = UnitOutcome(unit=unit.name, state=UnitState.FAILED, reason=in_options(str(error)), again=again)
             if isinstance(error, BackendError):
                 self.close()  # the next unit opens it anew
         except Exception as error:  # whatever is wrong with one unit, the others go on
             log.debug("unit %s", unit.name, exc_info=True)
             reason = one_line(f"internal error: {type(error).__name__}: {error}")
-            outcome = Outcome(unit=unit.name, state=State.FAILED, reason=reason, again=True)
+            outcome = UnitOutcome(unit=unit.name, state=UnitState.FAILED, reason=reason, again=True)
         return msgspec.structs.replace(outcome, seconds=round(time.perf_counter() - began, 3))
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Worker:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _map(self, unit: Unit, observer: Observer | None) -> Outcome:
+    def _map(self, unit: Unit, observer: Observer | None) -> UnitOutcome:
         if unit.broken:
             raise UsageError(unit.broken)
         request = unit.request(self._options, Path())
@@ -173,7 +173,7 @@ class Worker:
             return self._map_block(request, key, unit, observer)
         return self._once(unit.name, key, lambda folder: self._make(request, key, unit, folder, observer))
 
-    def _once(self, name: str, key: str, make: Callable[[Path], RunRecord | Outcome]) -> Outcome:
+    def _once(self, name: str, key: str, make: Callable[[Path], RunRecord | UnitOutcome]) -> UnitOutcome:
         """Have something made and published by one process at a time.
 
         Args:
@@ -183,24 +183,24 @@ class Worker:
         """
         with self._store.claim(key) as claim:
             if claim is None:
-                return Outcome(unit=name, state=State.CLAIMED)
+                return UnitOutcome(unit=name, state=UnitState.CLAIMED)
             if (there := self._published(name, key)) is not None:  # while this one looked
                 return there
             if claim.died >= ATTEMPTS:
                 reason = f"{claim.died} processes ended while they mapped it: see their logs, and the memory they had"
-                return Outcome(unit=name, state=State.FAILED, reason=reason)
+                return UnitOutcome(unit=name, state=UnitState.FAILED, reason=reason)
             began = time.perf_counter()
             made = make(claim.folder)
-            if isinstance(made, Outcome):
+            if isinstance(made, UnitOutcome):
                 return made
             seconds = time.perf_counter() - began
             marker = Marker.of(name, key=key, record=made, folder=claim.folder, worker=self.name, seconds=seconds)
             first = self._store.publish(claim, marker)
-            return Outcome(unit=name, state=State.MAPPED if first else State.THERE, marker=marker)
+            return UnitOutcome(unit=name, state=UnitState.MAPPED if first else UnitState.THERE, marker=marker)
 
     def _make(
         self, request: RunRequest, key: str, unit: Unit, folder: Path, observer: Observer | None
-    ) -> RunRecord | Outcome:
+    ) -> RunRecord | UnitOutcome:
         """The maps of a unit; of one that is too large once all its blocks are there."""
         try:
             record = self._run(request, folder, observer, part=self._too_large)
@@ -208,7 +208,7 @@ class Worker:
             blocks = self._blocks(request, key, found.cut)
             missing = blocks.missing(folder, self.name, observer or Observer())
             if missing:
-                return Outcome(unit=unit.name, state=State.CUT, blocks=missing)
+                return UnitOutcome(unit=unit.name, state=UnitState.CUT, blocks=missing)
             blocks.compose(folder)
             record = run(replace(request, output=folder, resume=True), observer, self._engines)
             blocks.forget()
@@ -222,7 +222,7 @@ class Worker:
             if cut.count > 1:
                 raise _TooLargeError(cut)
 
-    def _map_block(self, request: RunRequest, key: str, unit: Unit, observer: Observer | None) -> Outcome:
+    def _map_block(self, request: RunRequest, key: str, unit: Unit, observer: Observer | None) -> UnitOutcome:
         assert unit.block is not None
         number = unit.block
 
@@ -238,9 +238,9 @@ class Worker:
         )
         return msgspec.structs.replace(made, unit=unit.name)
 
-    def _blocks(self, request: RunRequest, key: str, cut: Cut | None) -> Blocks:
+    def _blocks(self, request: RunRequest, key: str, cut: Cut | None) -> UnitBlocks:
         assert self._block_px is not None
-        return Blocks(
+        return UnitBlocks(
             request=request,
             engines=self._opened(request),
             store=self._store,
@@ -255,7 +255,7 @@ class Worker:
         if self._extras.report:
             write_report(folder)
 
-    def _published(self, name: str, key: str) -> Outcome | None:
+    def _published(self, name: str, key: str) -> UnitOutcome | None:
         """What is there already."""
         marker = self._store.marker(name)
         if marker is None:
@@ -270,7 +270,7 @@ class Worker:
         if not self._store.whole(marker):
             log.warning("the maps of %s are not as they were published: it is mapped again", name)
             return None
-        return Outcome(unit=name, state=State.THERE, marker=marker)
+        return UnitOutcome(unit=name, state=UnitState.THERE, marker=marker)
 
     def _opened(self, request: RunRequest) -> Engines:
         if self._engines is None:

@@ -83,7 +83,7 @@ class Polygons:
         from engine.polygons.vector_file import write_areas
         from engine.rasters.georeference import CACHE_BYTES, gdal_environment
         from engine.rasters.map_reader import MAPS, MapReader
-        from engine.rasters.polygons import Area, areas
+        from engine.rasters.polygons import MapArea, areas
         from engine.rasters.spool_files import BLOCK_PX
         from engine.rasters.style import categorised_style
 
@@ -95,7 +95,7 @@ class Polygons:
             stack.enter_context(gdal_environment(max(CACHE_BYTES, 2 * row_bytes)))
             shown = stack.enter_context(tqdm(total=maps.height, unit="row", disable=hidden, leave=False))
 
-            def found() -> Iterator[Area]:
+            def found() -> Iterator[MapArea]:
                 for area, rows in areas(maps, smallest_px=self.smallest_px, tolerance_px=self.simplify_px):
                     shown.update(rows - shown.n)
                     yield area

@@ -21,7 +21,7 @@ from engine.contract.bundle import ClassSpec
 from engine.contract.errors import OutputError
 from engine.ownership import clear_marked, is_marked, is_unmarked, mark, owned
 from engine.rasters.georeference import Grid
-from engine.rasters.polygons import Area
+from engine.rasters.polygons import MapArea
 
 logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of each batch
 LAYER = "land_cover"
@@ -45,7 +45,7 @@ def is_ours(path: Path) -> bool:
     return names >= {"class", "class_index", "pixels", "confidence", "share_both", "share_rgir", "share_ndsm"}
 
 
-def write_areas(areas: Iterable[Area], path: Path, grid: Grid, classes: Sequence[ClassSpec]) -> int:
+def write_areas(areas: Iterable[MapArea], path: Path, grid: Grid, classes: Sequence[ClassSpec]) -> int:
     """Write areas with their class, size, confidence and provenance as attributes.
 
     Args:
@@ -107,7 +107,7 @@ def _under_way(path: Path) -> Iterator[Path]:
             clear_marked(folder)
 
 
-def _frame(areas: Sequence[Area], grid: Grid, classes: Sequence[ClassSpec]) -> Any:
+def _frame(areas: Sequence[MapArea], grid: Grid, classes: Sequence[ClassSpec]) -> Any:
     """A GeoDataFrame, in coordinates of the grid's reference system or in pixels where there is none."""
     a, b, c, d, e, f = tuple(grid.transform)[:6] if grid.transform is not None else (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     placed = shapely.transform(

@@ -34,7 +34,7 @@ SAMPLE_PX = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layer:
+class _BackdropLayer:
     view: Any
     bands: tuple[int, ...]
     scale: float
@@ -67,7 +67,7 @@ class Backdrop:
         self, inputs: Mapping[Sensor, RasterUsed], grid: GridUsed, drivers: Sequence[str] | None = None
     ) -> None:
         self._inputs, self._grid, self._drivers = inputs, _grid(grid), drivers
-        self._layers: dict[Sensor, tuple[_Layer, ...]] = {}
+        self._layers: dict[Sensor, tuple[_BackdropLayer, ...]] = {}
         self._files = ExitStack()
         self._top_m: float | None = None
 
@@ -101,14 +101,14 @@ class Backdrop:
             self._top_m = max(1.0, float(np.percentile(seen, 99))) if seen.size else 1.0
         return self._top_m
 
-    def _open(self, sensor: Sensor) -> tuple[_Layer, ...]:
+    def _open(self, sensor: Sensor) -> tuple[_BackdropLayer, ...]:
         if sensor not in self._layers:
             used = self._inputs[sensor]
             both = (used,) if used.minus is None else (used, used.minus)
             self._layers[sensor] = tuple(self._layer(sensor, each) for each in both)
         return self._layers[sensor]
 
-    def _layer(self, sensor: Sensor, used: RasterUsed) -> _Layer:
+    def _layer(self, sensor: Sensor, used: RasterUsed) -> _BackdropLayer:
         name = raster_name(used.path)
         with unreferenced_is_fine():
             file = self._files.enter_context(open_raster(sensor, name, self._drivers))
@@ -117,7 +117,7 @@ class Backdrop:
             view = onto_grid(file, self._grid, name=str(name), grid_name="the map")
             if view is not file:
                 self._files.enter_context(view)
-        return _Layer(view=view, bands=used.bands, scale=used.metres_per_unit or 1.0, stretch=used.stretch)
+        return _BackdropLayer(view=view, bands=used.bands, scale=used.metres_per_unit or 1.0, stretch=used.stretch)
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""

@@ -37,7 +37,7 @@ PROVENANCES = (Provenance.FULL, Provenance.MISSING_NDSM, Provenance.MISSING_RGIR
 
 
 @dataclass(frozen=True, kw_only=True)
-class Area:
+class MapArea:
     """A connected area of one class, or a piece of a very large one."""
 
     geometry: BaseGeometry
@@ -70,9 +70,9 @@ class _Open:
         """The same area, of which nothing has been seen yet."""
         return _Open(class_index=self.class_index, parts=[], sums=np.zeros_like(self.sums), corners=0)
 
-    def close(self) -> Area:
+    def close(self) -> MapArea:
         pixels, confidence, *counts = self.sums
-        return Area(
+        return MapArea(
             geometry=self.parts[0] if len(self.parts) == 1 else shapely.union_all(self.parts),
             class_index=self.class_index,
             pixels=int(pixels),
@@ -83,7 +83,7 @@ class _Open:
 
 def areas(
     maps: MapReader, *, smallest_px: int = 1, tolerance_px: float = 0.0, strip_px: int = STRIP_PX
-) -> Iterator[tuple[Area, int]]:
+) -> Iterator[tuple[MapArea, int]]:
     """The areas of a map, those that end first first.
 
     An area of more than :data:`MOST_CORNERS` corners comes in pieces that meet between two strips.

@@ -64,7 +64,7 @@ class Spools:
         for number, shape in reversed(list(enumerate(shapes))):
             above = self._levels[0] if self._levels else None
             files = [
-                _File(overview_of(path) if number else path, number, count)
+                _SpoolFile(overview_of(path) if number else path, number, count)
                 for path, count in zip(paths, bands, strict=True)
             ]
             self._levels.insert(0, _Level(files, shape, above, held_bytes=HELD_BYTES >> number))
@@ -121,7 +121,7 @@ class Spools:
         self._levels[0].put()
 
 
-class _File:
+class _SpoolFile:
     """One level of a map in its file: blocks of known places, a band after another."""
 
     def __init__(self, path: Path, level: int, bands: int) -> None:
@@ -157,7 +157,7 @@ class _Level:
     """The maps at one resolution, put together block by block; every whole block goes to the level above."""
 
     def __init__(
-        self, files: Sequence[_File], shape: tuple[int, int], above: _Level | None, *, held_bytes: int
+        self, files: Sequence[_SpoolFile], shape: tuple[int, int], above: _Level | None, *, held_bytes: int
     ) -> None:
         self._files, self._shape, self._above = tuple(files), shape, above
         self._across = ceil(shape[1] / BLOCK_PX)

@@ -14,7 +14,7 @@ from engine.contract.errors import writing
 from engine.contract.formats import csv_rows, open_regular
 from engine.contract.page import Section, legend, note, page, section, table, tag
 from engine.fleet.book import DEGREES, FleetRecord
-from engine.fleet.worker import State
+from engine.fleet.worker import UnitState
 from engine.report.words import MOST_ROWS, count
 
 NAME = "fleet.html"
@@ -23,8 +23,8 @@ SIDE = 1000.0
 """Width of the drawing, in its own units."""
 INCOMPLETE = "incomplete"
 LOOKS: Mapping[str, tuple[str, str, str]] = {
-    State.MAPPED: ("var(--trace)", "0", "mapped this time"),
-    State.THERE: ("var(--alive)", "0", "there already"),
+    UnitState.MAPPED: ("var(--trace)", "0", "mapped this time"),
+    UnitState.THERE: ("var(--alive)", "0", "there already"),
     INCOMPLETE: ("var(--dead)", "4 3", "lacks tiles (dashed)"),
 }
 """Colour, dashes of the border and words, by what became of a unit."""
@@ -53,12 +53,12 @@ def write_fleet_report(folder: Path, record: FleetRecord, units: str) -> Path:
 
 def _page(name: str, record: FleetRecord, rows: Sequence[_Row]) -> str:
     states = record.states
-    failed, whole = states[State.FAILED], record.ended == "complete" and not record.incomplete
+    failed, whole = states[UnitState.FAILED], record.ended == "complete" and not record.incomplete
     verdict = f"{count(record.units, 'unit')}, {failed:,} failed, {record.incomplete:,} lack tiles."
     if record.ended != "complete":
         verdict = f"Stopped after {sum(states.values()):,} of {record.units:,} units."
     cards = [
-        ("mapped", f"{states[State.MAPPED]:,}", f"{states[State.THERE]:,} there already"),
+        ("mapped", f"{states[UnitState.MAPPED]:,}", f"{states[UnitState.THERE]:,} there already"),
         ("failed", f"{failed:,}", f"{count(record.retries, 'retry').replace('retrys', 'retries')} before"),
         ("area", f"{record.mpx:,.1f} Mpx", "mapped this time"),
         ("speed", f"{record.mpx_per_s:.2f} Mpx/s", f"{record.seconds:,.0f} s, {len(record.workers)} workers"),
@@ -122,7 +122,7 @@ def _state(row: _Row) -> str:
 
 
 def _box(row: _Row, box: Sequence[float], west: float, north: float, scale: float, across: float) -> Markup:
-    colour, dashes, words = LOOKS.get(_state(row), LOOKS[State.THERE])
+    colour, dashes, words = LOOKS.get(_state(row), LOOKS[UnitState.THERE])
     return tag(
         "rect",
         tag("title", f"{row['unit']}: {words}, {float(row.get('mpx') or 0):.1f} Mpx"),

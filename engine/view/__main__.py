@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listening, invitation = listen("--serve", options.serve)  # says so where the extra is missing
         from engine.view.replay import Replay
         from engine.view.serve import serve
-        from engine.view.web import Site
+        from engine.view.web import MapSite
 
         with listening, gdal_environment():
             others = {sensor: path for sensor in Sensor if (path := getattr(options, sensor.value)) is not None}
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, ended.set)
                 await serve(
-                    Site(replay, None, DRIVERS, ended, options.base_layer).app(invitation.token), listening, ended
+                    MapSite(replay, None, DRIVERS, ended, options.base_layer).app(invitation.token), listening, ended
                 )
 
             asyncio.run(until_stopped())

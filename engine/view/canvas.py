@@ -41,7 +41,7 @@ class Shape:
         return -(-self.height // self.step), -(-self.width // self.step)
 
 
-class Canvas:
+class LiveCanvas:
     """Shared memory of :data:`CANVAS_PX` pixels and three layers.
 
     Args:

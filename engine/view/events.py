@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from engine.view.flight import Flight
+from engine.view.flight import ShownFlight
 
 MAX_BROWSERS = 64
 BEAT_S = 0.5
@@ -36,7 +36,7 @@ class Events:
         ended: set when no more will come.
     """
 
-    def __init__(self, flight: Flight, ended: asyncio.Event) -> None:
+    def __init__(self, flight: ShownFlight, ended: asyncio.Event) -> None:
         self._flight, self._ended = flight, ended
         self.browsers = 0
 

@@ -46,7 +46,7 @@ CELL_PX = 512
 
 
 @dataclass(kw_only=True, eq=False)
-class Frame:
+class ShownFrame:
     """A map on the page."""
 
     number: int
@@ -101,7 +101,7 @@ class Told:
     tile: TileDone
 
 
-class Flight:
+class ShownFlight:
     """Not thread-safe: feed and ask it from one thread.
 
     Attributes:
@@ -112,7 +112,7 @@ class Flight:
 
     def __init__(self, output: Path, *, identity: str = "") -> None:
         self.output, self.identity, self.base = output, identity, ""
-        self.frames: list[Frame] = []
+        self.frames: list[ShownFrame] = []
         self.sequence = self._static_since = 0
         self.phase, self.reason, self.waits = Phase.STARTING, "", False
         self.started: Started | None = None
@@ -168,7 +168,7 @@ class Flight:
         return None if since < oldest - 1 or since > self.sequence else self._news(since, whole=False)
 
     def _begin(self, message: FrameBegun) -> None:
-        frame = Frame(
+        frame = ShownFrame(
             number=len(self.frames),
             stamp=message.stamp,
             grid=message.grid,
@@ -177,7 +177,7 @@ class Flight:
         )
         self.frames.append(frame)
 
-    def _published(self, frame: Frame) -> None:
+    def _published(self, frame: ShownFrame) -> None:
         frame.published, frame.changed = True, self.sequence
         frame.news[...] = self.sequence
 

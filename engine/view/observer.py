@@ -28,7 +28,7 @@ from engine.record import GridUsed, RasterUsed, RunRecord
 from engine.telemetry.status import Phase
 from engine.view import messages
 from engine.view.address import listen
-from engine.view.canvas import Canvas, Shape
+from engine.view.canvas import LiveCanvas, Shape
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Outlet:
             os.close(self._descriptor)
 
 
-class Teller(Observer):
+class PageTeller(Observer):
     """Paints what is mapped and tells what happens.
 
     Args:
@@ -95,7 +95,7 @@ class Teller(Observer):
 
     sees_pixels = True
 
-    def __init__(self, canvas: Canvas, send: Callable[[messages.Message], None]) -> None:
+    def __init__(self, canvas: LiveCanvas, send: Callable[[messages.Message], None]) -> None:
         self._canvas, self._send = canvas, send
         self._began = time.monotonic()
         self._shape: Shape | None = None
@@ -200,7 +200,7 @@ class Page:
 
     def __init__(self, address: str, output: Path, base: str = "") -> None:
         listening, self.invitation = listen("--serve", address)
-        self._canvas = Canvas()
+        self._canvas = LiveCanvas()
         reading, writing = os.pipe()
         with suppress(AttributeError, OSError):  # Linux alone; the default holds a hundred tiles
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -217,9 +217,9 @@ class Page:
             listening.close()
         self._outlet = Outlet(writing)
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> PageTeller:
         log.info("the map is at %s", self.invitation.url)
-        return Teller(self._canvas, self._outlet.send)
+        return PageTeller(self._canvas, self._outlet.send)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _at: object) -> None:
         """Tell how the run ended, and wait a moment until browsers know."""

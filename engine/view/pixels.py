@@ -24,8 +24,8 @@ from engine.grid import Window
 from engine.rasters.backdrop import Backdrop, BaseLayer
 from engine.rasters.map_reader import MAPS, MapReader
 from engine.report.pictures import Colouring, by_class, by_confidence, by_provenance
-from engine.view.canvas import Canvas
-from engine.view.flight import CELL_PX, Frame
+from engine.view.canvas import LiveCanvas
+from engine.view.flight import CELL_PX, ShownFrame
 
 TILE_PX = CELL_PX
 BASE = "base"
@@ -77,13 +77,13 @@ class MapPixels:
         canvas: holds the frame under way; None when all are published.
     """
 
-    def __init__(self, output: Path, canvas: Canvas | None) -> None:
+    def __init__(self, output: Path, canvas: LiveCanvas | None) -> None:
         self._output, self._canvas = output, canvas
         self._readers: OrderedDict[int, MapReader] = OrderedDict()
         self._pictures = Pictures()
 
     def picture(
-        self, frame: Frame, name: str, window: Window, step: int, version: int, classes: Sequence[ClassSpec]
+        self, frame: ShownFrame, name: str, window: Window, step: int, version: int, classes: Sequence[ClassSpec]
     ) -> Picture:
         """A square of a map.
 
@@ -97,7 +97,7 @@ class MapPixels:
             self._pictures.put(key, picture)
         return picture
 
-    def values(self, frame: Frame, name: str, window: Window, step: int) -> NDArray[np.uint8]:
+    def values(self, frame: ShownFrame, name: str, window: Window, step: int) -> NDArray[np.uint8]:
         """Every ``step``-th pixel of a window of one map, uint8 [h, w].
 
         Raises:
@@ -107,7 +107,7 @@ class MapPixels:
             return self._canvas.read(MAPS.index(name), frame.shape, window, step)
         return self._reader(frame).every(name, window, step)
 
-    def _reader(self, frame: Frame) -> MapReader:
+    def _reader(self, frame: ShownFrame) -> MapReader:
         if frame.number not in self._readers:
             while len(self._readers) >= OPEN_FRAMES:
                 self._readers.popitem(last=False)[1].close()
@@ -129,7 +129,7 @@ class InputPixels:
         self._backdrops: OrderedDict[int, Backdrop] = OrderedDict()
         self._pictures = Pictures()
 
-    def picture(self, frame: Frame, sensor: Sensor, window: Window, step: int) -> Picture:
+    def picture(self, frame: ShownFrame, sensor: Sensor, window: Window, step: int) -> Picture:
         """A square of what a sensor saw.
 
         Raises:
@@ -148,7 +148,7 @@ class InputPixels:
             self._pictures.put(key, picture)
         return picture
 
-    def base(self, frame: Frame, window: Window, step: int) -> Picture:
+    def base(self, frame: ShownFrame, window: Window, step: int) -> Picture:
         """A square of the base layer.
 
         Raises:
@@ -164,7 +164,7 @@ class InputPixels:
             self._pictures.put(key, picture)
         return picture
 
-    def _backdrop(self, frame: Frame) -> Backdrop:
+    def _backdrop(self, frame: ShownFrame) -> Backdrop:
         if frame.number not in self._backdrops:
             while len(self._backdrops) >= OPEN_FRAMES:
                 self._backdrops.popitem(last=False)[1].close()
@@ -173,7 +173,7 @@ class InputPixels:
         return self._backdrops[frame.number]
 
 
-def square(frame: Frame, level: int, x: int, y: int) -> Window | None:
+def square(frame: ShownFrame, level: int, x: int, y: int) -> Window | None:
     """The part of a frame that a square shows; None where it lies outside."""
     side = TILE_PX << min(level, MAX_LEVEL)
     row, col = y * side, x * side
@@ -182,7 +182,7 @@ def square(frame: Frame, level: int, x: int, y: int) -> Window | None:
     return Window(row=row, col=col, height=min(side, frame.grid.height - row), width=min(side, frame.grid.width - col))
 
 
-def version(frame: Frame, window: Window) -> int:
+def version(frame: ShownFrame, window: Window) -> int:
     """Sequence number of the last change in a window."""
     rows = slice(window.row // CELL_PX, -(-(window.row + window.height) // CELL_PX))
     cols = slice(window.col // CELL_PX, -(-(window.col + window.width) // CELL_PX))

@@ -20,11 +20,11 @@ from engine.contract.formats import MalformedError
 from engine.rasters.georeference import gdal_environment
 from engine.telemetry.status import Phase
 from engine.view.address import TOKEN_VARIABLE
-from engine.view.canvas import Canvas
-from engine.view.flight import Flight
+from engine.view.canvas import LiveCanvas
+from engine.view.flight import ShownFlight
 from engine.view.messages import PhaseBegun, Started, decode
 from engine.view.serve import serve
-from engine.view.web import Site
+from engine.view.web import MapSite
 
 LOW_PRIORITY = 10
 """Added to the run's own niceness once tiles are due: a tenth of its weight where both want one core. While the run
@@ -39,20 +39,20 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # the run says it
     with gdal_environment(), socket.socket(fileno=listening) as listener:
-        asyncio.run(_main(Flight(output, identity=secrets.token_hex(4)), listener, Canvas(canvas), base))
+        asyncio.run(_main(ShownFlight(output, identity=secrets.token_hex(4)), listener, LiveCanvas(canvas), base))
     return 0
 
 
-async def _main(flight: Flight, listening: socket.socket, canvas: Canvas, base: str) -> None:
+async def _main(flight: ShownFlight, listening: socket.socket, canvas: LiveCanvas, base: str) -> None:
     ended = asyncio.Event()
     token = os.environ.get(TOKEN_VARIABLE) or None
-    serving = asyncio.create_task(serve(Site(flight, canvas, None, ended, base).app(token), listening, ended))
+    serving = asyncio.create_task(serve(MapSite(flight, canvas, None, ended, base).app(token), listening, ended))
     await _listen(flight)
     ended.set()
     await serving
 
 
-async def _listen(flight: Flight) -> None:
+async def _listen(flight: ShownFlight) -> None:
     """Feed the flight with what the run tells, until the run is gone."""
     reader = asyncio.StreamReader(limit=LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)

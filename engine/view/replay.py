@@ -23,11 +23,11 @@ from engine.report.data import Finished, Outage, Shown
 from engine.report.flight import mapped_from
 from engine.report.words import SENSOR_NAMES, count, faults_in_words, percent, times
 from engine.telemetry.status import Phase
-from engine.view.flight import LISTED, Flight, Frame, changed, switch
+from engine.view.flight import LISTED, ShownFlight, ShownFrame, changed, switch
 from engine.view.messages import Started
 
 
-class Replay(Flight):
+class Replay(ShownFlight):
     """A finished run as the page sees it.
 
     Args:
@@ -56,7 +56,7 @@ class Replay(Flight):
                 classes, grid = maps.classes, grid_used(maps.grid)
             self._numbers[stamp] = len(self.frames)
             used = frames.get(stamp, {}) if stamp else _inputs(record.inputs or {}, inputs or {})
-            frame = Frame(number=len(self.frames), stamp=stamp, grid=grid, inputs=used, published=True, changed=1)
+            frame = ShownFrame(number=len(self.frames), stamp=stamp, grid=grid, inputs=used, published=True, changed=1)
             self.frames.append(frame)
         self.started = Started(
             plan=record,

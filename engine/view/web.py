@@ -23,9 +23,9 @@ from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Sensor
 from engine.grid import Window
 from engine.plan import REPORT_NAME
 from engine.rasters.map_reader import MAPS
-from engine.view.canvas import Canvas
+from engine.view.canvas import LiveCanvas
 from engine.view.events import Events
-from engine.view.flight import Flight, Frame
+from engine.view.flight import ShownFlight, ShownFrame
 from engine.view.guard import Guard
 from engine.view.pixels import BASE, InputPixels, MapPixels, square, version
 
@@ -38,7 +38,7 @@ MOST_WAITING = 400
 _T = TypeVar("_T")
 
 
-class Site:
+class MapSite:
     """What is behind the routes.
 
     Args:
@@ -51,8 +51,8 @@ class Site:
 
     def __init__(
         self,
-        flight: Flight,
-        canvas: Canvas | None,
+        flight: ShownFlight,
+        canvas: LiveCanvas | None,
         drivers: Sequence[str] | None,
         ended: asyncio.Event,
         base: str = "",
@@ -140,11 +140,11 @@ class Site:
         }
         return JSONResponse(told, headers={"Cache-Control": "no-store"})
 
-    def _frame(self, request: Request) -> Frame:
+    def _frame(self, request: Request) -> ShownFrame:
         number = request.path_params["frame"]
         if number >= len(self.flight.frames):
             raise HTTPException(404, "there is no such frame")
-        frame: Frame = self.flight.frames[number]
+        frame: ShownFrame = self.flight.frames[number]
         return frame
 
     async def _drawn(self, thread: ThreadPoolExecutor, draw: Callable[..., _T], *arguments: object) -> _T:

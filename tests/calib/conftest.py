@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rasterio.transform import from_origin
 
-from calib.store import Store
+from calib.store import TensorStore
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.bundle import (
     GOLDEN_STRIDE,
@@ -272,5 +272,5 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "work")
+def store(tmp_path: Path) -> TensorStore:
+    return TensorStore(tmp_path / "work")

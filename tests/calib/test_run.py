@@ -19,7 +19,7 @@ from calib.findings import Settings
 from calib.qdq import layers_of
 from calib.samples import choose
 from calib.scenes import find_scenes, tiles_of
-from calib.store import Store
+from calib.store import TensorStore
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, write_bundle
@@ -145,8 +145,8 @@ def test_a_study_that_was_stopped_goes_on_and_ends_with_the_same_graph(
     from calib.study import study
 
     wanted = settings_for(data)
-    expected, found = study(bundle, Scenario.MISSING_RGIR, wanted, Store(tmp_path / "whole"))
-    store = Store(tmp_path / "stopped")
+    expected, found = study(bundle, Scenario.MISSING_RGIR, wanted, TensorStore(tmp_path / "whole"))
+    store = TensorStore(tmp_path / "stopped")
     begun = stop_at(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         study(bundle, Scenario.MISSING_RGIR, wanted, store)
@@ -173,7 +173,9 @@ def test_a_budget_that_cannot_be_kept_leaves_the_bundle_alone(
 
 
 @pytest.mark.slow
-def test_a_tight_budget_leaves_the_most_sensitive_layers_floating(bundle: Bundle, data: Path, store: Store) -> None:
+def test_a_tight_budget_leaves_the_most_sensitive_layers_floating(
+    bundle: Bundle, data: Path, store: TensorStore
+) -> None:
     needs_model_optimizer()
     from calib.study import study
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from calib.scenes import find_scenes, tiles_of
 from calib.score import GraphScore, Scorer, foreground_of
-from calib.store import Store
+from calib.store import TensorStore
 from engine.contract.bundle import ClassSpec
 from engine.contract.sensors import Scenario
 from tests.calib.conftest import CLASSES, TILE_PX, network, run, write_npy
@@ -19,7 +19,7 @@ from train.metrics import Confusion
 
 
 @pytest.fixture
-def scorer(data: Path, store: Store) -> Scorer:
+def scorer(data: Path, store: TensorStore) -> Scorer:
     tiles = tiles_of(find_scenes(data), TILE_PX)[:3]
     return Scorer(
         scenario=Scenario.FULL, reference=network(Scenario.FULL), tiles=tiles, classes=len(CLASSES), store=store
@@ -76,7 +76,7 @@ def test_damage_and_agreement_are_numpys(scorer: Scorer) -> None:
         assert score.mean_f1((0, 1, 2)) < 100
 
 
-def test_a_graph_is_scored_once(scorer: Scorer, store: Store) -> None:
+def test_a_graph_is_scored_once(scorer: Scorer, store: TensorStore) -> None:
     first = scorer.score(disturbed(0.1))
     kept = {path: path.stat().st_mtime_ns for path in store.root.iterdir()}
     assert scorer.score(disturbed(0.1)) == first
@@ -85,7 +85,7 @@ def test_a_graph_is_scored_once(scorer: Scorer, store: Store) -> None:
     assert len(list(store.root.iterdir())) == len(kept) + 1
 
 
-def test_other_tiles_are_another_score(scorer: Scorer, store: Store, tmp_path: Path) -> None:
+def test_other_tiles_are_another_score(scorer: Scorer, store: TensorStore, tmp_path: Path) -> None:
     before = scorer.score(scorer.reference)
     changed = scorer.tiles[0].read()
     labels = np.zeros_like(changed.labels)

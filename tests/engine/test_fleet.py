@@ -27,7 +27,7 @@ from engine.fleet.here import parse_shard
 from engine.fleet.lists import read_units
 from engine.fleet.store import FolderStore
 from engine.fleet.units import Unit
-from engine.fleet.worker import Outcome, State, Worker
+from engine.fleet.worker import UnitOutcome, UnitState, Worker
 from engine.request import PATTERN
 from engine.runner import run
 from tests.conftest import make_scene
@@ -234,8 +234,8 @@ def test_a_unit_that_fails_is_tried_three_times_behind_the_others(tmp_path: Path
         taken = []
         while (unit := book.take()) is not None:
             taken.append(unit.name)
-            state = State.FAILED if unit.name == "bad" else State.MAPPED
-            book.settle(unit, Outcome(unit=unit.name, state=state, reason="broken pipe", again=True))
+            state = UnitState.FAILED if unit.name == "bad" else UnitState.MAPPED
+            book.settle(unit, UnitOutcome(unit=unit.name, state=state, reason="broken pipe", again=True))
         record, _ = book.close(bundle="")
     assert taken == ["bad", "good", "bad", "bad"]
     assert ended == ["good", "bad"]

@@ -23,7 +23,7 @@ from engine.fleet.book import Book
 from engine.fleet.lists import read_units
 from engine.fleet.store import store_at
 from engine.fleet.units import Unit
-from engine.fleet.worker import State, Worker
+from engine.fleet.worker import UnitState, Worker
 from engine.request import PATTERN
 from engine.runner import run
 from tests.conftest import make_scene
@@ -234,7 +234,7 @@ def test_blocks_of_a_large_raster_go_through_the_bucket_and_are_deleted(
     with Book([Unit(name="large", rasters=(("rgir", str(rgir)),))], tmp_path, tell=lambda *_: None) as book:
         while (unit := book.take()) is not None:
             book.settle(unit, worker.map(unit))
-        assert (book.states[State.MAPPED], book.retries) == (1, 0)
+        assert (book.states[UnitState.MAPPED], book.retries) == (1, 0)
     there = {each["path"] for some in obstore.list(from_url("s3://maps/out")) for each in some}
     assert all(name.startswith("large/") for name in there), there
     run(request_for(toy_bundle, {Sensor.RGIR: rgir}, tmp_path / "alone"))

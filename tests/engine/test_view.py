@@ -36,14 +36,14 @@ from engine.report.words import NOTHING
 from engine.runner import run
 from engine.view import address, canvas, events, messages
 from engine.view.__main__ import DRIVERS, main
-from engine.view.canvas import Canvas
-from engine.view.flight import TILES_KEPT, Flight, Frame
+from engine.view.canvas import LiveCanvas
+from engine.view.flight import TILES_KEPT, ShownFlight, ShownFrame
 from engine.view.guard import HEADERS
 from engine.view.messages import TileDone
-from engine.view.observer import Outlet, Page, Teller
+from engine.view.observer import Outlet, Page, PageTeller
 from engine.view.pixels import InputPixels
 from engine.view.replay import Replay
-from engine.view.web import STATIC, Site
+from engine.view.web import STATIC, MapSite
 from tests.conftest import make_scene
 from tests.engine.flight_scene import flight_scene
 from tests.engine.runs import Watcher, live_request, request_for
@@ -58,9 +58,9 @@ class Listener:
     """A run's page without the process: what it tells, and the canvas."""
 
     def __init__(self, output: Path) -> None:
-        self.canvas, self.flight = Canvas(), Flight(output, identity="me")
+        self.canvas, self.flight = LiveCanvas(), ShownFlight(output, identity="me")
         self.told: list[messages.Message] = []
-        self.teller = Teller(self.canvas, self.take)
+        self.teller = PageTeller(self.canvas, self.take)
 
     def take(self, message: messages.Message) -> None:
         """As it comes out of the pipe."""
@@ -68,7 +68,7 @@ class Listener:
         self.flight.apply(messages.decode(messages.encode(message)))
 
     def browser(self, token: str | None = None) -> TestClient:
-        return TestClient(Site(self.flight, self.canvas, None, asyncio.Event()).app(token), base_url=HERE)
+        return TestClient(MapSite(self.flight, self.canvas, None, asyncio.Event()).app(token), base_url=HERE)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def same_pixels(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> bool:
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("name", MAPS)
 def test_pixels_of_squares_are_those_of_the_published_map(flown: Listener, name: str, level: int) -> None:
-    browser = TestClient(Site(Replay(flown.flight.output), None, None, asyncio.Event()).app(None), base_url=HERE)
+    browser = TestClient(MapSite(Replay(flown.flight.output), None, None, asyncio.Event()).app(None), base_url=HERE)
     assert same_pixels(shown(browser, name, level), expected(flown.flight.output, name, level, overview=True))
 
 
@@ -201,7 +201,7 @@ def test_every_frame_of_a_live_flight_is_on_the_page(
         answer = listener.browser().get(f"/tiles/{number}/classes/0/0/0")
         image = np.asarray(Image.open(io.BytesIO(answer.content)))
         np.testing.assert_array_equal(image[: values.shape[0], : values.shape[1]], values)
-    again = Site(Replay(tmp_path / "map"), None, DRIVERS, asyncio.Event())
+    again = MapSite(Replay(tmp_path / "map"), None, DRIVERS, asyncio.Event())
     later = TestClient(again.app(None), base_url=HERE)
     for number in range(3):
         for sensor in Sensor:  # what lay under a frame in flight lies there afterwards
@@ -267,7 +267,7 @@ def test_an_image_of_16_bits_is_shown_as_it_was_mapped(flown: Listener, tmp_path
     deep = msgspec.structs.replace(used, path=str(tmp_path / "deep.tif"), stretch=((0.0, 2550.0),) * 3)
     inputs = InputPixels(None)
     window = Window(row=512, col=512, height=HEIGHT - 512, width=512)
-    frame = Frame(number=0, stamp="", grid=frame.grid, inputs={Sensor.RGIR: deep})
+    frame = ShownFrame(number=0, stamp="", grid=frame.grid, inputs={Sensor.RGIR: deep})
     shown = np.asarray(Image.open(io.BytesIO(inputs.picture(frame, Sensor.RGIR, window, 1).content)))
     np.testing.assert_array_equal(shown[: HEIGHT - 512, :, :3], np.moveaxis(values, 0, 2)[512:, 512:1024])
 
@@ -293,7 +293,7 @@ def test_a_base_layer_lies_under_the_map_where_it_belongs_and_asks_one_server_al
     server = ThreadingHTTPServer(("127.0.0.1", 0), Tiles)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/{{z}}/{{x}}/{{y}}.png"
-    site = Site(Replay(flown.flight.output), None, None, asyncio.Event(), address)
+    site = MapSite(Replay(flown.flight.output), None, None, asyncio.Event(), address)
     browser = TestClient(site.app(None), base_url=HERE)
     answer = browser.get("/tiles/0/base/0/0/0")
     again = browser.get("/tiles/0/base/0/0/0")
@@ -401,7 +401,7 @@ def test_from_elsewhere_a_token_is_needed(flown: Listener) -> None:
     assert stranger.get("/state").status_code == 200  # it has the cookie now
 
 
-def listen_to(flight: Flight, *, last: str = "", after: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+def listen_to(flight: ShownFlight, *, last: str = "", after: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """The events that a browser hears until the server ends."""
 
     async def hear() -> bytes:
@@ -445,7 +445,7 @@ def test_a_browser_that_comes_again_hears_what_is_new(flown: Listener) -> None:
 
 
 def test_a_browser_that_came_before_the_run_begins_anew_with_it(flown: Listener) -> None:
-    flight = Flight(flown.flight.output)
+    flight = ShownFlight(flown.flight.output)
     for message in flown.told:
         before = flight.sequence
         flight.apply(message)
@@ -453,7 +453,7 @@ def test_a_browser_that_came_before_the_run_begins_anew_with_it(flown: Listener)
 
 
 def test_a_browser_that_falls_behind_begins_anew(flown: Listener) -> None:
-    flight = Flight(flown.flight.output, identity="me")
+    flight = ShownFlight(flown.flight.output, identity="me")
     tile = next(each for each in flown.told if isinstance(each, TileDone))
     for _ in range(TILES_KEPT + 10):
         flight.apply(tile)
