@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
+from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError, one_line
 from engine.contract.sensors import Sensor
 from engine.rasters.georeference import unreferenced_is_fine
 from engine.rasters.height_models import HeightModels
-from engine.rasters.names import RasterName, gdal_name, raster_name, would_wait
+from engine.rasters.names import RasterName, gdal_name, raster_name
 from engine.rasters.opening import open_raster
 from engine.rasters.raster import RasterInput
+from engine.stac.reading import read_json
 
 RGIR = ("nir", "red", "green")
 NEAR_INFRARED = frozenset({"nir", "nir08"})
@@ -39,7 +40,7 @@ def rasters_of(name: str) -> tuple[dict[Sensor, RasterInput], tuple[int, int, in
 
     Raises:
         UsageError: pystac is missing.
-        RasterOpenError: the item cannot be read.
+        RasterOpenError: the item cannot be read, or its server keeps silent.
         RasterFormatError: it has neither these bands nor heights.
         GridError: its bands lie in files that do not fit onto each other.
     """
@@ -47,18 +48,16 @@ def rasters_of(name: str) -> tuple[dict[Sensor, RasterInput], tuple[int, int, in
         import pystac
     except ImportError as error:
         raise UsageError("`stac` is read by pystac: `pip install 'gemmnet-edge[stac]'`") from error
-    if would_wait(name):
-        raise RasterOpenError(f"`stac` {name} must be a file, received a pipe, a socket or a device: copy it to one")
+    hint = "pass an item's JSON"
+    content = read_json(name, hint=hint)
     try:
-        item = pystac.Item.from_file(name)
+        item = pystac.Item.from_dict(content, href=pystac.utils.make_absolute_href(name))
         item.make_asset_hrefs_absolute()
         assets = {
             key: (raster_name(asset.href), _bands(asset), [*_words(key, asset)]) for key, asset in item.assets.items()
         }
-    except Exception as error:  # whatever is wrong with foreign JSON, its schema or its server
-        raise RasterOpenError(
-            f"`stac` {name} is no STAC item that can be read ({error}): pass an item's JSON"
-        ) from error
+    except Exception as error:  # whatever is wrong with foreign JSON or its schema
+        raise RasterOpenError(f"`stac` {name} is no STAC item that can be used ({one_line(error)}): {hint}") from error
     found: dict[Sensor, RasterInput] = {}
     chosen = None
     whole = [(href, bands) for href, bands, _ in assets.values() if all(_place(bands, each) for each in RGIR)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from engine.contract.errors import RasterOpenError, UsageError, one_line
-from engine.rasters.names import would_wait
+from engine.contract.errors import RasterOpenError, UsageError
+from engine.stac.reading import read_json
 
 
 def items_in(name: str) -> Iterator[tuple[str, str]]:
@@ -24,7 +24,7 @@ def items_in(name: str) -> Iterator[tuple[str, str]]:
         import pystac
     except ImportError as error:
         raise UsageError("`stac` is read by pystac: `pip install 'gemmnet-edge[stac]'`") from error
-    told = _read(pystac, name)
+    told = _read(name)
     if told.get("type") == "FeatureCollection":
         features = told.get("features")
         for number, feature in enumerate(features if isinstance(features, list) else (), 1):
@@ -44,7 +44,7 @@ def items_in(name: str) -> Iterator[tuple[str, str]]:
             elif link.get("rel") == "child" and href not in seen:
                 seen.add(href)
                 try:
-                    waiting.append((href, _read(pystac, href)))
+                    waiting.append((href, _read(href)))
                 except RasterOpenError as error:
                     yield "", str(error)
 
@@ -59,14 +59,9 @@ def _beside(pystac: Any, href: str, place: str) -> str:
     return str(pystac.utils.make_absolute_href(href, place))
 
 
-def _read(pystac: Any, name: str) -> dict[str, Any]:
+def _read(name: str) -> dict[str, Any]:
     hint = "pass the JSON of a collection, a catalogue or a feature collection of items"
-    if would_wait(name):
-        raise RasterOpenError(f"`stac` {name} must be a file, received a pipe, a socket or a device: {hint}")
-    try:
-        told = pystac.StacIO.default().read_json(name)
-    except Exception as error:  # whatever is wrong with foreign JSON or its server
-        raise RasterOpenError(f"`stac` {name} cannot be read ({one_line(error)}): {hint}") from error
-    if not isinstance(told, dict) or told.get("type") not in ("Catalog", "Collection", "FeatureCollection", "Feature"):
+    told = read_json(name, hint=hint)
+    if told.get("type") not in ("Catalog", "Collection", "FeatureCollection", "Feature"):
         raise RasterOpenError(f"`stac` {name} lists no items of STAC: {hint}")
     return told

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +21,13 @@ import rasterio
 from engine.contract.bands import ndsm_spec, rgir_spec
 from engine.contract.errors import GridError, RasterFormatError, RasterOpenError, UsageError
 from engine.contract.sensors import Sensor
+from engine.rasters.georeference import gdal_environment
 from engine.rasters.height_models import HeightModels
 from engine.rasters.raster import SensorRasters
 from engine.run import main
+from engine.stac import reading
 from engine.stac.assets import rasters_of
+from engine.stac.listing import items_in
 from tests.conftest import make_scene
 from tests.engine.runs import Watcher, request_for, run_told
 
@@ -113,7 +122,7 @@ def test_an_item_that_cannot_be_used_is_told_in_one_line(files, tmp_path) -> Non
     ):
         small.write(file.read(out_shape=(1, 35, 45)))
     cases: list[tuple[str, type[Exception], str]] = [
-        (str(tmp_path / "absent.json"), RasterOpenError, "is no STAC item that can be read"),
+        (str(tmp_path / "absent.json"), RasterOpenError, "cannot be read"),
         (
             item(path, {"image": (files["rgir"], ["blue", "red", "green"])}),
             RasterFormatError,
@@ -121,7 +130,7 @@ def test_an_item_that_cannot_be_used_is_told_in_one_line(files, tmp_path) -> Non
         ),
     ]
     (tmp_path / "text.json").write_text("{")
-    cases.append((str(tmp_path / "text.json"), RasterOpenError, "is no STAC item"))
+    cases.append((str(tmp_path / "text.json"), RasterOpenError, "it is no JSON object"))
     for name, error, says in cases:
         with pytest.raises(error, match=says) as caught:
             rasters_of(name)
@@ -135,3 +144,119 @@ def test_a_missing_library_names_its_extra(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pystac", None)
     with pytest.raises(UsageError, match=r"pip install 'gemmnet-edge\[stac\]'"):
         rasters_of("item.json")
+
+
+class Answers(SimpleHTTPRequestHandler):
+    """Files of a folder, a server that says nothing and one that stops halfway."""
+
+    def do_GET(self) -> None:
+        if self.path == "/silent.json":
+            self.server.released.wait(20)  # type: ignore[attr-defined]
+            self.close_connection = True
+        elif self.path in ("/half.json", "/drip.json"):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"{")
+            while self.path == "/drip.json" and not self.server.released.wait(0.02):  # type: ignore[attr-defined]
+                self.wfile.write(b" ")
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Not on the terminal."""
+
+
+@pytest.fixture
+def served(tmp_path) -> Iterator[str]:
+    """The address of a server of the folder ``scene``."""
+    (tmp_path / "scene").mkdir(exist_ok=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Answers, directory=str(tmp_path / "scene"))) as server:
+        server.released = threading.Event()  # type: ignore[attr-defined]
+        working = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        working.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.released.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        working.join()
+
+
+RANGES = """
+import http.server, pathlib, re
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        try:
+            body = pathlib.Path("." + self.path).read_bytes()
+        except OSError:
+            return self.send_error(404)
+        asked = re.fullmatch(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), min(int(asked[2]), len(body) - 1)) if asked else (0, len(body) - 1)
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[first : last + 1])
+    do_HEAD = do_GET
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+"""A process of its own: rasterio keeps Python's lock while it opens a file."""
+
+
+def test_an_item_of_a_server_names_its_rasters_relative_to_itself(files, tmp_path) -> None:
+    item(tmp_path / "scene" / "item.json", {"a": (files["rgir"], ["nir", "red", "green"]), "ndsm": (files["ndsm"], [])})
+    read = []
+    with subprocess.Popen(
+        [sys.executable, "-c", RANGES], cwd=tmp_path / "scene", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            assert server.stdout is not None
+            place = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            given, bands = rasters_of(f"{place}/item.json")
+            assert (given, bands) == ({Sensor.RGIR: f"{place}/rgir.tif", Sensor.NDSM: f"{place}/ndsm.tif"}, (1, 2, 3))
+            for paths in (given, {Sensor.RGIR: files["rgir"], Sensor.NDSM: files["ndsm"]}):
+                with gdal_environment(), SensorRasters.open(paths, SPECS) as rasters:
+                    read.append(rasters.read(0, 0, 70, 90))
+        finally:
+            server.kill()
+    for sensor in Sensor:
+        np.testing.assert_array_equal(read[0][sensor].values, read[1][sensor].values)
+
+
+def test_an_item_named_from_here_names_its_rasters_from_itself(files, tmp_path, monkeypatch) -> None:
+    item(tmp_path / "scene" / "item.json", {"a": (files["rgir"], ["nir", "red", "green"])})
+    monkeypatch.chdir(tmp_path)
+    assert rasters_of("scene/item.json")[0] == {Sensor.RGIR: files["rgir"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("absent.json", "the server answers 404"),
+        ("page.html", "it is no JSON object"),
+        ("list.json", "it is no JSON object"),
+        ("half.json", "the connection ended 99 bytes before its end"),
+        ("silent.json", "the server said nothing for 0.3 s"),
+        ("drip.json", "or not all in 0.4 s"),
+    ],
+)
+def test_what_a_server_sends_in_place_of_an_item_is_told_in_one_line(name, says, served, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "SILENCE_S", 0.3)
+    monkeypatch.setattr(reading, "LIMIT_S", 0.4)
+    (tmp_path / "scene" / "page.html").write_text("<html>\n<p>Sign in")
+    (tmp_path / "scene" / "list.json").write_text("[]")
+    for read in (rasters_of, lambda url: list(items_in(url))):
+        with pytest.raises(RasterOpenError, match=says) as caught:
+            read(f"{served}/{name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line() -> None:
+    with pytest.raises(RasterOpenError, match="the server cannot be reached"):
+        rasters_of("http://127.0.0.1:9/item.json")
+    with pytest.raises(RasterOpenError, match="fetch it first"):
+        rasters_of("s3://bucket/item.json")
