@@ -92,6 +92,8 @@ class Model:
         probabilities: bool = False,
         stretch: str | None = None,
         area: AreaInput | None = None,
+        audit_every: int | None = None,
+        readers: int | None = None,
     ) -> Result:
         """Map one raster, or a pair.
 
@@ -119,6 +121,9 @@ class Model:
                 the ``run.json`` of an earlier run. None refuses it.
             area: the part to map, as a vector file or a box (left, bottom, right, top) in the raster's CRS; the maps
                 are as large as its bounds. None is all of the raster.
+            audit_every: one tile in so many is mapped by all graphs, to see which sensor is wrong; 0 is none, None as
+                the bundle says.
+            readers: threads that decode the raster; None is as many as the backend leaves room for.
 
         Raises:
             UsageError: neither is given, or an argument makes no sense.
@@ -151,6 +156,8 @@ class Model:
             probabilities=probabilities,
             stretch=None if stretch is None else parse_stretch(stretch),
             area=area,
+            audit_every=audit_every,
+            readers=readers,
         )
         results: list[Result] = []
         with ExitStack() as stack:

@@ -45,6 +45,8 @@ OPTIONS = {
     "halo_px": "--halo",
     "audit_every": "--audit-every",
     "drivers": "--live-driver",
+    "smallest_px": "--smallest",
+    "simplify_px": "--simplify",
     **{
         name: f"--{name}"
         for name in ("overwrite", "resume", "threads", "readers", "blend", "inject", "health", "output", "pattern")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, InterruptedRunError
+from engine.options import in_options
 from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         polygonise(options)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_options(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)

@@ -43,7 +43,7 @@ class Polygons:
             )
         if self.smallest_px < 1 or not 0 <= self.simplify_px < 100:
             raise UsageError(
-                f"--smallest is at least 1 px and --simplify lies in [0, 100) px, received {self.smallest_px} and "
+                f"`smallest_px` is at least 1 and `simplify_px` lies in [0, 100), received {self.smallest_px} and "
                 f"{self.simplify_px:g}"
             )
 
@@ -61,7 +61,7 @@ class Polygons:
         if not os.path.lexists(self.path):
             return
         if not self.overwrite:
-            raise UsageError(f"{self.path} exists: pass --overwrite to replace it, or another name")
+            raise UsageError(f"{self.path} exists: pass overwrite=True to replace it, or another name")
         if not is_ours(self.path):
             raise OutputError(f"{self.path} holds no polygons of this project: move it away, or pass another name")
 

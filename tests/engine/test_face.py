@@ -281,15 +281,18 @@ def test_a_model_takes_height_models_and_an_item_and_saves_polygons(toy, scene, 
         ({**models, "ground": "auto"}, "leave one of them away"),
         ({**models, "stac": "item.json"}, "leave `dsm` away"),
         ({}, "received neither"),
+        ({"rgir": paths[Sensor.RGIR], "readers": 0}, "`readers` must be at least 1"),
     ):
         with pytest.raises(UsageError, match=told):
             toy.segment(**given)
     item = tmp_path / "item.json"
     result.save(tmp_path / "map", polygons=tmp_path / "cover.gpkg")
     assert b"land_cover" in (tmp_path / "cover.gpkg").read_bytes()
-    with pytest.raises(UsageError, match="pass --overwrite|overwrite=True"):
+    with pytest.raises(UsageError, match="pass overwrite=True"):
         result.save(tmp_path / "other", polygons=tmp_path / "cover.gpkg")
     assert not (tmp_path / "other").exists(), "told before anything is written"
+    audited = toy.segment(rgir=paths[Sensor.RGIR], **models, audit_every=3, readers=1)
+    assert audited.record.health.audit.every_tiles == 3
     told = {"href": str(paths[Sensor.RGIR]), "bands": [{"name": each} for each in ("nir", "red", "green")]}
     feature = {"type": "Feature", "stac_version": "1.1.0", "id": "a", "geometry": None, "links": []}
     dated = {"properties": {"datetime": "2026-05-01T00:00:00Z"}, "assets": {"image": told}}

@@ -179,8 +179,8 @@ def test_the_maps_of_a_run_have_a_grid(tmp_path) -> None:
     ("options", "code", "named"),
     [
         (["--out", "cover.shp"], 2, "polygons are written as .gpkg, .fgb, .parquet; received 'cover.shp'"),
-        (["--smallest", "0"], 2, "--smallest is at least 1 px"),
-        (["--simplify", "nan"], 2, "--simplify lies in [0, 100) px"),
+        (["--smallest", "0"], 2, "--smallest is at least 1 and"),
+        (["--simplify", "nan"], 2, "--simplify lies in [0, 100),"),
     ],
 )
 def test_wrong_options_are_explained(tmp_path, capsys, options, code, named) -> None:
