@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", choices=get_args(Precision), default="fp32", help="of the graphs for triton and deepness (fp32)"
     )
     hub = parser.add_argument_group("huggingface")
-    hub.add_argument("--license", metavar="ID", help="as the Hub names it, such as mit or cc-by-4.0; required")
+    hub.add_argument("--license", metavar="ID", help="as the Hub names it, such as mit, cc-by-4.0 or other; required")
+    hub.add_argument("--license-name", metavar="NAME", help="of --license other, which the Hub does not list")
     hub.add_argument("--license-file", type=Path, metavar="FILE", help="its text")
     hub.add_argument("--checkpoint", type=Path, metavar="FILE", help="best.safetensors of a training run")
     hub.add_argument("--card", type=Path, metavar="FILE", help="Markdown of the model (made from the manifest)")
@@ -91,6 +92,7 @@ def pack(options: argparse.Namespace) -> None:
                     bundle,
                     folder,
                     licence=options.license,
+                    licence_name=options.license_name,
                     licence_file=options.license_file,
                     checkpoint=options.checkpoint,
                     card=options.card,

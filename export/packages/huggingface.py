@@ -28,6 +28,7 @@ def write_folder(
     folder: Path,
     *,
     licence: str | None,
+    licence_name: str | None,
     licence_file: Path | None,
     checkpoint: Path | None,
     card: Path | None,
@@ -37,7 +38,8 @@ def write_folder(
     Args:
         bundle: to be published.
         folder: empty.
-        licence: as the Hub names it, such as ``mit`` or ``cc-by-4.0``.
+        licence: as the Hub names it, such as ``mit`` or ``cc-by-4.0``; ``other`` for one that it does not list.
+        licence_name: of ``other``, which needs its text as well.
         licence_file: its text.
         checkpoint: for those who train further.
         card: Markdown that tells of the model; None writes one from the manifest.
@@ -48,6 +50,13 @@ def write_folder(
     """
     if licence is None or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise UsageError(f"a model is published under a licence, received {licence}: pass one such as --license mit")
+    if (licence == "other") != (licence_name is not None) or (licence == "other" and licence_file is None):
+        raise UsageError(
+            "a licence that the Hub does not list has a name and a text, others have no name: "
+            "pass --license other --license-name NAME --license-file FILE"
+        )
+    if licence_name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence_name):
+        raise UsageError(f"--license-name takes lower-case letters, digits, dots and dashes, received {licence_name!r}")
     try:
         for source, name in ((licence_file, "LICENSE"), (checkpoint, "model.safetensors")):
             if source is not None:
@@ -58,7 +67,10 @@ def write_folder(
     if body.startswith("---\n"):
         raise UsageError(f"{card} begins with metadata of its own, which are written here: leave them away")
     tags = "\n".join(f"- {tag}" for tag in TAGS)
-    head = f"---\nlicense: {licence}\nlibrary_name: onnx\npipeline_tag: image-segmentation\ntags:\n{tags}\n---\n\n"
+    named = "" if licence_name is None else f"license_name: {licence_name}\nlicense_link: LICENSE\n"
+    head = (
+        f"---\nlicense: {licence}\n{named}library_name: onnx\npipeline_tag: image-segmentation\ntags:\n{tags}\n---\n\n"
+    )
     (folder / "README.md").write_text(head + body, encoding="utf-8")
     manifest = bundle.manifest
     graphs = {

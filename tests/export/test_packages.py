@@ -208,11 +208,21 @@ def test_a_folder_for_the_hub_opens_from_its_cache_of_links(toy_bundle: Bundle, 
     folder, checkpoint, licence = tmp_path / "hub", tmp_path / "best.safetensors", tmp_path / "LICENSE"
     checkpoint.write_bytes(b"weights")
     licence.write_text("Do what you like.")
-    options = ["--license", "mit", "--license-file", str(licence), "--checkpoint", str(checkpoint)]
+    options = [
+        "--license",
+        "other",
+        "--license-name",
+        "ours-1.0",
+        "--license-file",
+        str(licence),
+        "--checkpoint",
+        str(checkpoint),
+    ]
     assert main([str(toy_bundle.root), "--for", "huggingface", "--out", str(folder), *options]) == 0
     _, head, body = (folder / "README.md").read_text().split("---\n", 2)
     told = yaml.safe_load(head)
-    assert (told["license"], told["pipeline_tag"]) == ("mit", "image-segmentation")
+    assert (told["license"], told["license_name"], told["license_link"]) == ("other", "ours-1.0", "LICENSE")
+    assert told["pipeline_tag"] == "image-segmentation"
     assert "land-cover" in told["tags"]
     assert body.strip().startswith("# toy")
     assert (folder / "model.safetensors").read_bytes() == b"weights"
@@ -252,6 +262,7 @@ def test_graphs_of_the_demo_carry_their_weights_and_answer_as_before(tmp_path: P
     ("options", "code", "named"),
     [
         (["--for", "huggingface"], 2, "under a licence"),
+        (["--for", "huggingface", "--license", "other", "--license-name", "ours"], 2, "has a name and a text"),
         (["--for", "huggingface", "--license", "mit", "--card", "none.md"], 2, "must be readable"),
         (["--for", "triton", "--precision", "int8"], 5, "has no int8 graph"),
     ],
