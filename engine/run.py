@@ -81,8 +81,7 @@ def guarded(options: argparse.Namespace, work: Callable[[argparse.Namespace], in
     """Do what a command line asks for, with its logs, its signals and its errors; returns the exit code."""
     quiet = options.quiet or (options.json and options.log_format == "text")
     log.configure(options.log_format, level=logging.ERROR if quiet else options.log_level.upper())
-    for name in ("rasterio._env", "rasterio._err"):  # our errors say what GDAL's said, once a tile
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)  # our errors say what GDAL's said, once a tile
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with gdal_environment():

@@ -176,9 +176,10 @@ def check_whole(record: FleetRecord, output: RasterName) -> None:
         raise InterruptedRunError(f"stopped after {done} of {record.units} units; repeat the command to finish")
     if failed:
         names = ", ".join(list(record.failed)[:3]) + (", …" if failed > 3 else "")
+        others = ", the others are mapped" if failed < record.units else ""
         raise UnitsFailedError(
-            f"{failed} of {record.units} units failed ({names}), the others are in {output}: {NAME} and {UNITS_NAME} "
-            "say why; mend them and repeat the command"
+            f"{failed} of {record.units} units failed ({names}){others}: {NAME} and {UNITS_NAME} in {output} say why; "
+            "mend them and repeat the command"
         )
     if record.incomplete:
         raise TilesLostError(

@@ -142,6 +142,17 @@ def test_broken_lines_and_rasters_cost_no_other_unit_and_have_a_line_each(
     assert errors[-1].startswith("error: 4 of 6 units failed")
 
 
+def test_an_error_of_a_unit_is_said_once_and_not_by_gdal_as_well(
+    toy_bundle: Bundle, scenes: list[dict[Sensor, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_list(tmp_path / "list.csv", f"rgir,name\n{scenes[0][Sensor.RGIR]},a\ngone.tif,b")
+    options = ["--list", source, "--output", tmp_path / "maps", "--bundle", toy_bundle.root, "--precision", "fp32"]
+    assert command.main([str(option) for option in options]) == 9
+    errors = capsys.readouterr().err
+    assert errors.count("gone.tif does not exist") == 1
+    assert "GDAL signalled" not in errors
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [("", "names no raster"), ("red,green\na,b\n", "its first line names columns"), ("rgir\n", "names no raster")],
