@@ -365,6 +365,13 @@ TABLES = {
             "more than 15 ☆": lambda line: _losing(_unseen(line), 15),
         },
     ),
+    "false-alarms": Table(
+        file="false_alarms.csv",
+        command="python -m benchmarks.false_alarms --tiles 6 --naip ../shared/data/naip",
+        meaning="Tiles in which a sensor that is right was not used (*dead*) or suspected (*degraded*).",
+        by=("scene",),
+        cells=text("scene", "tiles", "dead", "degraded", "audits"),
+    ),
     "peers": _PEERS,
     "peers-raster": replace(
         _PEERS,

@@ -21,6 +21,7 @@ COMMANDS += ["train.run", "train.evaluate", "train.benchmark", "train.data.check
 COMMANDS += ["train.data.synthetic", "train.data.demo_scene"]
 MEASURING = (
     "throughput",
+    "false_alarms",
     "host",
     "latency",
     "agreement",

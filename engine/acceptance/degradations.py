@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ class DegradationOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean:
+class CleanFlight:
     """A flight without faults."""
 
     scene: str
@@ -78,6 +78,16 @@ class Clean:
     """Tiles in which a sensor was said to be dead though it delivered."""
     degraded: int
     audits: int
+
+    def plus(self, other: CleanFlight) -> CleanFlight:
+        """Both together."""
+        return replace(
+            self,
+            tiles=self.tiles + other.tiles,
+            dead=self.dead + other.dead,
+            degraded=self.degraded + other.degraded,
+            audits=self.audits + other.audits,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +105,11 @@ class DegradationFlights:
     limits: Mapping[Sensor, HealthLimits]
     audit: AuditLimits
 
-    def clean(self, flight: SceneTiles) -> Clean:
+    def clean(self, flight: SceneTiles) -> CleanFlight:
         """Count false alarms; a scene with one sensor counts too."""
         verdicts, audits = self._watch(flight, flight.tiles, self.infer)
         blamed = [v for each in verdicts for v in each.values() if v.fault not in (None, Fault.NO_DATA)]
-        return Clean(
+        return CleanFlight(
             scene=flight.name,
             tiles=len(flight.tiles),
             dead=sum(verdict.state is State.DEAD for verdict in blamed),
@@ -194,7 +204,7 @@ def cases() -> Iterator[tuple[Sensor, Kind, float]]:
                 yield sensor, kind, strength
 
 
-def render(clean: Sequence[Clean], outcomes: Sequence[DegradationOutcome]) -> Iterator[str]:
+def render(clean: Sequence[CleanFlight], outcomes: Sequence[DegradationOutcome]) -> Iterator[str]:
     """The table, a row for each degradation and strength, and what is to be said of all."""
     scenes = list(dict.fromkeys(each.scene for each in outcomes))
     yield "points of class agreement lost beyond dropping the sensor: used as it is -> with the sensors watched"
@@ -253,7 +263,7 @@ def _curves(outcomes: Sequence[DegradationOutcome]) -> Iterator[str]:
             )
 
 
-def write_csv(path: Path, clean: Sequence[Clean], outcomes: Sequence[DegradationOutcome]) -> None:
+def write_csv(path: Path, clean: Sequence[CleanFlight], outcomes: Sequence[DegradationOutcome]) -> None:
     """One row per case, and one per clean flight.
 
     Raises:
