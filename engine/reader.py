@@ -292,6 +292,8 @@ class JobSource:
         elif past is not None:
             verdicts = past.verdicts
         elif monitor is not None:
+            if read.tile.index == 0:
+                monitor.begin_frame()
             verdicts = monitor.assess(read.seen, (read.tile.reads.row, read.tile.reads.col))
             return _Judged(
                 read=read,

@@ -52,7 +52,7 @@ HOMES: dict[str, set[str]] = {
     "torch.load": {"train/checkpoint.py"},
     "safetensors.safe_open": {"train/checkpoint.py"},
     "safetensors.torch.load_file": set(),
-    "Image.open": {"train/data/synthetic/optics.py", "engine/health/degradations.py"},  # their own JPEG, from memory
+    "Image.open": {"train/data/synthetic/optics.py", "engine/health/degraded.py"},  # their own JPEG, from memory
     "rasterio.open": {
         "engine/rasters/opening.py",
         "engine/rasters/map_reader.py",

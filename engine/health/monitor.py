@@ -131,6 +131,11 @@ class Monitor:
         )
         return verdicts
 
+    def begin_frame(self) -> None:
+        """The next tile is the first of another raster: it need not go on where the last one ended."""
+        for memory in self._memory.values():
+            memory.place = None
+
     @np.errstate(over="ignore", invalid="ignore")
     def doubts(self, seen: Mapping[Sensor, Sighting]) -> dict[Sensor, tuple[Fault, ...]]:
         """What an audit of this tile would be asked; call instead of :meth:`assess`."""

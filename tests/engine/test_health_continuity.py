@@ -93,3 +93,13 @@ def test_a_resumed_flight_knows_where_the_last_tile_was() -> None:
     second.restore(json.loads(json.dumps(first.snapshot())))
     seen = turned(RGIR, 1)(1, tile(PLACES[1]))
     assert second.assess(seen, PLACES[1])[RGIR].fault is Fault.MISPLACED
+
+
+def test_another_frame_need_not_go_on_where_the_last_one_ended() -> None:
+    for told, states in ((True, {State.ALIVE}), (False, {State.DEGRADED})):
+        monitor = Monitor(default_limits())
+        monitor.assess(tile(PLACES[1]), PLACES[1])
+        if told:
+            monitor.begin_frame()
+        verdicts = monitor.assess(village(9, SIDE), PLACES[0])
+        assert {verdict.state for verdict in verdicts.values()} == states
