@@ -257,12 +257,12 @@ def test_a_unit_that_fails_is_tried_three_times_behind_the_others(tmp_path: Path
 
 def test_an_interrupted_list_goes_on_to_the_same_bytes(toy_bundle: Bundle, pairs: Path, tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from engine import run; from engine.fleet.console import Teller\n"
+        "import os, signal, sys; from engine import run; from engine.fleet.console import FleetTeller\n"
         "seen = []\n"
         "def tile_done(self, report):\n"
         "    seen.append(report)\n"
         "    if len(seen) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
-        "Teller.tile_done = tile_done\n"
+        "FleetTeller.tile_done = tile_done\n"
         "sys.exit(run.main(sys.argv[1:]))"
     )
     options = ["--list", pairs, "--bundle", toy_bundle.root, "--precision", "fp32", "--quiet"]
