@@ -44,7 +44,7 @@ from engine.health.audit import Auditor, judge, suspects_heights
 from engine.health.docket import Docket
 from engine.health.findings import Before, tile_findings, unclear
 from engine.health.memory import SensorMemory
-from engine.health.novelty import likeness, signature
+from engine.health.novelty import at_places_of_another, likeness
 from engine.health.plausibility import IMPLAUSIBLE, LOW_TOWN_M, height_findings, image_findings
 from engine.health.tile_statistics import TileStatistics, measure, strong_edges
 from engine.health.verdict import Absent, Fault, Finding, Sighting, State, Verdict
@@ -220,7 +220,8 @@ class Monitor:
                     moved = (place[0] - place_before[0], place[1] - place_before[1])
                     side = observed[sensor].valid.shape[0]
                     if max(map(abs, moved)) < side:
-                        goes_on[sensor] = likeness(before, signature(observed[sensor], moved), moved, side)
+                        later = at_places_of_another(mine.signature, observed[sensor], moved)
+                        goes_on[sensor] = likeness(before, later, moved, side)
                 if mine.valid:
                     memory.signature, memory.place = mine.signature, place
         for sensor, same in alike.items():

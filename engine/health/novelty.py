@@ -71,6 +71,12 @@ def signature(seen: Observation, moved_px: tuple[int, int] = (0, 0)) -> Signatur
     return Signature(shown.ravel())
 
 
+def at_places_of_another(own: Signature, seen: Observation, moved_px: tuple[int, int]) -> Signature:
+    """The signature of a tile that lies so far from another, for :func:`likeness`; the usual tile has it already."""
+    whole = all(step % max(1, size // SIDE) == 0 for step, size in zip(moved_px, seen.valid.shape, strict=True))
+    return own if whole else signature(seen, moved_px)
+
+
 def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0), tile_px: int = 0) -> float | None:
     """Correlation of two signatures: 1 for the same place, about 0 for two places. None: nothing to recognise.
 

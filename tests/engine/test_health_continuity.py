@@ -78,6 +78,7 @@ def test_signatures_are_compared_where_the_tiles_overlap() -> None:
     here, there = tile(PLACES[0])[RGIR], tile(PLACES[1])[RGIR]
     assert likeness(signature(here), signature(there), (0, STRIDE), SIDE) == pytest.approx(1)
     assert abs(likeness(signature(here), signature(there)) or 0) < 0.3
+    np.testing.assert_array_equal(signature(there, (0, STRIDE)).steps, signature(there).steps)
     window = (slice(None), slice(STRIDE - 51, STRIDE - 51 + SIDE), slice(41, 41 + SIDE))
     later = observation(np.ascontiguousarray(SCENE[RGIR].values[window]))
     earlier = observation(np.ascontiguousarray(SCENE[RGIR].values[:, :SIDE, 100 : 100 + SIDE]))
