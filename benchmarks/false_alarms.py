@@ -15,6 +15,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -103,15 +104,20 @@ def _observed(values: NDArray[np.uint8] | NDArray[np.float32], valid: NDArray[np
     return Observation(values=values, valid=valid)
 
 
-def naip(folder: Path, bundle: Bundle) -> Iterator[SceneTiles]:
-    """A flight of one tile over each real image.
+def images_in(folder: Path | None) -> list[Path]:
+    """The real images.
 
     Raises:
         InputError: there is none.
     """
-    paths = sorted(folder.glob("*/rgir.tif"))
-    if not paths:
+    paths = [] if folder is None else sorted(folder.glob("*/rgir.tif"))
+    if folder is not None and not paths:
         raise InputError(f"--naip must hold SCENE/rgir.tif, and {folder} has none: pass another folder")
+    return paths
+
+
+def naip(paths: Sequence[Path], bundle: Bundle) -> Iterator[SceneTiles]:
+    """A flight of one tile over each real image."""
     specs = {Sensor.RGIR: bundle.manifest.sensor(Sensor.RGIR)}
     for path in paths:
         with gdal_environment(), SensorRasters.open({Sensor.RGIR: path}, specs) as rasters:
@@ -126,6 +132,7 @@ def count(options: argparse.Namespace) -> list[CleanFlight]:
         EngineError: it cannot be done.
     """
     at_least_one(options, "tiles")
+    images = images_in(options.naip)
     bundle = Bundle.load(options.bundle)
     found: dict[str, CleanFlight] = {}
     with BackendOptions(hint="latency").open(bundle, scenarios=Scenario, wanted=(Output.CLASSES,)) as backend:
@@ -137,9 +144,9 @@ def count(options: argparse.Namespace) -> list[CleanFlight]:
         judged = DegradationFlights(
             infer=auditor.infer, classes=auditor.classes, limits=bundle.manifest.health, audit=auditor.limits
         )
-        every = [*flights(options.tiles, bundle.manifest.tile_px)]
-        every += [] if options.naip is None else naip(options.naip, bundle)
-        for flight in tqdm(every, unit="flight", file=sys.stderr):
+        every = chain(flights(options.tiles, bundle.manifest.tile_px), naip(images, bundle))
+        total = len(STYLES) + len(GROUNDS) + len(images)
+        for flight in tqdm(every, total=total, unit="flight", file=sys.stderr):
             clean = judged.clean(flight)
             before = found.get(flight.name)
             found[flight.name] = clean if before is None else before.plus(clean)

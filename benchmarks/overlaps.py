@@ -100,14 +100,14 @@ def scenes(options: argparse.Namespace, manifest: Manifest) -> Iterator[tuple[st
 
     side = manifest.tile_px + manifest.tile_px // 8
     finest, coarsest = manifest.best_gsd_m or manifest.gsd_m
-    for seed in tqdm(range(FIRST_SEED, FIRST_SEED + options.scenes), desc="procedural", unit="scene"):
-        made = generate(seed=seed, size_px=side, gsd_m=(finest * coarsest) ** 0.5)
-        yield "procedural", {Sensor.RGIR: made.rgir, Sensor.NDSM: fill_nodata(made.ndsm, np.isfinite(made.ndsm[0]))}
-    if options.data is not None:
-        with tempfile.TemporaryDirectory(prefix="overlaps-") as cache:
-            found = scenes_of(options.data, "test", Path(cache))[: options.scenes]
-            for real in tqdm(found, desc=options.data.name, unit="scene"):
-                yield options.data.name, {Sensor.RGIR: magnified(np.asarray(real.scene.bands(Sensor.RGIR)), side)}
+    with tempfile.TemporaryDirectory(prefix="overlaps-") as cache:
+        found = [] if options.data is None else scenes_of(options.data, "test", Path(cache))[: options.scenes]
+        for seed in tqdm(range(FIRST_SEED, FIRST_SEED + options.scenes), desc="procedural", unit="scene"):
+            made = generate(seed=seed, size_px=side, gsd_m=(finest * coarsest) ** 0.5)
+            heights = fill_nodata(made.ndsm, np.isfinite(made.ndsm[0]))
+            yield "procedural", {Sensor.RGIR: made.rgir, Sensor.NDSM: heights}
+        for real in tqdm(found, desc="real", unit="scene"):
+            yield options.data.name, {Sensor.RGIR: magnified(np.asarray(real.scene.bands(Sensor.RGIR)), side)}
 
 
 def magnified(rgir: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
