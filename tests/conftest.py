@@ -264,6 +264,12 @@ def prove_with_the_least(root: Path, precisions: Sequence[str]) -> tuple[str, ..
         return prove(root, precisions)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of ``-n 2`` that dies fails the run at once: to replace it can hang for ever, and hides why it died."""
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file's tests stay in one process (``-n 2``): they share what is dear to make."""

@@ -82,8 +82,10 @@ class LiveCanvas:
         return np.ascontiguousarray(self.layers(shape)[layer][np.ix_(rows, cols)])
 
     def close(self) -> None:
-        """Let go of the descriptor; the memory goes with the last process that has it."""
-        os.close(self.descriptor)
+        """Let go of the descriptor; the memory goes with the last process that has it. A second call does nothing."""
+        if self.descriptor >= 0:  # the number may be another file's by now
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def _memory(size: int) -> int:

@@ -77,12 +77,14 @@ class Outlet:
         return True
 
     def close(self) -> None:
-        """Say the rest, as far as there is room for it, and end."""
+        """Say the rest, as far as there is room for it, and end; a second call does nothing."""
         with self._lock:
             if not self.broken:
                 self._push()
             self.broken = True
-            os.close(self._descriptor)
+            if self._descriptor >= 0:  # the number may be another file's by now
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 class PageTeller(Observer):

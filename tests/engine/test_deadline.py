@@ -138,15 +138,16 @@ class Silences(Watcher):
 @contextmanager
 def leased(path: Path) -> Iterator[None]:
     """For the block: whoever opens the file waits for it, in the kernel."""
-    previous = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # and stays so: one that comes late would end the process
     with path.open("r+b") as file:
         try:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
             pytest.skip(f"this file system has no leases: {error}")
-        yield
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    signal.signal(signal.SIGIO, previous)
+        try:
+            yield
+        finally:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def test_a_file_whose_disk_does_not_answer_is_not_opened(

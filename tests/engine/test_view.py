@@ -163,13 +163,13 @@ def test_a_map_larger_than_the_canvas_shows_every_nth_pixel(
 def test_a_resumed_run_shows_what_was_mapped_before(
     toy_bundle: Bundle, write_scene: Callable[..., Any], tmp_path: Path
 ) -> None:
-    paths = write_scene(make_scene(150, 211))
+    paths = write_scene(make_scene(190, 211))
     with pytest.raises(InterruptedRunError):
-        run(request_for(toy_bundle, paths, tmp_path / "map"), Watcher(stop_after=6))
+        run(request_for(toy_bundle, paths, tmp_path / "map"), Watcher(stop_after=9))
     listener = Listener(tmp_path / "map")
     run(request_for(toy_bundle, paths, tmp_path / "map", resume=True), listener.teller)
     assert listener.flight.started is not None
-    assert listener.flight.started.first_tile > 0
+    assert listener.flight.started.first_tile > 0, "no row was whole when the run was stopped"
     layers = listener.canvas.layers(listener.flight.frames[0].shape)
     for layer, name in zip(layers, MAPS, strict=True):
         np.testing.assert_array_equal(layer, published(tmp_path / "map", name)[0])
