@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from engine.backends.base import Backend, BackendInfo
 from engine.backends.resilient import BackendEvent
 from engine.buffers import BufferPool
 from engine.contract.bundle import Bundle, Manifest
-from engine.contract.errors import OutputError, writing
 from engine.contract.health import AuditLimits, HealthLimits, parse_audit, parse_limits
 from engine.contract.sensors import Scenario, Sensor, scenarios_within
 from engine.contract.trust import installed_policy
-from engine.frame_log import NAME as FRAME_LOG_NAME
 from engine.frame_log import FrameRecord
 from engine.frames import FrameSource, RasterFrames, RasterOpener
 from engine.grid import TileGrid
@@ -29,15 +26,12 @@ from engine.health.detection import Detection
 from engine.health.faults import Injector
 from engine.health.monitor import Monitor
 from engine.health.preflight import Advice, examine
-from engine.journal import Journal, Statistics
+from engine.journal import Statistics
 from engine.live.folder import Arrivals, LiveFolder
 from engine.live.frames import FolderFrames
-from engine.ownership import RUN_NAME, check_text, frame_mark, holds_a_run, is_marked
+from engine.output import check_input, check_output, taken
 from engine.rasters.area import AreaRasters, RowsRasters, place
 from engine.rasters.georeference import Grid
-from engine.rasters.height_models import HeightModels
-from engine.rasters.names import local_file
-from engine.rasters.raster import RasterInput
 from engine.reader import FaultyReader, JobSource, Part, Past, Reader, TileReader
 from engine.record import (
     AreaUsed,
@@ -58,35 +52,17 @@ from engine.record import (
     described,
 )
 from engine.request import LandingFolder, RasterFiles, RunRequest
-from engine.sink import QUICKLOOK_NAME
-from engine.stac.items import ITEM_NAME
 from engine.stitcher import Stitcher, Tiling
 from engine.stream import jobs_alive
-from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.version import own_version
 
 log = logging.getLogger(__name__)
 
-REPORT_NAME = "report.html"
 MOST_READERS = 8
 READ_LIMIT_S = 480.0
 """A raster may take so long to give a window: longer than GDAL lets a server take with all its tries."""
 MAX_FRAME_PX = 1 << 30
 """Of a landing frame: a header that claims more is damaged, or not meant for a service."""
-OUTPUT_NAMES = (
-    "classes.tif",
-    "confidence.tif",
-    "provenance.tif",
-    "probabilities.tif",
-    "classes.qml",
-    "provenance.qml",
-    RUN_NAME,
-    ITEM_NAME,
-    TILE_LOG_NAME,
-    FRAME_LOG_NAME,
-    QUICKLOOK_NAME,
-    REPORT_NAME,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +280,7 @@ def make_plan(
     check_output(request.output, overwrite=request.overwrite, resume=request.resume)
     if isinstance(request.source, RasterFiles):
         for sensor, given in request.source.paths.items():
-            _check_input(sensor, given, request.output)
+            check_input(sensor, given, request.output)
     if bundle is None:
         bundle = Bundle.load(request.bundle, installed_policy(request.require_signature))
     return plan_for(request, bundle, stack, part=part)
@@ -391,7 +367,7 @@ def _open_frames(request: RunRequest, opener: RasterOpener, stack: ExitStack) ->
             sensors=source.sensors,
             pattern=source.pattern,
             partner_wait_s=source.partner_wait_ms / 1e3,
-            refuses=partial(_taken, request.output),
+            refuses=partial(taken, request.output),
             limit_s=opener.limit_s,
         )
         return FolderFrames(
@@ -431,51 +407,3 @@ def _at_its_resolution(tiling: Tiling, grid: Grid, manifest: Manifest) -> Tiling
             coarsest,
         )
     return tiling if side != tiling.tile_px else replace(tiling, resolution=None)
-
-
-def _taken(output: Path, stamp: str) -> str | None:
-    """Why the maps of a frame cannot be put in place: their folder is somebody else's."""
-    place = output / stamp
-    if os.path.lexists(place) and not is_marked(place, frame_mark(stamp)):
-        return f"its maps would replace {place}, which this project did not write"
-    return None
-
-
-def check_output(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """See that results may go into a folder.
-
-    Raises:
-        OutputError: it holds some that must not be replaced, or is a file.
-    """
-    again = overwrite or resume
-    check_text(output, "`output`")
-    with writing(output):
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"`output` must be a folder; {output} is a file: pass another `output`")
-        existing = [name for name in OUTPUT_NAMES if os.path.lexists(output / name)]
-        unfinished = Journal(output)
-        if unfinished.begun and not again:
-            raise OutputError(
-                f"{output} holds an unfinished run: pass resume=True to go on with it, overwrite=True to start over, "
-                "or another `output`"
-            )
-    if existing and not again:
-        raise OutputError(
-            f"{output} already holds {', '.join(existing)}: pass overwrite=True to replace them, or another `output`"
-        )
-    if existing and overwrite and not (unfinished.ours or holds_a_run(output)):
-        raise OutputError(
-            f"{output} holds {', '.join(existing)}, and nothing that shows a run of this project to have written that: "
-            "move it away, or pass another `output`"
-        )
-
-
-def _check_input(sensor: Sensor, given: RasterInput, output: Path) -> None:
-    """A raster must not be one of the files that the run writes."""
-    names = given.files if isinstance(given, HeightModels) else (given,)
-    for name in names:
-        path = local_file(name) if isinstance(name, str | Path) else None
-        for written in (output / each for each in OUTPUT_NAMES):
-            with suppress(OSError):
-                if path is not None and path.samefile(written):
-                    raise OutputError(f"{sensor} {name} is a file that the run would replace: pass another `output`")

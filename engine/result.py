@@ -22,8 +22,9 @@ from engine.frame_log import FrameRecord
 from engine.frames import OpenFrame
 from engine.job import Job, TileReport
 from engine.journal import Journal, PixelCounts, Statistics
+from engine.output import QUICKLOOK_NAME, REPORT_NAME, check_output
 from engine.ownership import RUN_NAME, owned
-from engine.plan import REPORT_NAME, Plan, check_output
+from engine.plan import Plan
 from engine.polygons.convert import SIMPLIFY_PX, SMALLEST_PX, Polygons
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
@@ -31,7 +32,7 @@ from engine.rasters.georeference import Grid
 from engine.rasters.map_kinds import PROBABILITIES
 from engine.rasters.spool_files import BLOCK_PX
 from engine.record import GridUsed, RasterUsed, RunRecord, TileTimes, described
-from engine.sink import QUICKLOOK_NAME, FrameTally
+from engine.sink import FrameTally
 from engine.stac.items import ITEM_NAME, map_item, write_item
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import TileLog, row_of

@@ -37,12 +37,13 @@ from engine.job import TileReport
 from engine.journal import Entry, Journal, Statistics
 from engine.live.frames import FolderFrames
 from engine.observer import Observer
+from engine.output import FRAME_NAMES, OUTPUT_NAMES, REPORT_NAME
 from engine.ownership import RUN_NAME, frame_mark, holds_a_run, owned, remove_marked, sweep
-from engine.plan import OUTPUT_NAMES, REPORT_NAME, Choose, Plan, make_plan, read_limit_s
+from engine.plan import Choose, Plan, make_plan, read_limit_s
 from engine.reader import Past
 from engine.record import RunRecord, TileTimes
 from engine.request import RunRequest
-from engine.sink import FRAME_NAMES, MAKE_ROOM, FrameSink
+from engine.sink import MAKE_ROOM, FrameSink
 from engine.stac.items import ITEM_NAME, map_item, write_item
 from engine.stitcher import Tiling
 from engine.stream import stream

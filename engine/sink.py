@@ -37,29 +37,19 @@ from engine.job import Job, TileReport
 from engine.journal import Entry, Journal, PixelCounts, Statistics
 from engine.map_block import MapBlock
 from engine.observer import Observer
+from engine.output import QUICKLOOK_NAME
 from engine.ownership import frame_mark, is_marked, mark
 from engine.preview import Preview
 from engine.rasters.cog import MapWriter
 from engine.rasters.georeference import Grid
 from engine.rasters.map_kinds import PROBABILITIES
-from engine.rasters.map_reader import MAPS
-from engine.rasters.style import STYLED
 from engine.record import GridUsed, RasterUsed, described
-from engine.stac.items import ITEM_NAME
 from engine.tile_log import TileLog
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_S = 5.0
 """Longest time between two journal entries: what a crash can cost."""
-QUICKLOOK_NAME = "quicklook.png"
-FRAME_NAMES = (
-    *(f"{name}.tif" for name in (*MAPS, PROBABILITIES)),
-    *(f"{name}.qml" for name in STYLED),
-    QUICKLOOK_NAME,
-    ITEM_NAME,
-)
-"""What the folder of a live frame holds, beside the marker that says it is ours."""
 MAKE_ROOM = "free space or check permissions, then repeat with resume=True"
 
 

@@ -33,10 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from engine.contract.sensors import Sensor
+from typing import ClassVar
 
 
 def one_line(text: object, longest: int = 2000) -> str:
@@ -79,10 +76,10 @@ class RasterSilentError(RasterOpenError):
     """A raster's disk or server gives no answer within the deadline.
 
     Attributes:
-        sensor: whose; None where that is not known.
+        sensor: the name of whose; None where that is not known.
     """
 
-    def __init__(self, message: str, sensor: Sensor | None = None) -> None:
+    def __init__(self, message: str, sensor: str | None = None) -> None:
         super().__init__(message)
         self.sensor = sensor
 

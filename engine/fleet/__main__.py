@@ -28,7 +28,7 @@ from engine.contract.command import command_parser
 from engine.contract.errors import UsageError
 from engine.contract.trust import installed_policy
 from engine.fleet.here import OUTPUT, drive, dry_run, listed, map_list, scenarios_of
-from engine.fleet.store import store_at
+from engine.fleet.stores import store_at
 from engine.options import add_options
 from engine.run import guarded
 from engine.telemetry.streams import steady_streams

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine.contract.errors import BackendError, EngineError, UsageError, one_line
 from engine.contract.sensors import Scenario
 from engine.fleet.book import Book
-from engine.fleet.store import store_at
+from engine.fleet.stores import store_at
 from engine.fleet.units import Unit
 from engine.fleet.worker import UnitOutcome, Worker
 from engine.observer import Observer

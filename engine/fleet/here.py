@@ -16,7 +16,8 @@ from engine.fleet.book import NAME, UNITS_NAME, Book, FleetRecord
 from engine.fleet.console import FleetTeller, JsonUnits, UnitBar
 from engine.fleet.forecast import print_forecast
 from engine.fleet.lists import read_units
-from engine.fleet.store import Store, store_at
+from engine.fleet.store import Store
+from engine.fleet.stores import store_at
 from engine.fleet.units import RASTER_OPTIONS, Unit
 from engine.fleet.worker import UnitState, Worker
 from engine.options import pattern_of

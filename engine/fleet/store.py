@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.contract.atomic import sync, write_whole
-from engine.contract.errors import OutputError, UsageError, writing
+from engine.contract.errors import OutputError, writing
 from engine.contract.formats import MalformedError, read_file
 from engine.fleet.marker import NAME as MARKER_NAME
 from engine.fleet.marker import Marker
 from engine.ownership import IN_USE
-from engine.rasters.names import RasterName
 
 log = logging.getLogger(__name__)
 
@@ -88,26 +87,6 @@ class Store(Protocol):
 
     def sees(self, word: str) -> bool:
         """Whether that word is there."""
-
-
-def store_at(output: RasterName) -> Store:
-    """The store that an output names.
-
-    Args:
-        output: a folder, or a URL such as ``s3://bucket/maps``.
-
-    Raises:
-        UsageError: it is no place that can be written to, or a library is missing.
-    """
-    if isinstance(output, Path):
-        return FolderStore(output)
-    try:
-        from engine.fleet.bucket import BucketStore
-    except ImportError as error:
-        raise UsageError(
-            f"--output {output} needs obstore, which cannot be imported ({error}): pip install 'gemmnet-edge[fleet]'"
-        ) from error
-    return BucketStore(output)
 
 
 class FolderStore:

@@ -112,7 +112,7 @@ class FolderFrames:
     def _culprit(self, files: Mapping[Sensor, RasterInput], error: InputError) -> tuple[Sensor, InputError]:
         """The file that cannot be opened by itself; if each can, the one that does not fit onto the other's grid."""
         if isinstance(error, RasterSilentError) and error.sensor is not None:
-            return error.sensor, error
+            return Sensor(error.sensor), error
         for sensor, path in files.items():
             try:
                 self.opener.open({sensor: path}).close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.contract.atomic import write_whole
 from engine.contract.errors import writing
 from engine.contract.page import page
-from engine.plan import REPORT_NAME
+from engine.output import REPORT_NAME
 from engine.report import conditions, flight, mapped, summary
 from engine.report.data import Finished
 from engine.report.words import SENSOR_NAMES

@@ -18,7 +18,7 @@ from engine.contract.sensors import PROVENANCE_LABELS, Scenario, Sensor
 from engine.grid import Window
 from engine.health.history import Change, SensorHistory
 from engine.health.monitor import Verdict
-from engine.plan import REPORT_NAME
+from engine.output import REPORT_NAME
 from engine.record import GridUsed, PlanRecord, RasterUsed
 from engine.report.data import Shown
 from engine.report.words import LOST, NOTHING, SCENARIO_LOOKS, SENSOR_NAMES, STATE_LOOKS, css, faults_in_words

@@ -21,7 +21,7 @@ from engine.contract.errors import EngineError
 from engine.contract.page import COLOURS
 from engine.contract.sensors import PROVENANCE_LABELS, Provenance, Sensor
 from engine.grid import Window
-from engine.plan import REPORT_NAME
+from engine.output import REPORT_NAME
 from engine.rasters.map_reader import MAPS
 from engine.view.canvas import LiveCanvas
 from engine.view.events import Events

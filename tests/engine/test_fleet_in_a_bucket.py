@@ -21,7 +21,7 @@ from engine.contract.sensors import Scenario, Sensor
 from engine.fleet.__main__ import build_parser
 from engine.fleet.book import Book
 from engine.fleet.lists import read_units
-from engine.fleet.store import store_at
+from engine.fleet.stores import store_at
 from engine.fleet.units import Unit
 from engine.fleet.worker import UnitState, Worker
 from engine.request import PATTERN

@@ -21,7 +21,7 @@ from engine.contract.page import VOID, charts, tag
 from engine.contract.page.charts import Look, stretches
 from engine.contract.sensors import PROVENANCE_RGB, Provenance, Sensor
 from engine.health.faults import parse_faults
-from engine.plan import REPORT_NAME as NAME
+from engine.output import REPORT_NAME as NAME
 from engine.rasters.georeference import gdal_environment
 from engine.report import write_report
 from engine.report.__main__ import main
