@@ -38,8 +38,8 @@ from benchmarks.conditions import conditions, write_csv
 from benchmarks.rates import WANTED
 from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile
-from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, Output
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BundleError, InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor
@@ -122,7 +122,7 @@ def score(options: argparse.Namespace) -> list[dict[str, object]]:
             for precision in precisions:
                 common = {"precision": precision, "threads": options.threads, "plans": options.plans}
                 try:
-                    found = open_backend(backend, bundle, scenarios=Scenario, wanted=WANTED, **common)
+                    found = BackendOptions(name=backend, **common).open(bundle, scenarios=Scenario, wanted=WANTED)
                 except (BackendError, BundleError) as error:
                     print(f"{backend} {precision}: left out: {error}", file=sys.stderr)
                 else:

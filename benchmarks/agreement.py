@@ -29,9 +29,9 @@ from benchmarks.conditions import conditions, write_csv
 from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
-from engine.backends import BackendName, open_backend
 from engine.backends.base import BackendInfo, ExecutionPrecision, Output
 from engine.backends.golden import tolerance_of
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BackendUnavailableError, BundleError, UsageError
 from engine.contract.sensors import Scenario
@@ -124,7 +124,7 @@ def reference_of(bundle: Bundle, checkpoint: Path | None) -> tuple[str, Referenc
         UsageError: the checkpoint cannot be loaded, or PyTorch is not installed.
     """
     if checkpoint is None:
-        backend = open_backend("onnxruntime", bundle, scenarios=Scenario, wanted=WANTED, precision="fp32")
+        backend = BackendOptions(name="onnxruntime", precision="fp32").open(bundle, scenarios=Scenario, wanted=WANTED)
 
         def infer(scenario: Scenario, tile: Tile) -> Answer:
             answer = backend.infer(scenario, {sensor: tile[sensor] for sensor in scenario.sensors})
@@ -168,7 +168,9 @@ def agreements(
         EngineError: the backend cannot run it.
     """
     found = []
-    with open_backend(name, bundle, scenarios=Scenario, wanted=WANTED, precision=precision, plans=plans) as backend:
+    with BackendOptions(name=name, precision=precision, plans=plans).open(
+        bundle, scenarios=Scenario, wanted=WANTED
+    ) as backend:
         for scenario in Scenario:
             same, largest, means = [], 0.0, []
             for tile, (classes, probabilities) in zip(tiles, expected[scenario], strict=True):

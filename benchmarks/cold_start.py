@@ -30,7 +30,7 @@ def cold_start(request: Mapping[str, Any], remembered: str = "") -> dict[str, fl
     Args:
         remembered: folder of what earlier starts found out (:mod:`engine.backends.remembered`); empty: nothing.
         request: ``backend``, ``precision``, ``bundle``, ``threads``, ``hint`` and ``plans`` as
-            :func:`engine.backends.open_backend` takes them, paths as text.
+            :class:`engine.backends.options.BackendOptions` takes them, paths as text.
 
     Raises:
         BackendError: the process failed; its last line says why.
@@ -76,8 +76,9 @@ def _start(request: Mapping[str, Any]) -> list[float]:
 
     import numpy as np
 
-    from engine import backends
+    from engine.backends import options
     from engine.backends.base import Output
+    from engine.backends.options import BackendOptions
     from engine.backends.remembered import Remembered
     from engine.contract.bundle import Bundle
     from engine.contract.sensors import Scenario
@@ -88,28 +89,24 @@ def _start(request: Mapping[str, Any]) -> list[float]:
     bundle = Bundle.load(Path(request["bundle"]))
     stamps.append(time.monotonic())
     before = len(stamps)
-    check = backends.check_golden_tile  # type: ignore[attr-defined]
+    check = options.check_golden_tile  # type: ignore[attr-defined]
 
     def check_golden_tile(*arguments: Any, **named: Any) -> None:
         stamps.append(time.monotonic())
         check(*arguments, **named)
         stamps.append(time.monotonic())
 
-    # open_backend compiles, then calls it: no other moment is between
-    backends.check_golden_tile = check_golden_tile  # type: ignore[attr-defined]
+    # a backend is compiled, then this is called: no other moment is between
+    options.check_golden_tile = check_golden_tile  # type: ignore[attr-defined]
     manifest = bundle.manifest
     with ExitStack() as stack:
-        opened = backends.open_backend(
-            request["backend"],
-            bundle,
-            scenarios=Scenario,
-            wanted=(Output.CLASSES, Output.CONFIDENCE),
+        opened = BackendOptions(
+            name=request["backend"],
             precision=request["precision"],
             threads=request["threads"],
             hint=request["hint"],
             plans=None if request["plans"] is None else Path(request["plans"]),
-            remembered=Remembered.here(),
-        )
+        ).open(bundle, scenarios=Scenario, wanted=(Output.CLASSES, Output.CONFIDENCE), remembered=Remembered.here())
         if len(stamps) == before:  # nothing was checked, for it has been before
             stamps += [time.monotonic()] * 2
         stack.enter_context(opened)

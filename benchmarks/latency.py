@@ -58,8 +58,8 @@ from benchmarks.rates import (
 from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
-from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, BackendInfo, ExecutionPrecision, PerformanceHint
+from engine.backends.options import BackendName, BackendOptions
 from engine.backends.plan_choice import BATCH
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BundleError
@@ -189,16 +189,9 @@ def measure(options: argparse.Namespace) -> None:
         for choice in tqdm(now, unit="engine", desc=f"round {number + 1}/{options.rounds}", leave=False):
             backend, precision, hint = choice
             try:
-                with open_backend(
-                    backend,
-                    bundle,
-                    scenarios=Scenario,
-                    wanted=WANTED,
-                    precision=precision,
-                    threads=options.threads,
-                    hint=hint,
-                    plans=options.plans,
-                ) as opened:
+                with BackendOptions(
+                    name=backend, precision=precision, threads=options.threads, hint=hint, plans=options.plans
+                ).open(bundle, scenarios=Scenario, wanted=WANTED) as opened:
                     mine = rows.setdefault(
                         choice,
                         [

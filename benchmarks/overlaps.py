@@ -27,8 +27,8 @@ from benchmarks.conditions import conditions, write_csv
 from benchmarks.real import scenes_of
 from benchmarks.tables import TABLES
 from benchmarks.tiles import Tile
-from engine.backends import open_backend
 from engine.backends.base import Output
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle, Manifest
 from engine.contract.nodata import fill_nodata
 from engine.contract.sensors import Scenario, Sensor
@@ -57,7 +57,7 @@ def compare(options: argparse.Namespace) -> None:
     at_least_one(options, "scenes")
     bundle = Bundle.load(options.bundle)
     differ: dict[tuple[str, Scenario], list[float]] = {}
-    with open_backend("openvino", bundle, scenarios=Scenario, wanted=WANTED, precision="fp32") as backend:
+    with BackendOptions(name="openvino", precision="fp32").open(bundle, scenarios=Scenario, wanted=WANTED) as backend:
 
         def classify(scenario: Scenario, tile: Tile) -> NDArray[np.uint8]:
             return backend.infer(scenario, tile)[Output.CLASSES]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.tiles import Tile
-from engine.backends import BackendName
 from engine.backends.base import Backend, ExecutionPrecision, Inputs, Output, PerformanceHint
+from engine.backends.options import BackendName
 from engine.contract.sensors import Scenario
 
 if TYPE_CHECKING:  # where TensorRT is measured there may be no OpenVINO

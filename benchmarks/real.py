@@ -48,7 +48,7 @@ from benchmarks.agreement import BACKENDS, precisions_of
 from benchmarks.command import exit_code_of, listed, parser_of
 from benchmarks.conditions import conditions, write_csv
 from benchmarks.tables import TABLES
-from engine.backends import BackendName
+from engine.backends.options import BackendName
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InputError, UsageError
 from engine.contract.sensors import Scenario, Sensor, scenarios_within

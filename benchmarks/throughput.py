@@ -45,7 +45,7 @@ from benchmarks.rasters import Raster, write_raster
 from benchmarks.rates import WANTED, bare_tiles_per_s, inputs_of, offline, open_bare, single_stream
 from benchmarks.tables import TABLES
 from benchmarks.tiles import tiles_of_run
-from engine.backends import open_backend
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, UsageError
 from engine.contract.sensors import Sensor, parse_sensors, scenario_for
@@ -200,7 +200,7 @@ def bare(bundle_root: str, backend: Any, precision: Any, setting: str, *files: s
     paths = dict(zip(Sensor, map(Path, files), strict=True))
     tiles = tiles_of_run(bundle.manifest, {sensor: paths[sensor] for sensor in scenario.sensors}, BARE_TILES)
     inputs = inputs_of(scenario, tiles)
-    with open_backend(backend, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as opened:
+    with BackendOptions(name=backend, precision=precision).open(bundle, scenarios=[scenario], wanted=WANTED) as opened:
         single_stream(opened, scenario, inputs, BURN_IN_TILES)
         saturated = offline(opened, scenario, inputs, BARE_TILES)
         plain = open_bare(opened.info.name, bundle.graph(scenario, opened.info.graph), precision=precision)

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from engine import demo
-from engine.backends import BackendName
 from engine.backends.base import BackendInfo, ExecutionPrecision, Output, PerformanceHint
-from engine.backends.options import BackendOptions
+from engine.backends.options import BackendName, BackendOptions
 from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.bundle import Bundle
 from engine.contract.errors import UsageError

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from engine import demo
-from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision, PerformanceHint
-from engine.backends.options import BackendOptions
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.errors import UsageError
 from engine.contract.sensors import Sensor, parse_sensors
 from engine.health.faults import parse_faults

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from engine.backends.base import BackendInfo
+from engine.backends.fastest import learn
 from engine.backends.resilient import ResilientBackend, open_chain
 from engine.contract.atomic import replacing
 from engine.contract.bundle import Bundle
@@ -222,7 +223,7 @@ def _open_backend(plan: Plan, journal: Journal) -> ResilientBackend:
         options = replace(options, precision="int8") if "int8" in begun_with.split() else options
         remembers = False
     elif plan.tiles is None or plan.tiles >= LEARN_TILES:
-        learnt = options.learn(plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
+        learnt = learn(options, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted)
         if learnt:
             log.info("%s", learnt)
     return open_chain(options, plan.bundle, scenarios=plan.scenarios, wanted=plan.tiling.wanted, remembers=remembers)

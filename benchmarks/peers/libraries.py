@@ -17,8 +17,8 @@ from benchmarks.peers.peer import Classes, Peer, Take
 from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.subject import Subject
 from benchmarks.rates import WANTED, compile_openvino, hints_of, open_bare
-from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Inputs, Output
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario
@@ -75,8 +75,8 @@ class EnginePeer(Peer):
         with ExitStack() as opened:
             found = [
                 opened.enter_context(
-                    open_backend(
-                        backend, subject.bundle, scenarios=[scenario], wanted=WANTED, precision=precision, hint=hint
+                    BackendOptions(name=backend, precision=precision, hint=hint).open(
+                        subject.bundle, scenarios=[scenario], wanted=WANTED
                     )
                 )
                 for hint in hints_of(backend)

@@ -22,8 +22,8 @@ from benchmarks.roofline.machine import Machine, Peaks
 from benchmarks.roofline.profiling import Feed, OnnxRuntimeProfile, OpenVinoProfile, Profile, ProfileRow, rows_of
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
-from engine.backends import BackendName, open_backend
 from engine.backends.base import Backend, Output
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.sensors import Scenario
 
@@ -103,7 +103,9 @@ def prepare(
         works = {scenario: count_work(deployed(model, OUTPUTS)) for scenario, model in models.items()}
         for name in backends:
             backend = stack.enter_context(
-                open_backend(name, bundle, scenarios=Scenario, wanted=WANTED, precision=precision, threads=threads)
+                BackendOptions(name=name, precision=precision, threads=threads).open(
+                    bundle, scenarios=Scenario, wanted=WANTED
+                )
             )
             for scenario, model in models.items():
                 profile: Profile

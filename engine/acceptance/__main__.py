@@ -51,9 +51,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from engine import demo
 from engine.acceptance import degradations
 from engine.acceptance.rehearsal import CaseResult, Flight, Rehearsal
-from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
-from engine.backends.options import BackendOptions
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError

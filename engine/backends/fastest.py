@@ -11,13 +11,18 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, get_args
 
 from engine.backends import instruction_sets
-from engine.backends.base import Backend, PerformanceHint
+from engine.backends.base import Backend, Output, PerformanceHint
+from engine.backends.options import BackendOptions
 from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle, Precision
+from engine.contract.errors import BackendError
 from engine.contract.sensors import Scenario
 
 log = logging.getLogger(__name__)
@@ -103,3 +108,38 @@ def candidates(bundle: Bundle, scenarios: Iterable[Scenario]) -> tuple[Precision
     """Graphs that a processor may run; fp16 is none, for it computes in float32 there and has no other merit."""
     everywhere = set.intersection(*(set(bundle.manifest.graphs[scenario]) for scenario in scenarios))
     return tuple(each for each in ("fp32", "int8") if each in everywhere)
+
+
+def learn(options: BackendOptions, bundle: Bundle, *, scenarios: Iterable[Scenario], wanted: Iterable[Output]) -> str:
+    """Measure which graph is the fastest here, if ``auto`` is to know and does not yet; takes a few seconds once.
+
+    A graph that does not reproduce the golden tiles is none to choose from. Where TensorRT may run nothing is
+    measured: its plans know their own times.
+
+    Returns:
+        What ``auto`` is here, in words; empty where nothing is known.
+    """
+    scenarios, wanted, remembered = tuple(scenarios), tuple(wanted), Remembered.here()
+    if remembered is None or options.precision != "auto" or options.name not in ("auto", "openvino"):
+        return ""
+    if options.name == "auto" and find_spec("pycuda") is not None:
+        return ""
+    rates = measured(remembered, bundle, options.threads, options.hint)
+    if not rates:
+        with ExitStack() as stack:
+            opened: dict[Precision, Backend] = {}
+            for graph in candidates(bundle, scenarios):
+                asked = replace(options, name="openvino", precision="auto" if graph == "fp32" else graph)
+                try:
+                    opened[graph] = stack.enter_context(
+                        asked.open(bundle, scenarios=scenarios, wanted=wanted, remembered=remembered)
+                    )
+                except BackendError as error:
+                    log.info("%s is none to choose from: %s", graph, error)
+            if not opened:
+                return ""
+            rates = rates_of(opened, bundle, scenarios[0])
+        remembered.write(
+            KIND, conditions(bundle, options.threads, options.hint), {str(name): rates[name] for name in rates}
+        )
+    return told(rates)

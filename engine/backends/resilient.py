@@ -28,9 +28,8 @@ from enum import StrEnum
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from engine.backends import CHAIN, BackendName
 from engine.backends.base import Backend, Inputs, Output, Outputs
-from engine.backends.options import BackendOptions
+from engine.backends.options import CHAIN, BackendName, BackendOptions
 from engine.backends.remembered import Remembered
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, DeviceLostError

@@ -14,9 +14,9 @@ from typing import Any, get_args
 import msgspec
 from tqdm import tqdm
 
-from engine.backends import BackendName
 from engine.backends.base import ExecutionPrecision
-from engine.backends.options import BackendOptions
+from engine.backends.fastest import learn
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, EngineError
 from engine.contract.sensors import Scenario
@@ -184,7 +184,7 @@ def examine(
     works = {probe.precision for probe in probes if probe.backend == "openvino" and probe.works}
     auto = ""
     if loaded is not None and {"auto", "int8"} <= works:  # they have not brought a process down
-        auto = BackendOptions().learn(loaded, scenarios=Scenario, wanted=WANTED)
+        auto = learn(BackendOptions(), loaded, scenarios=Scenario, wanted=WANTED)
     return Diagnosis(
         auto=auto,
         version=own_version(),

@@ -19,9 +19,9 @@ from enum import StrEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from engine.backends import BackendName, open_backend
 from engine.backends.base import ExecutionPrecision, Output
 from engine.backends.instruction_sets import VARIABLE
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendError, BackendUnavailableError, EngineError, GoldenMismatchError
 from engine.contract.sensors import Scenario
@@ -170,7 +170,9 @@ def _try_all(
 def _try(name: BackendName, bundle: Bundle, precision: ExecutionPrecision, scenario: Scenario, tiles: int) -> Probe:
     began = time.perf_counter()
     try:
-        with open_backend(name, bundle, scenarios=[scenario], wanted=WANTED, precision=precision) as backend:
+        with BackendOptions(name=name, precision=precision).open(
+            bundle, scenarios=[scenario], wanted=WANTED
+        ) as backend:
             ready_s = time.perf_counter() - began
             golden = bundle.golden()
             inputs = {sensor: golden[sensor.value] for sensor in scenario.sensors}

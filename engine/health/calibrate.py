@@ -30,9 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from engine import demo
-from engine.backends import BackendName
 from engine.backends.base import Output
-from engine.backends.options import BackendOptions
+from engine.backends.options import BackendName, BackendOptions
 from engine.contract.bundle import Bundle, save_manifest
 from engine.contract.command import command_parser
 from engine.contract.errors import EngineError, OutputError, UsageError

@@ -13,7 +13,7 @@ from benchmarks.rasters import write_raster
 from benchmarks.rates import WANTED, inputs_of, offline, single_stream
 from benchmarks.tiles import tiles_of_run
 from engine import demo
-from engine.backends import open_backend
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Scenario, Sensor
 from tests.engine.runs import Watcher, request_for, run_told
@@ -52,7 +52,7 @@ def test_the_stream_keeps_the_backend_busy_and_does_nothing_twice(tmp_path: Path
     request = request_for(demo.BUNDLE, rasters, tmp_path / "map", backend="openvino", overwrite=True, **options)
     rates: list[float] = []
     work: list[float] = []
-    with open_backend("openvino", bundle, scenarios=[scenario], wanted=WANTED, **options) as backend:
+    with BackendOptions(name="openvino", **options).open(bundle, scenarios=[scenario], wanted=WANTED) as backend:
         inputs = inputs_of(scenario, tiles)
 
         def bare() -> tuple[float, float]:

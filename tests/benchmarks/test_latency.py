@@ -16,8 +16,8 @@ from benchmarks.cold_start import STAGES, cold_starts
 from benchmarks.rates import WANTED, first_after_switch, inputs_of, open_bare
 from benchmarks.tiles import tiles_of
 from engine import demo
-from engine.backends import open_backend
 from engine.backends.base import Backend, Output
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError
 from engine.contract.plan_cache import stored_plans
@@ -89,7 +89,7 @@ def test_a_switch_is_timed_right_after_tiles_of_another_scenario(toy_bundle) -> 
 def test_the_library_by_itself_answers_what_the_backend_does(toy_bundle, name, batch) -> None:
     scenario = Scenario.FULL
     inputs = inputs_of(scenario, tiles_of(toy_bundle, demo.SCENE, batch))
-    with open_backend(name, toy_bundle, scenarios=[scenario], wanted=WANTED, precision="fp32") as backend:
+    with BackendOptions(name=name, precision="fp32").open(toy_bundle, scenarios=[scenario], wanted=WANTED) as backend:
         bare = open_bare(
             backend.info.name, toy_bundle.graph(scenario, "fp32"), batch=batch, precision="fp32", threads=1
         )
@@ -165,7 +165,7 @@ def test_recorded_latencies_decide_what_auto_loads(tmp_path, monkeypatch) -> Non
         assert code == 0
         assert {(row["h2d_ms"], row["compute_ms"], row["d2h_ms"]) for row in rows} == {("0.5", "1.0", "1.5")}
         assert {plan.record.latency_ms for plan in stored_plans(bundle.root / "plans")} == {1.0, 2.0}
-        with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+        with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
             assert backend.info.graph == "int8"
     assert gpu.complaints() == []
 

@@ -11,7 +11,7 @@ import rasterio
 
 from engine.acceptance.__main__ import FaultCase, cases, main
 from engine.acceptance.rehearsal import Flight, Rehearsal
-from engine.backends import open_backend
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.health import Limit, default_limits
 from engine.contract.sensors import Provenance, Scenario, Sensor
@@ -44,8 +44,8 @@ def rehearse(toy_bundle, tmp_path_factory):
     def prepare(paths, tiles: int, limits=None) -> Rehearsal:
         manifest = toy_bundle.manifest
         rasters = SensorRasters.open(paths, {sensor: manifest.sensor(sensor) for sensor in Sensor}, window_px=64)
-        backend = open_backend(
-            "openvino", toy_bundle, scenarios=tuple(Scenario), wanted=CropStitcher.wanted, precision="fp32"
+        backend = BackendOptions(name="openvino", precision="fp32").open(
+            toy_bundle, scenarios=tuple(Scenario), wanted=CropStitcher.wanted
         )
         flight = Flight(rasters=rasters, tile_px=64, halo_px=8, tiles=tiles)
         rehearsal = Rehearsal(flight, backend, manifest, limits or default_limits())

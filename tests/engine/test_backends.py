@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from engine import demo
-from engine.backends import BackendName, open_backend
 from engine.backends.base import Output
 from engine.backends.golden import TOLERANCES, tolerance_of
+from engine.backends.options import BackendName, BackendOptions
 from engine.backends.words import said
 from engine.contract.bundle import Bundle, ClassSpec, FileRef, Manifest, Precision, save_manifest
 from engine.contract.errors import BackendError, BackendUnavailableError, GoldenMismatchError, ManifestError
@@ -42,7 +42,9 @@ def tile(seed: int = 3) -> dict[Sensor, np.ndarray]:
 def test_all_outputs_equal_numpy(name, scenario, wide_bundle) -> None:
     inputs = {sensor: values for sensor, values in tile().items() if sensor in scenario.sensors}
     expected = toy_probabilities(scenario, inputs, radius=6)
-    with open_backend(name, wide_bundle, scenarios=[scenario], wanted=list(Output), precision="fp32") as backend:
+    with BackendOptions(name=name, precision="fp32").open(
+        wide_bundle, scenarios=[scenario], wanted=list(Output)
+    ) as backend:
         answer = backend.infer(scenario, inputs)
     np.testing.assert_allclose(answer[Output.PROBABILITIES], expected, atol=1e-5)
     assert (answer[Output.CLASSES] == expected.argmax(axis=0)).mean() > 0.9995
@@ -53,7 +55,9 @@ def test_all_outputs_equal_numpy(name, scenario, wide_bundle) -> None:
 def test_tiles_in_flight_do_not_mix(name, toy_bundle) -> None:
     tiles = [tile(seed) for seed in range(24)]
     scenarios = [list(Scenario)[i % 3] for i in range(24)]
-    with open_backend(name, toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32") as backend:
+    with BackendOptions(name=name, precision="fp32").open(
+        toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES]
+    ) as backend:
         futures = [
             backend.submit(scenario, {sensor: t[sensor] for sensor in scenario.sensors})
             for scenario, t in zip(scenarios, tiles, strict=True)
@@ -66,8 +70,8 @@ def test_tiles_in_flight_do_not_mix(name, toy_bundle) -> None:
 def test_the_latency_hint_computes_one_tile_at_a_time_with_the_same_answer(toy_bundle) -> None:
     answers = {}
     for hint in ("throughput", "latency"):
-        with open_backend(
-            "openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="fp32", hint=hint
+        with BackendOptions(name="openvino", precision="fp32", hint=hint).open(
+            toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]
         ) as backend:
             answers[hint] = backend.infer(Scenario.FULL, tile())[Output.CLASSES]
             if hint == "latency":
@@ -96,10 +100,10 @@ def test_a_backend_that_answers_differently_is_refused(name, toy_bundle, tmp_pat
         root,
     )
     bundle = Bundle.load(root)
-    with open_backend(name, bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="fp32"):
+    with BackendOptions(name=name, precision="fp32").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
         pass
     with pytest.raises(GoldenMismatchError, match=r"scenario missing_ndsm, output classes differs by 1 of the pixels"):
-        open_backend(name, bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32")
+        BackendOptions(name=name, precision="fp32").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -114,14 +118,16 @@ def test_every_golden_tile_must_be_reproduced(name, toy_bundle, tmp_path: Path) 
         save_manifest(replace(toy_bundle.manifest, golden=FileRef.of(root / "golden.npz", root), golden_tiles=2), root)
         with (
             pytest.raises(GoldenMismatchError, match="the golden tile number 1 of") if wrong else nullcontext(),
-            open_backend(name, Bundle.load(root), scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32"),
+            BackendOptions(name=name, precision="fp32").open(
+                Bundle.load(root), scenarios=Scenario, wanted=[Output.CLASSES]
+            ),
         ):
             pass
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_failure_of_the_library_reaches_the_caller(name, toy_bundle) -> None:
-    with open_backend(name, toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name=name).open(toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         wrong = {Sensor.RGIR: np.zeros((3, 32, 32), np.uint8), Sensor.NDSM: np.zeros((1, 64, 64), np.float32)}
         with pytest.raises(BackendError, match="scenario full"):
             backend.infer(Scenario.FULL, wrong)
@@ -132,12 +138,12 @@ def test_a_failure_of_the_library_reaches_the_caller(name, toy_bundle) -> None:
 def test_a_missing_library_names_its_install_command(toy_bundle, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "engine.backends.onnxruntime", None)
     with pytest.raises(BackendUnavailableError, match="pip install onnxruntime"):
-        open_backend("onnxruntime", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name="onnxruntime").open(toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 def test_fp32_is_really_fp32(toy_bundle) -> None:
-    with open_backend(
-        "openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="fp32", threads=1
+    with BackendOptions(name="openvino", precision="fp32", threads=1).open(
+        toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]
     ) as backend:
         assert backend.info.precision == "f32"
         assert backend.info.threads == 1
@@ -158,7 +164,9 @@ ROUNDING = {"f32": (0.999, 1e-4), "bf16": (0.99, 0.03)}
 def test_the_int8_graph_means_the_same_in_every_backend(name, scenario, precisions) -> None:
     inputs = {sensor: values for sensor, values in tile().items() if sensor in scenario.sensors}
     expected = quantised_probabilities(scenario, inputs)
-    with open_backend(name, precisions, scenarios=[scenario], wanted=list(Output), precision="int8") as backend:
+    with BackendOptions(name=name, precision="int8").open(
+        precisions, scenarios=[scenario], wanted=list(Output)
+    ) as backend:
         assert backend.info.graph == "int8"
         answer = backend.infer(scenario, inputs)
     least, most = ROUNDING[backend.info.precision]
@@ -173,8 +181,8 @@ def test_the_int8_graph_means_the_same_in_every_backend(name, scenario, precisio
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_fp16_graph_answers_within_its_tolerance(name, precisions) -> None:
     expected = toy_probabilities(Scenario.FULL, tile(), radius=0)
-    with open_backend(
-        name, precisions, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp16"
+    with BackendOptions(name=name, precision="fp16").open(
+        precisions, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES]
     ) as backend:
         assert backend.info.graph == "fp16"
         answer = backend.infer(Scenario.FULL, tile())[Output.PROBABILITIES]
@@ -184,7 +192,7 @@ def test_the_fp16_graph_answers_within_its_tolerance(name, precisions) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_precision_that_the_bundle_lacks_is_refused(name, toy_bundle) -> None:
     with pytest.raises(ManifestError, match="has no int8 graph for full; it has fp32"):
-        open_backend(name, toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES], precision="int8")
+        BackendOptions(name=name, precision="int8").open(toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_an_answer_that_is_not_a_number_is_refused(output, toy_bundle, monkeypat
 
     answering(one_nan, monkeypatch)
     with pytest.raises(GoldenMismatchError, match=f"output {output} differs by inf"):
-        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[output])
+        BackendOptions(name="openvino").open(toy_bundle, scenarios=[Scenario.FULL], wanted=[output])
 
 
 def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
@@ -240,7 +248,9 @@ def test_a_small_error_everywhere_is_refused(toy_bundle, monkeypatch) -> None:
     with pytest.raises(
         GoldenMismatchError, match=r"output probabilities differs by 0\.00[34]\d* probability on average"
     ):
-        open_backend("openvino", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES], precision="fp32")
+        BackendOptions(name="openvino", precision="fp32").open(
+            toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.PROBABILITIES]
+        )
 
 
 def _a_class_less(manifest: Manifest) -> Manifest:
@@ -277,7 +287,7 @@ def test_a_graph_that_does_not_fit_the_manifest_is_refused_where_it_is_opened(
     root = Path(shutil.copytree(toy_bundle.root, tmp_path / "lying"))
     save_manifest(change(toy_bundle.manifest), root)
     with pytest.raises(ManifestError, match=why):
-        open_backend(name, Bundle.load(root), scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name=name).open(Bundle.load(root), scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -287,7 +297,9 @@ def test_weights_behind_a_link_into_a_content_store_are_read(name: BackendName, 
     root.mkdir()
     for file in demo.BUNDLE.iterdir():
         (root / file.name).symlink_to(file)
-    with open_backend(name, Bundle.load(root), scenarios=[Scenario.MISSING_NDSM], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name=name).open(
+        Bundle.load(root), scenarios=[Scenario.MISSING_NDSM], wanted=[Output.CLASSES]
+    ) as backend:
         assert backend.info.graph == "fp32"
 
 
@@ -322,7 +334,7 @@ def openvino_refuses(monkeypatch) -> None:
 
 
 def test_auto_goes_on_to_onnxruntime_where_openvino_refuses_the_bundle(toy_bundle, openvino_refuses, caplog) -> None:
-    with open_backend("auto", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+    with BackendOptions().open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert backend.info.name == "onnxruntime"
         assert backend.infer(Scenario.FULL, tile())[Output.CLASSES].shape == (64, 64)
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
@@ -334,12 +346,12 @@ def test_auto_passes_on_what_openvino_said_where_onnxruntime_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "engine.backends.onnxruntime", None)
     with pytest.raises(BackendError, match="OpenVINO could not prepare the bundle .*: no such operator"):
-        open_backend("auto", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+        BackendOptions().open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 def test_a_named_backend_is_never_replaced(toy_bundle, openvino_refuses) -> None:
     with pytest.raises(BackendError, match="OpenVINO could not prepare"):
-        open_backend("openvino", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+        BackendOptions(name="openvino").open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 def test_a_librarys_many_lines_become_one_and_all_of_them_are_in_the_debug_log(caplog) -> None:
@@ -358,5 +370,7 @@ def test_a_librarys_many_lines_become_one_and_all_of_them_are_in_the_debug_log(c
 def test_a_bundle_of_symbolic_links_opens(name, tmp_path: Path) -> None:
     """As the caches of Hugging Face and DVC hold them: a link for every file, named by its content elsewhere."""
     linked = links_to(demo.BUNDLE, tmp_path)
-    with open_backend(name, Bundle.load(linked), scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name=name).open(
+        Bundle.load(linked), scenarios=[Scenario.FULL], wanted=[Output.CLASSES]
+    ) as backend:
         assert backend.info.name == name  # and the golden tile has been reproduced

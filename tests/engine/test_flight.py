@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from engine.backends import open_backend
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import NODATA_CLASS
 from engine.contract.errors import BackendError, InputError, InterruptedRunError, ResumeError, UsageError
 from engine.contract.sensors import Provenance, Sensor
@@ -273,7 +273,8 @@ class Slow(Faulty):
 
 
 def test_dropped_tiles_hold_no_data_and_are_counted(toy_bundle, write_scene, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("engine.backends.options.open_backend", lambda *a, **k: Slow(open_backend(*a, **k)))
+    opens = BackendOptions.open
+    monkeypatch.setattr(BackendOptions, "open", lambda *a, **k: Slow(opens(*a, **k)))
     scene = flight_scene(330, 410)
     told, rows = fly(
         toy_bundle, write_scene(scene), tmp_path / "out", rate_hz=1000.0, when_behind="drop-oldest", deadline_ms=1e6
@@ -289,14 +290,15 @@ def test_dropped_tiles_hold_no_data_and_are_counted(toy_bundle, write_scene, tmp
 def faulty(monkeypatch, **faults: dict) -> list[Faulty]:
     """Let the named backends fail; returns those opened."""
     opened: list[Faulty] = []
+    opens = BackendOptions.open
 
-    def build(name, *arguments, **options):
-        inner = open_backend(name, *arguments, **options)
+    def build(options, *arguments, **named):
+        inner = opens(options, *arguments, **named)
         planned = faults.get(inner.info.name, {})
         opened.append(Faulty(inner, **planned))
         return opened[-1]
 
-    monkeypatch.setattr("engine.backends.options.open_backend", build)
+    monkeypatch.setattr(BackendOptions, "open", build)
     return opened
 
 

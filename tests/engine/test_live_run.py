@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from engine import demo
-from engine.backends import BackendName
+from engine.backends.options import BackendName
 from engine.contract.bundle import Bundle
 from engine.contract.errors import InputError, InterruptedRunError, OutputError, ResumeError, UsageError
 from engine.contract.sensors import Scenario, Sensor

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import engine.backends
-from engine.backends import open_backend
 from engine.backends.base import Output
-from engine.backends.fastest import chosen_of, conditions, fastest
+from engine.backends.fastest import chosen_of, conditions, fastest, learn
 from engine.backends.openvino import shared_core
 from engine.backends.options import BackendOptions
 from engine.backends.remembered import MOST_FILES, Remembered
@@ -28,7 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def answers(bundle, remembered: Remembered | None) -> dict[Output, np.ndarray]:
     golden = bundle.golden()
-    with open_backend("openvino", bundle, scenarios=Scenario, wanted=WANTED, remembered=remembered) as backend:
+    with BackendOptions(name="openvino").open(
+        bundle, scenarios=Scenario, wanted=WANTED, remembered=remembered
+    ) as backend:
         return dict(backend.infer(Scenario.FULL, {s: golden[s.value] for s in Scenario.FULL.sensors}))
 
 
@@ -41,7 +42,7 @@ def test_a_second_start_compiles_nothing_checks_nothing_and_answers_the_same(fol
         raise AssertionError("done once before")
 
     monkeypatch.setattr(type(shared_core()), "compile_model", refuse)
-    monkeypatch.setattr(engine.backends, "check_golden_tile", refuse)
+    monkeypatch.setattr(engine.backends.options, "check_golden_tile", refuse)
     second = answers(toy_bundle, Remembered.here())
     for output in WANTED:
         np.testing.assert_array_equal(first[output], second[output])
@@ -112,8 +113,8 @@ def test_int8_has_to_earn_its_place() -> None:
 
 def test_what_is_fastest_is_measured_once_and_then_run(folder, toy_bundle, monkeypatch) -> None:
     options = BackendOptions(name="openvino")
-    first = options.learn(toy_bundle, scenarios=Scenario, wanted=WANTED)
+    first = learn(options, toy_bundle, scenarios=Scenario, wanted=WANTED)
     assert first.startswith("--precision auto is the fp32 graph here"), "the toy has no other"
-    monkeypatch.setattr(engine.backends.options, "open_backend", None)  # to be called it would have to be one
-    assert options.learn(toy_bundle, scenarios=Scenario, wanted=WANTED) == first
-    assert BackendOptions(precision="fp32").learn(toy_bundle, scenarios=Scenario, wanted=WANTED) == ""
+    monkeypatch.setattr(BackendOptions, "open", None)  # to be called it would have to be a function
+    assert learn(options, toy_bundle, scenarios=Scenario, wanted=WANTED) == first
+    assert learn(BackendOptions(precision="fp32"), toy_bundle, scenarios=Scenario, wanted=WANTED) == ""

@@ -19,7 +19,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engine.backends import open_backend, resilient
+from engine.backends import resilient
 from engine.backends.base import Backend, Output
 from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, What
@@ -75,8 +75,8 @@ class Workshop:
             options = planned[before] if before < len(planned) else {}
             if "refuses" in options:
                 raise options["refuses"]
-            inner = open_backend(
-                name, self.bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32", threads=1
+            inner = BackendOptions(name=name, precision="fp32", threads=1).open(
+                self.bundle, scenarios=Scenario, wanted=[Output.CLASSES]
             )
             self.opened.append(Faulty(inner, **options))
             return self.opened[-1]
@@ -163,7 +163,9 @@ def test_a_slow_backend_is_not_taken_for_a_hung_one(toy_bundle) -> None:
             time.sleep(0.15)
             return super().submit(scenario, inputs)
 
-    opened = Slow(open_backend("openvino", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32"))
+    opened = Slow(
+        BackendOptions(name="openvino", precision="fp32").open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+    )
     with ResilientBackend(lambda: opened, {}, watchdog_s=1.0) as backend:
         assert_every_tile_is_answered(backend, tiles=9)  # the last one is answered 1.35 s after it was submitted
         time.sleep(1.2)  # and owing nothing for longer than the watchdog's time is no silence
@@ -179,7 +181,9 @@ def test_a_process_that_was_paused_does_not_take_its_backend_for_hung(toy_bundle
 
     pause_s = [0.0]
     monkeypatch.setattr(resilient, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + pause_s[0]))
-    opened = Late(open_backend("openvino", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32"))
+    opened = Late(
+        BackendOptions(name="openvino", precision="fp32").open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+    )
     with ResilientBackend(lambda: opened, {}, watchdog_s=2.0) as backend:
         answer = backend.submit(Scenario.FULL, tile(1))
         pause_s[0] = 3600.0
@@ -229,7 +233,6 @@ def test_a_hung_thread_does_not_keep_the_process_from_ending(toy_bundle) -> None
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from engine.backends import open_backend
 from engine.backends.base import Backend, Output
 from engine.deadline import left_behind
 from engine.backends.options import BackendOptions
@@ -248,7 +251,7 @@ class Hung(Backend):
 
 bundle = Bundle.load(Path({str(toy_bundle.root)!r}))
 def open_real():
-    return open_backend("onnxruntime", bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+    return BackendOptions(name="onnxruntime").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 with open_real() as real:
     hung = Hung(type(real.info)(name="openvino", library="x", device="x", precision="f32", threads=1, slots=1))
 with ResilientBackend(lambda: hung, {{"openvino": lambda: hung, "onnxruntime": open_real}}, watchdog_s=0.2) as backend:

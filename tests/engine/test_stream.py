@@ -10,8 +10,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from engine.backends import open_backend
 from engine.backends.base import Backend, Output
+from engine.backends.options import BackendOptions
 from engine.contract.errors import OutputError, RasterOpenError
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import TileGrid
@@ -27,8 +27,8 @@ TILES = list(TileGrid(height=64 * 6, width=64 * 8, tile_px=64, halo_px=0).tiles(
 
 @pytest.fixture(scope="module")
 def backend(toy_bundle) -> Iterator[Backend]:
-    with open_backend(
-        "openvino", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="fp32", threads=1
+    with BackendOptions(name="openvino", precision="fp32", threads=1).open(
+        toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES]
     ) as opened:
         yield opened
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from engine import demo
-from engine.backends import open_backend
 from engine.backends.base import Output
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle
 from engine.contract.sensors import Provenance, Scenario, Sensor
 from engine.grid import Window
@@ -87,7 +87,7 @@ def test_tiles_inferred_in_another_order_and_several_at_a_time_give_the_same_byt
     specs = {sensor: bundle.manifest.sensor(sensor) for sensor in Sensor}
     with (
         SensorRasters.open(paths, specs) as rasters,
-        open_backend("openvino", bundle, scenarios=[Scenario.FULL], wanted=CropStitcher.wanted) as backend,
+        BackendOptions(name="openvino").open(bundle, scenarios=[Scenario.FULL], wanted=CropStitcher.wanted) as backend,
     ):
         tile_px, halo_px = bundle.manifest.tile_px, bundle.manifest.halo_px
         stitcher = CropStitcher(height=SIZE_PX, width=SIZE_PX, tile_px=tile_px, halo_px=halo_px)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.backends import open_backend
 from engine.backends.base import Output
 from engine.backends.layout import ALIGNMENT, TileLayout
 from engine.backends.options import BackendOptions
@@ -96,7 +95,7 @@ def test_scenarios_back_to_back_answer_as_numpy_does(bundle, gpu, lazy, graphs) 
 
 def test_only_wanted_outputs_come_back(bundle, gpu) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CONFIDENCE]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CONFIDENCE]) as backend:
         answer = backend.infer(Scenario.FULL, tile(1))
     assert list(answer) == [Output.CONFIDENCE]
     expected = np.rint(toy_probabilities(Scenario.FULL, tile(1), radius=0).max(axis=0) * 255)
@@ -105,7 +104,7 @@ def test_only_wanted_outputs_come_back(bundle, gpu) -> None:
 
 def test_answers_are_the_receivers_own(bundle, gpu) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         first = backend.infer(Scenario.FULL, tile(1))[Output.CLASSES]
         kept = first.copy()
         for seed in range(2, 8):
@@ -116,7 +115,7 @@ def test_answers_are_the_receivers_own(bundle, gpu) -> None:
 def test_an_engine_that_cannot_be_captured_runs_kernel_by_kernel_and_says_so(bundle, gpu, caplog) -> None:
     gpu.capturable = False
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
         backend.infer(Scenario.FULL, tile(1))
     assert set(gpu.launches) == {"plain"}
     assert "full runs kernel by kernel, not as a CUDA graph" in caplog.text
@@ -128,7 +127,7 @@ def test_an_engine_that_cannot_be_captured_runs_kernel_by_kernel_and_says_so(bun
 
 def test_a_tile_of_the_wrong_shape_fails_alone(bundle, gpu) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         wrong = {**tile(1), Sensor.NDSM: np.zeros((1, 32, 32), np.float32)}
         futures = [backend.submit(Scenario.FULL, inputs) for inputs in (tile(1), wrong, tile(2))]
         with pytest.raises(BackendError, match=r"full takes ndsm as float32 \[1, 64, 64\], received .* \[1, 32, 32\]"):
@@ -141,7 +140,7 @@ def test_a_tile_of_the_wrong_shape_fails_alone(bundle, gpu) -> None:
 @pytest.mark.parametrize("call", ["memcpy_htod_async", "cuGraphLaunch", "record", "memcpy_dtoh_async", "synchronize"])
 def test_a_failed_call_fails_its_tile_and_no_other(bundle, gpu, call) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         gpu.fail_next = call
         with pytest.raises(BackendError, match="emulated failure") as caught:
             backend.infer(Scenario.FULL, tile(1))
@@ -158,18 +157,18 @@ def test_a_failure_while_opening_leaves_nothing_on_the_device(bundle, gpu, call)
     build(bundle)
     gpu.fail_next = call
     with pytest.raises(BackendError, match="emulated failure"):
-        open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 def test_a_plan_for_another_tile_size_is_refused_and_leaves_nothing(bundle, gpu) -> None:
     build(bundle, content=lambda plan: Plan(**{**vars(plan), "tile_px": 32}).encode())
     with pytest.raises(BackendError, match=r"tensorrt 10\.3\.0 refused the shape of"):
-        open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 def test_closing_twice_does_nothing_and_a_closed_backend_takes_no_tile(bundle, gpu) -> None:
     build(bundle)
-    backend = open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    backend = BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
     last = backend.submit(Scenario.FULL, tile(1))
     backend.close()
     backend.close()
@@ -188,14 +187,14 @@ def test_a_plan_that_computes_something_else_is_refused(bundle, gpu) -> None:
     bundle = Bundle.load(bundle.root)
     build(bundle)
     with pytest.raises(GoldenMismatchError, match=r"fp16 graph, f16\) does not reproduce the golden tile"):
-        open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 @pytest.mark.parametrize("call", ["memcpy_htod_async", "cuGraphLaunch", "synchronize", "execute_async_v3"])
 @pytest.mark.parametrize("code", [700, 719, 214])
 def test_a_sticky_error_says_that_only_a_new_process_helps(bundle, gpu, call, code) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         gpu.fail_next, gpu.fail_code = "cuGraphLaunch" if call == "execute_async_v3" else call, code
         answers = [backend.submit(Scenario.FULL, tile(seed)) for seed in range(8)]
         for answer in answers:
@@ -210,12 +209,12 @@ def test_a_sticky_error_while_opening_says_so_too(bundle, gpu) -> None:
     build(bundle)
     gpu.fail_next, gpu.fail_code = "execute_async_v3", 700
     with pytest.raises(DeviceLostError, match="restart the process"):
-        open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 def test_an_ordinary_failure_is_not_called_a_lost_device(bundle, gpu) -> None:
     build(bundle)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         gpu.fail_next, gpu.fail_code = "memcpy_htod_async", 0
         with pytest.raises(BackendError) as failed:
             backend.infer(Scenario.FULL, tile(1))
@@ -248,7 +247,7 @@ def test_a_library_that_does_not_start_speaks_for_itself(bundle, gpu) -> None:
 
 def test_tiles_that_race_with_closing_are_answered_or_refused(bundle, gpu) -> None:
     build(bundle)
-    backend = open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    backend = BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
     answers: list[Future] = []
     refusals: list[BackendError] = []
 
@@ -275,7 +274,7 @@ def test_tiles_that_race_with_closing_are_answered_or_refused(bundle, gpu) -> No
 
 def test_a_worker_that_dies_leaves_no_tile_waiting(bundle, gpu, monkeypatch, caplog) -> None:
     build(bundle)
-    backend = open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+    backend = BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
     from engine.backends import tensorrt
 
     def break_down(*_arguments: object) -> None:
@@ -301,7 +300,7 @@ def test_a_worker_that_dies_leaves_no_tile_waiting(bundle, gpu, monkeypatch, cap
 
 def refused(bundle: Bundle, **options: object) -> str:
     with pytest.raises(BackendUnavailableError) as caught:
-        open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES], **options)
+        BackendOptions(name="tensorrt", **options).open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
     return str(caught.value)
 
 
@@ -341,7 +340,7 @@ def test_a_damaged_plan_is_refused_before_the_library_sees_it(bundle, gpu, damag
     stored = build(bundle)
     damage(stored[Scenario.MISSING_RGIR].path)
     with pytest.raises(IntegrityError, match=r"missing_rgir-fp16-.*python -m export\.build"):
-        open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 def test_a_plan_of_another_scenario_is_refused(bundle, gpu) -> None:
@@ -350,13 +349,13 @@ def test_a_plan_of_another_scenario_is_refused(bundle, gpu) -> None:
 
     build(bundle, content=swapped)
     with pytest.raises(IntegrityError, match="the engine in it is named 'missing_rgir-fp16-000000000000'"):
-        open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 def test_a_plan_with_other_tensors_is_refused(bundle, gpu) -> None:
     build(bundle, content=lambda plan: Plan(**{**vars(plan), "tensors": ("rgir", "classes")}).encode())
     with pytest.raises(IntegrityError, match=r"the engine has classes, rgir"):
-        open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
+        BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
 
 
 def test_what_the_library_says_of_a_plan_it_refuses_is_passed_on(bundle, gpu) -> None:
@@ -367,8 +366,8 @@ def test_what_the_library_says_of_a_plan_it_refuses_is_passed_on(bundle, gpu) ->
 
 def test_plans_may_lie_in_another_folder(bundle, gpu, tmp_path) -> None:
     build(bundle, folder=tmp_path / "elsewhere")
-    with open_backend(
-        "tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES], plans=tmp_path / "elsewhere"
+    with BackendOptions(name="tensorrt", plans=tmp_path / "elsewhere").open(
+        bundle, scenarios=Scenario, wanted=[Output.CLASSES]
     ) as backend:
         assert backend.info.graph == "fp16"
     assert f"--cache {tmp_path / 'nowhere'}" in refused(bundle, plans=tmp_path / "nowhere")
@@ -376,25 +375,25 @@ def test_plans_may_lie_in_another_folder(bundle, gpu, tmp_path) -> None:
 
 def test_auto_takes_fp16_unless_int8_is_measured_faster(bundle, gpu) -> None:
     fp16, int8 = build(bundle, "fp16"), build(bundle, "int8")
-    with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert (backend.info.graph, backend.info.precision) == ("fp16", "f16")
     orin = Device(name=gpu.name, compute_capability=87, multiprocessors=gpu.multiprocessors)
     fp16[Scenario.FULL].with_latency(2.0, orin)
     int8[Scenario.FULL].with_latency(1.5, orin)
-    with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert backend.info.graph == "int8"
 
 
 def test_auto_takes_a_precision_that_every_scenario_has(bundle, gpu) -> None:
     build(bundle, "int8")
     build(bundle, "fp16")[Scenario.MISSING_RGIR].path.with_suffix(".json").unlink()
-    with open_backend("tensorrt", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert backend.info.graph == "int8"
 
 
 def test_a_precision_without_a_graph_is_refused(toy_bundle, gpu) -> None:
     with pytest.raises(ManifestError, match="has no int8 graph"):
-        open_backend("tensorrt", toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES], precision="int8")
+        BackendOptions(name="tensorrt", precision="int8").open(toy_bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
 # --- TensorRT-RTX ----------------------------------------------------------------------------------------------------
@@ -417,7 +416,7 @@ def test_rtx_keeps_compiled_kernels_beside_the_plan(bundle, rtx_gpu, caplog) -> 
     for expected in (None, "kernels are compiled again"):
         with (
             caplog.at_level(logging.INFO),
-            open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
+            BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
         ):
             assert backend.info.library == "tensorrt_rtx 1.7.1"
         kept = stored.with_suffix(".runtime_cache")
@@ -430,7 +429,7 @@ def test_rtx_keeps_compiled_kernels_beside_the_plan(bundle, rtx_gpu, caplog) -> 
 def test_a_damaged_runtime_cache_never_reaches_the_library(bundle, rtx_gpu, caplog, content) -> None:
     kept = build(bundle, change=rtx)[Scenario.FULL].path.with_suffix(".runtime_cache")
     kept.write_bytes(content)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
         pass
     assert f"kernels are compiled again: {kept} is damaged" in caplog.text
     assert load_hint(kept, "") == b"cache of Emulated GPU"
@@ -445,7 +444,7 @@ def test_a_runtime_cache_that_the_library_chokes_on_stops_no_engine(bundle, rtx_
 
     for method in ("deserialize", "serialize"):
         monkeypatch.setattr(sys.modules["tensorrt_rtx"].IRuntimeCache, method, choke)
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         backend.infer(Scenario.FULL, tile(1))
     assert "kernels are compiled again" in caplog.text
     assert "compiled kernels are not kept" in caplog.text
@@ -460,7 +459,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(bundle, rtx_gpu, c
     stored = build(bundle, change=rtx)[Scenario.FULL].path
     stored.with_suffix(".runtime_cache").mkdir()
     (stored.with_suffix(".runtime_cache") / "in the way").touch()
-    with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]):
         pass
     assert "kernels are compiled again" in caplog.text
     assert "compiled kernels are not kept" in caplog.text
@@ -473,10 +472,10 @@ def test_tensorrt_is_preferred_to_rtx_and_each_reason_is_told(bundle) -> None:
         assert "for tensorrt 10.3.0" in message
         assert "for tensorrt_rtx 1.7.1" in message
         build(bundle, change=rtx)
-        with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
+        with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
             assert backend.info.library == "tensorrt_rtx 1.7.1"
         build(bundle)
-        with open_backend("tensorrt", bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
+        with BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=ALL) as backend:
             assert backend.info.library == "tensorrt 10.3.0"
     assert gpu.complaints() == []
 
@@ -486,7 +485,7 @@ def test_tensorrt_is_preferred_to_rtx_and_each_reason_is_told(bundle) -> None:
 
 def test_auto_runs_tensorrt_where_it_can(bundle, gpu) -> None:
     build(bundle)
-    with open_backend("auto", bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+    with BackendOptions().open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
         assert (backend.info.name, backend.info.device) == ("tensorrt", "Emulated GPU (sm_87, 16 multiprocessors)")
 
 
@@ -498,7 +497,7 @@ def test_auto_falls_back_on_openvino_and_says_why(bundle, caplog, case) -> None:
     with (
         caplog.at_level(logging.INFO),
         installed(gpu, {} if case == "no library" else LIBRARIES),
-        open_backend("auto", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
+        BackendOptions().open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
     ):
         assert backend.info.name == "openvino"
     reason = {
@@ -515,7 +514,7 @@ def test_auto_falls_back_on_openvino_and_says_why(bundle, caplog, case) -> None:
 
 def test_auto_warns_when_a_plan_is_damaged(bundle, gpu, caplog) -> None:
     build(bundle)[Scenario.FULL].path.write_bytes(b"plan")
-    with open_backend("auto", bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
+    with BackendOptions().open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend:
         assert backend.info.name == "openvino"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -524,7 +523,7 @@ def test_auto_without_pycuda_runs_openvino(toy_bundle, caplog, monkeypatch) -> N
     monkeypatch.setitem(sys.modules, "engine.backends.tensorrt", None)
     with (
         caplog.at_level(logging.INFO),
-        open_backend("auto", toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
+        BackendOptions().open(toy_bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES]) as backend,
     ):
         assert backend.info.name == "openvino"
     assert "gemmnet-edge[gpu]" in caplog.text

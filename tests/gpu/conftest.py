@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks.tiles import Tile, tiles_of
 from engine import demo
-from engine.backends import open_backend
 from engine.backends.base import Backend, Output
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Bundle, Precision
 from engine.contract.errors import BackendUnavailableError
 from engine.contract.sensors import Scenario
@@ -118,8 +118,8 @@ def reference(built, tiles) -> Mapping[Precision, Answers]:
     """What ONNX Runtime on the CPU answers, by precision."""
     answers = {}
     for precision in built.precisions:
-        with open_backend(
-            "onnxruntime", built.bundle, scenarios=Scenario, wanted=WANTED, precision=precision
+        with BackendOptions(name="onnxruntime", precision=precision).open(
+            built.bundle, scenarios=Scenario, wanted=WANTED
         ) as backend:
             answers[precision] = {scenario: [infer(backend, scenario, tile) for tile in tiles] for scenario in Scenario}
     return answers
@@ -128,7 +128,9 @@ def reference(built, tiles) -> Mapping[Precision, Answers]:
 @pytest.fixture
 def tensorrt(built) -> Iterator[Backend]:
     """The backend as the runtime opens it."""
-    with open_backend("tensorrt", built.bundle, scenarios=Scenario, wanted=WANTED, plans=built.plans) as backend:
+    with BackendOptions(name="tensorrt", plans=built.plans).open(
+        built.bundle, scenarios=Scenario, wanted=WANTED
+    ) as backend:
         yield backend
 
 

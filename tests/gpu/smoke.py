@@ -30,8 +30,8 @@ import numpy as np
 
 from benchmarks.conditions import conditions, write_csv
 from engine import demo
-from engine.backends import open_backend
 from engine.backends.base import Inputs, Output
+from engine.backends.options import BackendOptions
 from engine.backends.resilient import ResilientBackend, What
 from engine.contract.bundle import Bundle
 from engine.contract.errors import EngineError
@@ -157,12 +157,14 @@ def provoke(bundle: Bundle, plans: Path, trt: CopyingTensorRt) -> tuple[list[str
 
     rng = np.random.default_rng(1)
     tiles = [_tile(bundle, rng) for _ in range(12)]
-    with open_backend("openvino", bundle, scenarios=[Scenario.FULL], wanted=WANTED, precision=PRECISION) as openvino:
+    with BackendOptions(name="openvino", precision=PRECISION).open(
+        bundle, scenarios=[Scenario.FULL], wanted=WANTED
+    ) as openvino:
         expected = [openvino.infer(Scenario.FULL, tile)[Output.CLASSES] for tile in tiles]
     chain = {
         "tensorrt": first,
-        "openvino": lambda: open_backend(
-            "openvino", bundle, scenarios=[Scenario.FULL], wanted=WANTED, precision=PRECISION
+        "openvino": lambda: BackendOptions(name="openvino", precision=PRECISION).open(
+            bundle, scenarios=[Scenario.FULL], wanted=WANTED
         ),
     }
     problems = []

@@ -13,9 +13,9 @@ import pytest
 import rasterio
 
 from engine import demo
-from engine.backends import open_backend
 from engine.backends.base import Output
 from engine.backends.golden import tolerance_of
+from engine.backends.options import BackendOptions
 from engine.contract.bundle import Precision
 from engine.contract.errors import BackendError, IntegrityError
 from engine.contract.plan_cache import CACHE_NAME, stored_plans
@@ -35,8 +35,8 @@ GROWTH_MIB = 4
 def test_answers_equal_onnxruntime(built, tiles, reference, scenario: Scenario, precision: Precision) -> None:
     if precision not in built.precisions:
         pytest.skip(f"the demo bundle has no {precision} graphs")
-    with open_backend(
-        "tensorrt", built.bundle, scenarios=[scenario], wanted=WANTED, precision=precision, plans=built.plans
+    with BackendOptions(name="tensorrt", precision=precision, plans=built.plans).open(
+        built.bundle, scenarios=[scenario], wanted=WANTED
     ) as backend:
         assert (backend.info.name, backend.info.graph) == ("tensorrt", precision)
         answers = [infer(backend, scenario, tile) for tile in tiles]
@@ -69,7 +69,7 @@ def test_a_replayed_graph_answers_as_a_plain_enqueue_does(built, tiles) -> None:
 
 
 def test_every_engine_was_captured(built, caplog) -> None:
-    with open_backend("tensorrt", built.bundle, scenarios=Scenario, wanted=WANTED, plans=built.plans):
+    with BackendOptions(name="tensorrt", plans=built.plans).open(built.bundle, scenarios=Scenario, wanted=WANTED):
         pass
     assert "kernel by kernel" not in caplog.text
 
@@ -103,7 +103,9 @@ def test_a_thousand_tiles_take_no_more_device_memory_than_thirty(built, tensorrt
 
 def test_closing_gives_the_device_memory_back(built, tiles) -> None:
     def once() -> None:
-        with open_backend("tensorrt", built.bundle, scenarios=Scenario, wanted=WANTED, plans=built.plans) as backend:
+        with BackendOptions(name="tensorrt", plans=built.plans).open(
+            built.bundle, scenarios=Scenario, wanted=WANTED
+        ) as backend:
             infer(backend, Scenario.FULL, tiles[0])
         gc.collect()
 
@@ -124,7 +126,9 @@ def test_a_tile_of_the_wrong_shape_fails_alone(built, tensorrt, tiles) -> None:
 
 def test_the_backend_opens_again_after_it_was_closed_with_tiles_in_flight(built, tiles) -> None:
     for _ in range(2):
-        backend = open_backend("tensorrt", built.bundle, scenarios=Scenario, wanted=WANTED, plans=built.plans)
+        backend = BackendOptions(name="tensorrt", plans=built.plans).open(
+            built.bundle, scenarios=Scenario, wanted=WANTED
+        )
         flying = [backend.submit(Scenario.FULL, tiles[0]) for _ in range(8)]
         backend.close()
         assert all(future.result(timeout=60)[Output.CLASSES].any() for future in flying)
