@@ -81,7 +81,7 @@ def test_a_runtime_that_opens_the_lost_device_again_is_found(run: Run, gpu: Gpu,
 
 
 def test_a_raster_runs_through_engines_that_take_no_time(run: Run, gpu: Gpu, monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr("engine.backends.check_golden_tile", None)  # put back afterwards
+    monkeypatch.setattr("engine.backends.options.check_golden_tile", None)  # put back afterwards
     assert run("--raster", "--mpx", "0.25", "--out", str(tmp_path / "raster.csv")) == 0
     assert "tiles/s" in capsys.readouterr().out
     assert gpu.complaints() == []

@@ -199,7 +199,7 @@ def raster(bundle: Bundle, folder: Path, mpx: float) -> tuple[list[str], list[di
     rgir, ndsm = (write_raster(folder, mpx)[1][sensor] for sensor in (Sensor.RGIR, Sensor.NDSM))
     import engine.backends
 
-    engine.backends.check_golden_tile = lambda *_arguments, **_names: None  # copies are not what was exported
+    engine.backends.options.check_golden_tile = lambda *_arguments, **_names: None  # copies are not what was exported
     words = [
         "--bundle",
         str(copy),
