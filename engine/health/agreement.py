@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.health.lattice import Lattice
+
 if TYPE_CHECKING:
     from engine.rasters.sources import Observation
 
+LEAST_PART = 8
+"""A tile of which less than such a part is seen by both is not compared."""
 STEP_PX = 4
 """Every fourth pixel of every fourth row is looked at."""
 IMAGE_STEP_DN, HEIGHT_STEP_M = 60.0, 4.0
@@ -47,26 +51,20 @@ class Likeness:
     """Share of the variation of heights and their edges that colours explain, less what they explain by chance."""
 
 
-def edge_agreement(image: Observation, heights: Observation) -> float | None:
-    """Correlation of the steps along some rows of a tile; None where there is too little to compare.
-
-    Args:
-        image: uint8 [3, T, T].
-        heights: float32 [1, T, T], metres.
-    """
-    rows, lag = slice(8, None, 16), 2 * STEP_PX
-    grey = image.values[:, rows, ::STEP_PX].sum(axis=0, dtype=np.int16)
-    height = heights.values[0, rows, ::STEP_PX]
-    step = np.minimum(np.abs(grey[:, 2:] - grey[:, :-2]) / 3.0, IMAGE_STEP_DN)
-    rise = np.minimum(np.abs(height[:, 2:] - height[:, :-2]), HEIGHT_STEP_M)
-    valid = image.valid[rows, ::STEP_PX] & heights.valid[rows, ::STEP_PX]
-    known = valid[:, 2:] & valid[:, :-2]
-    if np.count_nonzero(known) < known.size // lag:
-        return None
-    step, rise = step[known], rise[known]
-    step, rise = step - step.mean(), rise - rise.mean()
+def edge_agreement(image: Lattice, heights: Lattice) -> float | None:
+    """Correlation of the steps along some rows of a tile; None where there is too little to compare."""
+    step = np.minimum(np.abs(image.steps), np.int16(3 * IMAGE_STEP_DN)).astype(np.float32)
+    rise = np.minimum(np.abs(heights.steps), np.float32(HEIGHT_STEP_M))
+    if image.known is not None or heights.known is not None:
+        known = np.logical_and(
+            True if image.known is None else image.known, True if heights.known is None else heights.known
+        )
+        if np.count_nonzero(known) < known.size // LEAST_PART:
+            return None
+        step, rise = step[known], rise[known]
+    step, rise = (step - step.mean()).ravel(), (rise - rise.mean()).ravel()
     power, other_power = float(step @ step), float(rise @ rise)
-    if other_power < SMOOTH_M**2 * rise.size or power < step.size:
+    if other_power < SMOOTH_M**2 * rise.size or power < 9 * step.size:  # a DN squared in three bands
         return None
     return float(step @ rise) / math.sqrt(power * other_power)
 

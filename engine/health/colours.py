@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.health.lattice import SAMPLED_COLS
 
 DETAIL_PX = 4
 COARSE_PX = 16
@@ -25,6 +28,12 @@ LEAST_STRUCTURE_DN = 5.0
 """Over 16 px, of three bands together: an image that changes by less shows nothing that could be blurred."""
 ROUNDING_DN = 0.5
 """Added to every standard deviation, in quadrature: what rounding to whole numbers does to a smooth band."""
+WHITE_GAIN = math.sqrt(6)
+"""The second difference x[i-1] - 2 x[i] + x[i+1] of white noise has so many times its standard deviation."""
+SECOND_ROUNDING = 0.25
+"""A quarter DN squared of what rounding to whole numbers adds anyway keeps identical bands invertible."""
+Moments: TypeAlias = list[list[float]]
+"""Mean products of three bands, 3 x 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class Colours:
     coarse: tuple[float, float, float]
     """The same over 16 px."""
     difference: tuple[float, float, float]
-    """Standard deviation of the difference of two bands, DN."""
+    """Standard deviation of the difference of two bands, DN; where it changes over 16 px anyway, at least that."""
     structure: float
     """How much more the mean of the bands changes over 16 px than from one pixel to the next; noise alone has 1."""
     blur: float
@@ -59,90 +68,148 @@ class Colours:
         return (1.01 - self.detail[2]) / (1.01 - max(self.detail))
 
 
-def measure_colours(
-    sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, histogram: NDArray[np.intp]
-) -> Colours | None:
-    """The statistics of some rows of an image.
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How three bands change along rows, together: mean products of their differences, DN squared."""
+
+    near: Moments
+    """Over one pixel."""
+    detail: Moments
+    """Over 4 px."""
+    wide: Moments
+    """Over 16 px."""
+    second: Moments
+    """Of x[i-1] - 2 x[i] + x[i+1]."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation, in DN, of the finest detail of a band that the other bands do not share; the worst's.
+
+        Leaves, tiles and gravel show in all bands at once, a sensor's noise does not. The residual variance of each
+        band after regression on the others is the reciprocal of the diagonal of the inverse covariance matrix
+        (Whittaker, Graphical Models in Applied Multivariate Statistics, 1990, section 5.8).
+        """
+        (a, ab, ac), (_, b, bc), (_, _, c) = self.second
+        a, b, c = a + SECOND_ROUNDING, b + SECOND_ROUNDING, c + SECOND_ROUNDING
+        minors = b * c - bc * bc, a * c - ac * ac, a * b - ab * ab
+        determinant = a * minors[0] - ab * (ab * c - bc * ac) + ac * (ab * bc - b * ac)
+        return math.sqrt(max(determinant, 0.0) / min(minors)) / WHITE_GAIN
+
+
+def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> Changes | None:
+    """The changes at 128 places of some rows of an image.
 
     Args:
         sample: uint8 [3, rows, W].
         mask: bool [rows, W], where there is data; None is everywhere.
-        histogram: of each band, [3, 256].
 
     Returns:
         None where too few pixels have data.
     """
-    values = sample[:, :, ::DETAIL_PX].astype(np.float32)
-    detail = values[:, :, 1:] - values[:, :, :-1]
-    wide = sample.astype(np.int16)
-    fine = (wide[:, :, 1:] - wide[:, :, :-1]).reshape(3, -1)
-    grey = wide[0, ::2] + wide[1, ::2] + wide[2, ::2]
-    coarse, close = grey[:, COARSE_PX:] - grey[:, :-COARSE_PX], grey[:, 1:] - grey[:, :-1]
-    across = COARSE_PX // DETAIL_PX
-    wider = values[:, :, across:] - values[:, :, :-across]
-    if mask is None:
-        values, detail, wider = values.reshape(3, -1), detail.reshape(3, -1), wider.reshape(3, -1)
-    else:
-        some, beside = mask[:, ::DETAIL_PX], mask[:, 1:] & mask[:, :-1]
-        wider = wider[:, some[:, across:] & some[:, :-across]]
-        values, detail = values[:, some], detail[:, some[:, 1:] & some[:, :-1]]
-        fine, close = fine[:, beside.ravel()], close[beside[::2]]
-        coarse = coarse[mask[::2, COARSE_PX:] & mask[::2, :-COARSE_PX]]
-    if min(detail.shape[1], wider.shape[1], coarse.size) < LEAST_PIXELS:
+    every, room = max(1, sample.shape[2] // SAMPLED_COLS), sample.shape[2] - COARSE_PX
+    if room < 1:
         return None
-    level, step = _covariance(values), _covariance(detail)
-    far, near = _power(coarse), _power(close)
+    values = sample.astype(np.float32)
+    here, beside, behind, there, beyond = (
+        values[:, :, lag : lag + room : every] for lag in (0, 1, 2, DETAIL_PX, COARSE_PX)
+    )
+    steps = np.empty((4, *here.shape), np.float32)
+    np.subtract(beside, here, out=steps[0])
+    np.subtract(there, here, out=steps[1])
+    np.subtract(beyond, here, out=steps[2])
+    np.subtract(behind, beside, out=steps[3])
+    steps[3] -= steps[0]
+    flat = steps.reshape(12, -1)
+    if mask is not None:
+        places = [mask[:, lag : lag + room : every] for lag in (0, 1, 2, DETAIL_PX, COARSE_PX)]
+        flat = flat[:, np.logical_and.reduce(places).ravel()]
+    if flat.shape[1] < LEAST_PIXELS:
+        return None
+    products = (flat @ flat.T).tolist()
+    total = flat.shape[1]
+    near, detail, wide, second = (
+        [[each / total for each in row[first : first + 3]] for row in products[first : first + 3]]
+        for first in range(0, 12, 3)
+    )
+    return Changes(near=near, detail=detail, wide=wide, second=second)
+
+
+def measure_colours(
+    changes: Changes, sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, *, crippled: str, copied_dn: float
+) -> Colours:
+    """The statistics of some rows of an image.
+
+    Args:
+        changes: of these rows.
+        sample: uint8 [3, rows, W].
+        mask: bool [rows, W], where there is data; None is everywhere.
+        crippled: what is wrong with the grey levels.
+        copied_dn: a difference of bands that varies by more is not measured any further.
+    """
     # whoever differs by 100 to 156 DN lies within 56 of 100, as an unsigned number
-    leaps = (np.abs(fine) - np.int16(100)).view(np.uint16) <= 56
-    jumps = int(np.count_nonzero(leaps, axis=1).max()) / fine.shape[1]
+    leaps = sample[:, :, 1:] - sample[:, :, :-1]
+    leaps -= np.uint8(100)
+    jumps: NDArray[np.bool_] = leaps <= 56
+    pairs = jumps[0].size
+    if mask is not None:
+        known = mask[:, 1:] & mask[:, :-1]
+        jumps &= known
+        pairs = max(1, np.count_nonzero(known))
+    far, near = _power(changes.wide), _power(changes.near)
     return Colours(
-        detail=_pairs(step),
-        coarse=_pairs(_covariance(wider)),
-        difference=_differences(level),
+        detail=_pairs(changes.detail),
+        coarse=_pairs(changes.wide),
+        difference=_differences(changes.wide, sample, mask, copied_dn),
         structure=far / max(near, 3 * ROUNDING_DN),
         blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,
-        jumps=jumps,
-        crippled=next(filter(None, map(_crippled, histogram)), ""),
+        jumps=max(map(np.count_nonzero, jumps)) / pairs,
+        crippled=crippled,
     )
 
 
-def _power(steps: NDArray[np.int16]) -> float:
-    """Root mean square."""
-    flat = steps.ravel().astype(np.float32)
-    return math.sqrt(float(flat @ flat) / flat.size)
+def _power(moments: Moments) -> float:
+    """Root mean square of the sum of the bands."""
+    return math.sqrt(max(sum(map(sum, moments)), 0.0))
 
 
-def _covariance(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    centred = values - values.mean(axis=1, keepdims=True)
-    covariance: NDArray[np.float64] = (centred @ centred.T / values.shape[1]).astype(np.float64)
-    return covariance
-
-
-def _pairs(covariance: NDArray[np.float64]) -> tuple[float, float, float]:
-    (a, ab, ac), (_, b, bc), (_, _, c) = covariance.tolist()
+def _pairs(moments: Moments) -> tuple[float, float, float]:
+    """Correlation of two bands; a change has no mean to speak of."""
+    (a, ab, ac), (_, b, bc), (_, _, c) = moments
     a, b, c = (each + ROUNDING_DN**2 for each in (a, b, c))
     return ab / math.sqrt(a * b), ac / math.sqrt(a * c), bc / math.sqrt(b * c)
 
 
-def _differences(covariance: NDArray[np.float64]) -> tuple[float, float, float]:
-    (a, ab, ac), (_, b, bc), (_, _, c) = covariance.tolist()
-    first, second, third = (math.sqrt(max(each, 0.0)) for each in (a + b - 2 * ab, a + c - 2 * ac, b + c - 2 * bc))
-    return first, second, third
+def _differences(
+    wide: Moments, sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, copied_dn: float
+) -> tuple[float, float, float]:
+    """What changes by so much has at least a quarter of that as its variance: the usual tile is not looked at."""
+    found = []
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        least = math.sqrt(max(wide[one][one] + wide[other][other] - 2 * wide[one][other], 0.0)) / 2
+        if least < copied_dn:
+            rest = sample[one].astype(np.int16) - sample[other]
+            least = float((rest if mask is None else rest[mask]).std())
+        found.append(least)
+    return found[0], found[1], found[2]
 
 
-def _crippled(histogram: NDArray[np.intp]) -> str:
-    below = np.cumsum(histogram)
-    low, high = np.searchsorted(below, (0.05 * below[-1], 0.95 * below[-1])).tolist()
-    there = np.flatnonzero(histogram[low : high + 1])
-    if len(there) > high - low + 1 - (1 << BITS[0]):  # the usual band
+def crippled(histogram: NDArray[np.intp], count: int, low: int, high: int) -> str:
+    """What is wrong with the grey levels of a band, in words; empty where nothing is.
+
+    Args:
+        histogram: of the band, [256].
+        count: its sum.
+        low, high: its 5th and 95th percentile.
+    """
+    there = np.count_nonzero(histogram[low : high + 1])
+    if there > high - low + 1 - (1 << BITS[0]):  # the usual band
         return ""
-    there += low
-    if high - low >= 64 and len(there) <= FEW_LEVELS:
-        return f"it shows {len(there)} grey levels in all"
+    if high - low >= 64 and there <= FEW_LEVELS:
+        return f"it shows {there} grey levels in all"
     levels = np.arange(256)
     for bit in BITS:
         if high - low >= 2 << bit:
             ones = int(histogram[(levels >> bit) & 1 == 1].sum())
-            if min(ones, int(below[-1]) - ones) < FEW * below[-1]:
-                return f"bit {bit} is always {int(2 * ones > below[-1])}"
+            if min(ones, count - ones) < FEW * count:
+                return f"bit {bit} is always {int(2 * ones > count)}"
     return ""

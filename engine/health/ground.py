@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.health.lattice import Lattice
 
 BLOCKS = 8
 """A tile is looked at in 8 x 8 blocks: the lowest height of each is its ground, unless something covers it whole."""
@@ -13,7 +16,7 @@ LEAST_SIDE_PX = 128
 """Of a tile smaller than this a single roof covers a block."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Ground:
     """Statistics of one tile's heights, metres."""
 
@@ -28,63 +31,79 @@ class Ground:
     slope_m: float | None
     """How much a plane through the blocks' lowest heights rises from one side of the tile to the other; None where half
     of them are at the ground."""
-    top_m: float
-    """The 99th percentile of the heights."""
-    rise_m: float
-    """The same of the steps over an eighth of a block, which is 8 px of a tile of 512."""
+    heights: NDArray[np.float32]
+    """What was looked at, [n]."""
+    steps: NDArray[np.float32]
+    """How much that changes over an eighth of a block, which is 8 px of a tile of 512; absolute, [m]."""
+
+    @cached_property
+    def top_m(self) -> float:
+        """The 99th percentile of the heights."""
+        return _top(self.heights)
+
+    @cached_property
+    def rise_m(self) -> float:
+        """The same of the steps."""
+        return _top(self.steps) if self.steps.size else 0.0
+
+    def reaches(self, height_m: float) -> bool:
+        """:attr:`top_m` is at least so much; counting is cheaper than finding it."""
+        return _reaches(self.heights, height_m)
+
+    def smooth(self, share: float) -> bool:
+        """:attr:`rise_m` is less than this share of :attr:`top_m`."""
+        if self.steps.size and _reaches(self.steps, share * float(self.heights.max())):  # the usual tile
+            return False
+        return self.rise_m < share * self.top_m
 
 
-def measure_ground(
-    heights: NDArray[np.float32], valid: NDArray[np.bool_] | None, *, low_m: float, high_m: float
-) -> Ground | None:
-    """The statistics of a tile, from every eighth pixel of every eighth row.
+def measure_ground(lattice: Lattice, *, low_m: float, high_m: float) -> Ground | None:
+    """The statistics of a tile.
 
     Args:
-        heights: float32 [T, T], metres.
-        valid: bool [T, T], where there is data; None is everywhere.
+        lattice: of its heights.
         low_m, high_m: between these a height is the ground's.
 
     Returns:
         None where hardly a block has data, or the tile is small.
     """
-    if min(heights.shape) < LEAST_SIDE_PX:
-        return None
-    step = heights.shape[0] // 64
-    sample = heights[step // 2 :: step, step // 2 :: step]
+    sample, known = lattice.values, lattice.known_values
     rows, cols = (size // BLOCKS * BLOCKS for size in sample.shape)
+    if lattice.side_px < LEAST_SIDE_PX:
+        return None
     sample = sample[:rows, :cols]
-    known = sample
-    if valid is not None:
-        mask = valid[step // 2 :: step, step // 2 :: step][:rows, :cols]
-        sample, known = np.where(mask, sample, np.inf), sample[mask]
-    least = sample.reshape(BLOCKS, rows // BLOCKS, BLOCKS, cols // BLOCKS).min(axis=(1, 3))
+    if lattice.valid is not None:
+        sample = np.where(lattice.valid[:rows, :cols], sample, np.inf)
+    least = sample.reshape(BLOCKS, rows // BLOCKS, BLOCKS, cols // BLOCKS).min(axis=1).min(axis=2)
     there = np.isfinite(least)
     if np.count_nonzero(there) < BLOCKS:
         return None
     base = np.sort(least[there])
-    grounded = np.searchsorted(base, high_m, side="right") - np.searchsorted(base, low_m)
-    steps = sample[:, 1:] - sample[:, :-1] if valid is None else _steps(sample)
+    grounded = base.searchsorted(high_m, side="right") - base.searchsorted(low_m)
+    steps = np.abs(lattice.steps if lattice.known is None else lattice.steps[lattice.known])
     return Ground(
         level_m=float(base[len(base) // 2]),
         lowest_m=float(base[len(base) // 10]),
         grounded=int(grounded) / len(base),
         below=float(np.count_nonzero(known < low_m)) / known.size,
         slope_m=_slope(least, there) if grounded < len(base) // 2 else None,
-        top_m=_top(known),
-        rise_m=_top(np.abs(steps)) if steps.size else 0.0,
+        heights=known,
+        steps=steps,
     )
 
 
-def _steps(sample: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Between neighbours that both have data."""
-    known = np.isfinite(sample)
-    steps: NDArray[np.float32] = np.diff(np.where(known, sample, 0))[known[:, 1:] & known[:, :-1]]
-    return steps
+def _place(values: NDArray[np.float32]) -> int:
+    """Of the 99th percentile, in order."""
+    return int(0.99 * (values.size - 1))
 
 
 def _top(values: NDArray[np.float32]) -> float:
-    place = int(0.99 * (values.size - 1))
+    place = _place(values)
     return float(np.partition(values, place, axis=None)[place])
+
+
+def _reaches(values: NDArray[np.float32], bound: float) -> bool:
+    return int(np.count_nonzero(values >= bound)) >= values.size - _place(values)
 
 
 def _slope(least: NDArray[np.float32], there: NDArray[np.bool_]) -> float:

@@ -32,7 +32,7 @@ A sensor with an implausible tile is used all the same where there is nothing el
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,7 +163,7 @@ class Monitor:
     def snapshot(self) -> dict[str, Any]:
         """All that later verdicts depend on, as JSON values."""
         kept = {str(sensor): memory.snapshot() for sensor, memory in self._memory.items()}
-        return {**kept, "docket": asdict(self._docket)}
+        return {**kept, "docket": dict(vars(self._docket))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`snapshot`: the verdicts to come are those of an uninterrupted run."""
@@ -189,11 +189,10 @@ class Monitor:
         )
         if mine.colours is not None and limits.colours is not None:
             heights = statistics.get(Sensor.NDSM)
-            ground = None if heights is None else heights.ground
-            yield from image_findings(mine.colours, limits.colours, None if ground is None else ground.top_m)
+            yield from image_findings(mine.colours, limits.colours, None if heights is None else heights.ground)
         if mine.ground is not None and limits.ground is not None:
             town = limits.flat_under_edges
-            low = mine.ground.top_m < LOW_TOWN_M and town is not None and image is not None
+            low = town is not None and image is not None and not mine.ground.reaches(LOW_TOWN_M)
             edges = strong_edges(image) if low and image is not None else None
             yield from height_findings(mine.ground, limits.ground, edges, 1.0 if town is None else town.soft)
 
@@ -235,7 +234,8 @@ class Monitor:
                 found[sensor].append(Finding(fault=Fault.HELD, hard=True, detail=detail))
         self._break_off(goes_on, found)
         if len(observed) == len(found) == len(Sensor) and not any(map(_hard, found.values())):
-            edges = edge_agreement(observed[Sensor.RGIR], observed[Sensor.NDSM])
+            image, heights = (statistics[sensor].lattice for sensor in Sensor)
+            edges = None if image is None or heights is None else edge_agreement(image, heights)
             if edges is not None and edges < LEAST_EDGES:
                 detail = f"edges of image and heights do not coincide (correlation {edges:.2f})"
                 finding = Finding(fault=Fault.MISPLACED, hard=False, detail=detail, doubt=True, size=-edges)

@@ -8,17 +8,19 @@ from __future__ import annotations
 import base64
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.health.lattice import SAMPLED_COLS, Lattice
 
 if TYPE_CHECKING:
     from engine.rasters.sources import Observation
 
 SIDE = 32
 """A signature holds 32 x 32 places."""
-LAG = 8
 UNIT = {"u": 1.0, "f": 0.1}
 """Steps are counted in DN or decimetres."""
 NOTHING = -128
@@ -36,7 +38,17 @@ class Signature:
 
     steps: NDArray[np.int8]
 
-    @property
+    @cached_property
+    def numbers(self) -> NDArray[np.float32]:
+        """The same as float32 [n]."""
+        return self.steps.astype(np.float32)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Every place has data."""
+        return bool(self.steps.min(initial=0) > NOTHING)
+
+    @cached_property
     def text(self) -> str:
         """As a journal keeps it."""
         return base64.b64encode(self.steps.tobytes()).decode()
@@ -47,28 +59,42 @@ class Signature:
         return cls(np.frombuffer(base64.b64decode(text), np.int8))
 
 
-def signature(seen: Observation, moved_px: tuple[int, int] = (0, 0)) -> Signature:
+def signature(seen: Observation, moved_px: tuple[int, int] = (0, 0), lattice: Lattice | None = None) -> Signature:
     """The signature of an RGIR or nDSM tile.
 
     Args:
         seen: the tile.
+        lattice: of the tile, if it is there already: it has the places of a tile that was not moved.
         moved_px: how far it lies from the tile whose places it is to show: its own are used for 0 and for multiples of
             the distance between places.
     """
-    kind = seen.values.dtype.kind
+    kind, bands = seen.values.dtype.kind, len(seen.values)
+    if lattice is not None and moved_px == (0, 0) and not seen.values.shape[2] % SAMPLED_COLS:
+        every = slice(None, None, SAMPLED_COLS // SIDE)
+        known = None if lattice.known is None else lattice.known[:, every]
+        return Signature(_whole_steps(lattice.steps[:, every], bands * UNIT[kind], known).ravel())
     rows, cols = (max(1, size // SIDE) for size in seen.valid.shape)
-    lag = min(LAG, max(1, cols // 2))
+    lag = max(1, cols // 2)
     top, first = (rows // 2 - moved_px[0]) % rows, -moved_px[1] % cols
     down, left, right = slice(top, None, rows), slice(first, -lag, cols), slice(first + lag, None, cols)
     before, after = seen.values[:, down, left], seen.values[:, down, right]
     count = min(before.shape[2], after.shape[2])
     before, after = before[:, :, :count].astype(np.float32), after[:, :, :count].astype(np.float32)
-    steps = np.clip((after - before).mean(axis=0) / UNIT[kind], -127, 127)
     known = seen.valid[down, left][:, :count] & seen.valid[down, right][:, :count]
-    shown = np.where(known, np.rint(steps), NOTHING).astype(np.int8)
+    shown = _whole_steps((after - before).sum(axis=0), bands * UNIT[kind], known)
     if moved_px != (0, 0):  # the last place of a row may have no neighbour
         shown = np.pad(shown, ((0, 0), (0, max(0, SIDE - shown.shape[1]))), constant_values=NOTHING)
     return Signature(shown.ravel())
+
+
+def _whole_steps(steps: NDArray[Any], unit: float, known: NDArray[np.bool_] | None) -> NDArray[np.int8]:
+    """Steps in so many DN or metres, rounded, within -127 to 127."""
+    counted = np.divide(steps, np.float32(unit), dtype=np.float32)
+    np.clip(counted, -127, 127, out=counted)
+    whole: NDArray[np.int8] = np.rint(counted, out=counted).astype(np.int8)
+    if known is not None:
+        whole[~known] = NOTHING
+    return whole
 
 
 def at_places_of_another(own: Signature, seen: Observation, moved_px: tuple[int, int]) -> Signature:
@@ -87,27 +113,27 @@ def likeness(one: Signature, other: Signature, moved_px: tuple[int, int] = (0, 0
     """
     if one.steps.shape != other.steps.shape:
         return None
-    first, second, least = one.steps, other.steps, LEAST_PLACES
+    first, second, least = one.numbers, other.numbers, LEAST_PLACES
     if moved_px != (0, 0):
         if len(first) != SIDE**2 or tile_px % SIDE:
             return None
         cell = tile_px // SIDE
         down, across = -((cell // 2 - moved_px[0]) // cell), -(-moved_px[1] // cell)  # the first place of a row is at 0
-        first = first.reshape(SIDE, SIDE)[_shared(down), _shared(across)]
-        second = second.reshape(SIDE, SIDE)[_shared(-down), _shared(-across)]
+        first = first.reshape(SIDE, SIDE)[_shared(down), _shared(across)].ravel()
+        second = second.reshape(SIDE, SIDE)[_shared(-down), _shared(-across)].ravel()
         least = LEAST_SHARED
-    known = (first != NOTHING) & (second != NOTHING)
-    count = np.count_nonzero(known)
+    if not (one.whole and other.whole):
+        known = (first != NOTHING) & (second != NOTHING)
+        first, second = first[known], second[known]
+    count = len(first)
     if count < least:
         return None
-    places = slice(None) if count == known.size else known  # the usual tile, without a copy
-    one_steps, other_steps = (each[places].astype(np.float32).ravel() for each in (first, second))
-    total, other_total = float(one_steps.sum()), float(other_steps.sum())
-    power = float(one_steps @ one_steps) - total**2 / count
-    other_power = float(other_steps @ other_steps) - other_total**2 / count
+    total, other_total = float(first.sum()), float(second.sum())
+    power = float(first @ first) - total**2 / count
+    other_power = float(second @ second) - other_total**2 / count
     if min(power, other_power) < LEAST_SPREAD**2 * count:
         return None
-    return (float(one_steps @ other_steps) - total * other_total / count) / math.sqrt(power * other_power)
+    return (float(first @ second) - total * other_total / count) / math.sqrt(power * other_power)
 
 
 def _shared(places: int) -> slice:

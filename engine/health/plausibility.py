@@ -27,14 +27,14 @@ SURE_DISORDER = 2.0
 so are red roofs, which are as bright in infrared as in red."""
 
 
-def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | None) -> Iterator[Finding]:
+def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None) -> Iterator[Finding]:
     """What is wrong with the bands of an image, the cause before its consequences.
 
     Args:
         colours: statistics of the tile.
         limits: of them.
-        relief_m: how high the heights of the same tile reach; None where there are none. An image of nothing is a lake
-            unless heights tell otherwise.
+        ground: of the heights of the same tile; None where there are none. An image of nothing is a lake unless heights
+            tell otherwise.
     """
     detail = colours.detail
     blind = ""
@@ -43,7 +43,7 @@ def image_findings(colours: Colours, limits: ColourLimits, relief_m: float | Non
     elif colours.structure < limits.structure:
         blind = f"changes over 16 px are {colours.structure:.2f} times those over 1 px"
     if blind:
-        if relief_m is not None and relief_m > LOW_RELIEF_M:
+        if ground is not None and ground.reaches(LOW_RELIEF_M):
             yield Finding(fault=Fault.BLIND, hard=True, detail=f"{blind}: noise, fog or a covered lens")
         return
     if colours.jumps > limits.jumps:
@@ -113,12 +113,12 @@ def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, e
             words = f"ground is tilted, by {ground.slope_m:.1f} m across the tile"
         words += ": if it is a surface model, subtract the terrain; else fix the input"
         yield Finding(fault=Fault.GROUND, hard=hard, detail=words, doubt=not hard, size=ground.level_m)
-    if ground.top_m > LEAST_RELIEF_M and ground.rise_m < limits.rise * ground.top_m:
+    if ground.reaches(LEAST_RELIEF_M) and ground.smooth(limits.rise):
         words = (
             f"heights up to {ground.top_m:.1f} m rise by no more than {ground.rise_m:.2f} m over 8 px: they are smeared"
         )
         yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=-ground.rise_m)
-    if edges is not None and edges > edge_limit and ground.top_m < LOW_TOWN_M:
+    if edges is not None and edges > edge_limit and not ground.reaches(LOW_TOWN_M):
         words = f"nothing is higher than {ground.top_m:.2f} m under an image with {edges:.0%} strong edges: if heights "
         words += "are in decimetres pass --ndsm-scale, metres per unit"
         yield Finding(fault=Fault.UNITS, hard=False, detail=words, doubt=True, size=-ground.top_m)

@@ -1,7 +1,7 @@
 """What a few cheap statistics say about one sensor's tile; :mod:`engine.health.monitor` judges them.
 
-They are cheap, because they look at 32 of a tile's rows: what they look for (noise, light, a column that is stuck) lies
-everywhere in a tile or nowhere. Holes alone are counted over every pixel.
+They are cheap, because they look at every fourth pixel of 32 of a tile's rows, or at 16 of these rows: what they look
+for (noise, light, a column that is stuck) lies everywhere in a tile or nowhere. Holes alone are counted in every pixel.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.health import HealthLimits
-from engine.health.colours import Colours, measure_colours
+from engine.health.colours import WHITE_GAIN, Colours, crippled, measure_changes, measure_colours
 from engine.health.ground import Ground, measure_ground
+from engine.health.lattice import SAMPLED_COLS, SAMPLED_ROWS, Lattice, lattice_of
 from engine.health.novelty import Signature, signature
 
 if TYPE_CHECKING:
     from engine.rasters.sources import Observation
 
-SAMPLED_ROWS = 32
 LEAST_SHARE = 1 / 32
 """With data in fewer of the sampled pixels nothing but holes and heights is measured."""
 PART = 1 / 4
@@ -33,8 +33,6 @@ STAND_OUT = {"u": 4.0, "f": 0.25}
 """Least mean difference between a stuck column and its neighbour, in DN or metres (by kind of dtype)."""
 NARROW_PX = {"u": 32, "f": 2}
 """Widest strip of one value that is stuck; no camera image has one, but height has streets clipped to zero."""
-WHITE_GAIN = math.sqrt(6)
-"""The second difference x[i-1] - 2 x[i] + x[i+1] of white noise has so many times its standard deviation."""
 GREY_MOMENTS = np.stack([np.arange(256.0), np.arange(256.0) ** 2], axis=1)
 NORMAL_QUARTER = 0.31864
 """A quarter of a normal distribution lies within so many standard deviations."""
@@ -67,6 +65,8 @@ class TileStatistics:
     colours: Colours | None = None
     ground: Ground | None = None
     signature: Signature | None = None
+    lattice: Lattice | None = None
+    """What is held against the other sensor; not kept longer than the tile."""
 
 
 def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
@@ -74,49 +74,52 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
     values, valid = seen.values, seen.valid
     share = 1.0 if seen.whole else np.count_nonzero(valid) / valid.size
     whole = share == 1.0
-    rows = slice(None, None, max(1, values.shape[1] // SAMPLED_ROWS))
-    sample, mask = np.ascontiguousarray(values[:, rows]), None if whole else valid[rows]
-    checksum = zlib.crc32(sample.data)
+    step = max(1, values.shape[1] // SAMPLED_ROWS)
+    rows, fewer = slice(step // 2, None, step), slice(step // 2, None, 2 * step)
+    half, half_mask = np.ascontiguousarray(values[:, fewer]), None if whole else valid[fewer]
+    checksum = zlib.crc32(half.data)
     if not share:
         return TileStatistics(valid=0.0, hole_edges=0.0, checksum=checksum)
     edges = 0.0 if whole else _hole_edges(valid, share)
-    outside = _outside(sample, limits)
-    if mask is not None and np.count_nonzero(mask) < LEAST_SHARE * mask.size:
+    lattice = lattice_of(seen, whole=whole)
+    if any(
+        mask is not None and np.count_nonzero(mask) < LEAST_SHARE * mask.size for mask in (half_mask, lattice.valid)
+    ):
+        outside = None if limits.min_height_m is None else _outside(values[:, rows], limits)
         return TileStatistics(valid=share, hole_edges=edges, checksum=checksum, outside=outside)
-    columns = slice(None, None, max(1, values.shape[2] // SAMPLED_ROWS))
-    turned, turned_mask = values[:, :, columns].transpose(0, 2, 1), None if whole else valid[:, columns].T
-    stuck = max(_stuck(sample, mask), _stuck(turned, turned_mask))
-    half, half_mask = sample[:, ::2], None if mask is None else mask[::2]
+    stuck = 0.0
+    if not whole or _maybe_stuck(half, values):
+        mask = None if whole else valid[rows]
+        columns = slice(step // 2, None, max(1, values.shape[2] // SAMPLED_ROWS))
+        turned, turned_mask = values[:, :, columns].transpose(0, 2, 1), None if whole else valid[:, columns].T
+        stuck = max(_stuck(values[:, rows], mask), _stuck(turned, turned_mask))
+    common: dict[str, Any] = {
+        "valid": share,
+        "hole_edges": edges,
+        "checksum": checksum,
+        "stuck": stuck,
+        "lattice": lattice,
+        "signature": None if limits.repeats is None else signature(seen, lattice=lattice),
+    }
     if values.dtype.kind == "f":
-        pixels = _pixels(sample, mask)
-        mean = float(pixels.mean())
+        known = lattice.known_values
+        mean = float(known.mean())
         return TileStatistics(
-            valid=share,
-            hole_edges=edges,
-            checksum=checksum,
+            **common,
             mean=mean,
-            spread=(_spread(pixels, mean),),
-            outside=outside,
-            stuck=stuck,
-            noise=_height_noise(half[:, ::2], None if half_mask is None else half_mask[::2]),
+            spread=(_spread(known, mean),),
+            outside=_outside(lattice.values, limits),
+            noise=_height_noise(half[0, ::2], None if half_mask is None else half_mask[::2]),
             ground=None
             if limits.ground is None
-            else measure_ground(
-                values[0], None if whole else valid, low_m=limits.ground.low_m, high_m=limits.ground.high_m
-            ),
-            signature=None if limits.repeats is None else signature(seen),
+            else measure_ground(lattice, low_m=limits.ground.low_m, high_m=limits.ground.high_m),
         )
-    histogram = np.stack([np.bincount(band, minlength=256) for band in _pixels(half, half_mask)])
-    return TileStatistics(
-        valid=share,
-        hole_edges=edges,
-        checksum=checksum,
-        **_light(histogram),
-        stuck=stuck,
-        noise=_image_noise(half[:, ::2], None if half_mask is None else half_mask[::2]),
-        colours=None if limits.colours is None else measure_colours(half, half_mask, histogram),
-        signature=None if limits.repeats is None else signature(seen),
-    )
+    changes = measure_changes(half, half_mask)
+    light, levels = _light(np.stack([np.bincount(band, minlength=256) for band in _pixels(half, half_mask)]))
+    colours = None
+    if limits.colours is not None and changes is not None:
+        colours = measure_colours(changes, half, half_mask, crippled=levels, copied_dn=limits.colours.copied_dn)
+    return TileStatistics(**common, **light, noise=None if changes is None else changes.noise, colours=colours)
 
 
 def strong_edges(image: Observation) -> float:
@@ -161,67 +164,72 @@ def _outside(values: NDArray[Any], limits: HealthLimits) -> float | None:
     return float(np.count_nonzero((values < lowest) | (values > highest)) / values.size)
 
 
-def _light(histogram: NDArray[np.intp]) -> dict[str, Any]:
-    """Mean, spread, bright end and saturation from the bands' histograms, [B, 256]."""
+def _light(histogram: NDArray[np.intp]) -> tuple[dict[str, Any], str]:
+    """Mean, spread, bright end and saturation from the bands' histograms, [B, 256], and what is wrong with a band."""
     below = np.cumsum(histogram, axis=1)
-    count = below[:, -1]
-    means, squares = (histogram.astype(np.float64) @ GREY_MOMENTS / count[:, None]).T
-    variances = squares - means**2
-    top = 255 - np.argmax(histogram[:, ::-1] > 0, axis=1)
-    lit = np.flatnonzero((top == 255) | (np.count_nonzero(histogram, axis=1) > 1))  # a band of one level is constant
-    bright = (below < 0.99 * count[:, None]).sum(axis=1)
-    return {
-        "mean": float(means.mean()),
-        "spread": tuple(float(each) for each in np.sqrt(np.maximum(variances, 0.0))),
-        "bright": float(bright.max()),
-        "saturated": float(histogram[lit, top[lit]].sum() / histogram.sum()),
+    count = int(below[0, -1])
+    moments = (histogram @ GREY_MOMENTS / count).tolist()
+    brightest, clipped, wrong = 0, 0, ""
+    for band, ladder in zip(histogram, below, strict=True):
+        low, high, bright, top = ladder.searchsorted((0.05 * count, 0.95 * count, 0.99 * count, count)).tolist()
+        brightest = max(brightest, bright)
+        highest = int(band[top])
+        if top == 255 or highest < count:  # a band of one level is constant
+            clipped += highest
+        wrong = wrong or crippled(band, count, low, high)
+    light = {
+        "mean": sum(mean for mean, _ in moments) / len(moments),
+        "spread": tuple(math.sqrt(max(square - mean**2, 0.0)) for mean, square in moments),
+        "bright": float(brightest),
+        "saturated": clipped / (count * len(histogram)),
     }
+    return light, wrong
 
 
-def _second_differences(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """x[i-1] - 2 x[i] + x[i+1] along rows, of pixels that all have data, [B, n]."""
-    values = sample.astype(np.float32)
-    second = values[:, :, 2:] + values[:, :, :-2]
-    second -= 2 * values[:, :, 1:-1]
-    return _pixels(second, None if mask is None else mask[:, 2:] & mask[:, 1:-1] & mask[:, :-2])
-
-
-def _image_noise(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> float | None:
-    """Standard deviation, in DN, of the finest detail of a band that the other bands do not share; the worst band's.
-
-    Leaves, tiles and gravel show in all bands at once, a sensor's noise does not. The residual variance of each band
-    after regression on the others is the reciprocal of the diagonal of the inverse covariance matrix (Whittaker,
-    Graphical Models in Applied Multivariate Statistics, 1990, section 5.8).
-    """
-    second = _second_differences(sample, mask)
-    if not second.shape[1]:
-        return None
-    covariance = second @ second.T / second.shape[1]
-    # a quarter DN squared of what rounding to whole numbers adds anyway keeps identical bands invertible
-    precision = np.linalg.inv(covariance.astype(np.float64) + 0.25 * np.eye(len(second)))
-    return float(np.sqrt(1 / np.diag(precision)).max() / WHITE_GAIN)
-
-
-def _height_noise(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> float | None:
-    """Standard deviation, in metres, of the noise in the calmest quarter of the tile.
+def _height_noise(sample: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> float | None:
+    """Standard deviation, in metres, of the noise in the calmest quarter of 128 places of some rows, [n, W].
 
     Walls and crowns are steps of metres, but some ground, roof or canopy is smooth in every tile: noise is what even
     the smallest quarter of the second differences cannot do without.
     """
-    second = np.abs(_second_differences(sample, mask)[0])
+    every, room = max(1, sample.shape[1] // SAMPLED_COLS), max(0, sample.shape[1] - 2)
+    here, beside, behind = (sample[:, lag : lag + room : every] for lag in range(3))
+    second = here + behind
+    second -= 2 * beside
+    np.abs(second, out=second)
+    if mask is None:
+        second = second.ravel()
+    else:
+        second = second[np.logical_and.reduce([mask[:, lag : lag + room : every] for lag in range(3)])]
     if not second.size:
         return None
     quarter = second.size // 4
     return float(np.partition(second, quarter)[quarter] / (NORMAL_QUARTER * WHITE_GAIN))
 
 
+def _maybe_stuck(half: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Some column, or row, shows one value at four places: the usual tile of an image has none.
+
+    Args:
+        half: some rows of the tile, [B, n, W].
+        values: the tile, [B, H, W].
+    """
+    few = half[:, :: max(1, half.shape[1] // 4)]
+    if (few == few[:, :1]).all(axis=1).any():
+        return True
+    first, side = values[:, :, 0], values.shape[2]
+    same = first == values[:, :, side // 2]
+    for place in (side // 4, 3 * side // 4):
+        if not same.any():
+            return False
+        same &= first == values[:, :, place]
+    return bool(same.any())
+
+
 def _stuck(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> float:
     """Share of columns of ``sample`` [B, n, W] that are stuck, in the band that has most of them."""
     shown, enough = sample[:, 0], np.ones(sample.shape[2], np.bool_)
     if mask is None:
-        few = sample[:, :: max(1, sample.shape[1] // 4)]
-        if not (few == few[:, :1]).all(axis=1).any():  # the usual tile: four of its rows tell
-            return 0.0
         constant = (sample == shown[:, None]).all(axis=1)
     else:
         # pixels without data hold a neighbour's value: a column has to show one value where it has data
