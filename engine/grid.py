@@ -69,6 +69,8 @@ class Axis:
     length: int
     tile_px: int
     halo_px: int
+    fade_px: int = 0
+    """See :class:`TileGrid`."""
 
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.halo_px < self.tile_px:
@@ -99,15 +101,15 @@ class Axis:
         return self.length if index >= self.count else index * self.stride + self.halo_px
 
     def reach(self, index: int) -> tuple[int, int]:
-        """Pixels on which tile ``index`` has a blend weight: what it owns and ``halo_px`` beyond each neighbour."""
-        first = self.boundary(index) - (self.halo_px if index > 0 else 0)
-        last = self.boundary(index + 1) + (self.halo_px if index < self.count - 1 else 0)
+        """Pixels on which tile ``index`` has a blend weight: what it owns and ``fade_px`` beyond each neighbour."""
+        first = self.boundary(index) - (self.fade_px if index > 0 else 0)
+        last = self.boundary(index + 1) + (self.fade_px if index < self.count - 1 else 0)
         return first, last
 
     def weights(self, index: int) -> NDArray[np.float32]:
         """Hann (sin²) cross-fade of tile ``index`` over its :meth:`reach`; all tiles' weights sum to 1 everywhere."""
         first, last = self.reach(index)
-        return _cross_fade(last - first, 2 * self.halo_px, index > 0, index < self.count - 1)
+        return _cross_fade(last - first, 2 * self.fade_px, index > 0, index < self.count - 1)
 
 
 @lru_cache(maxsize=64)
@@ -139,6 +141,8 @@ class TileGrid:
     width: int
     tile_px: int
     halo_px: int
+    fade_px: int = 0
+    """Pixels on each side of a border between tiles over which they are cross-faded; at most the halo."""
     strip_tiles: int | None = None
 
     def __post_init__(self) -> None:
@@ -147,12 +151,12 @@ class TileGrid:
     @cached_property
     def rows(self) -> Axis:
         """Tiles from top to bottom."""
-        return Axis(length=self.height, tile_px=self.tile_px, halo_px=self.halo_px)
+        return Axis(length=self.height, tile_px=self.tile_px, halo_px=self.halo_px, fade_px=self.fade_px)
 
     @cached_property
     def cols(self) -> Axis:
         """Tiles from left to right."""
-        return Axis(length=self.width, tile_px=self.tile_px, halo_px=self.halo_px)
+        return Axis(length=self.width, tile_px=self.tile_px, halo_px=self.halo_px, fade_px=self.fade_px)
 
     @cached_property
     def strips(self) -> tuple[Strip, ...]:

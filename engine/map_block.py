@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from engine.grid import Window
 from engine.probabilities import as_bytes
 from engine.resampling import RasterAnswer
 
-_T = TypeVar("_T", np.uint8, np.float32)
 Answers = Mapping[Scenario, Outputs | RasterAnswer]
 """What each graph says of a tile, [..., S, S] at the raster's resolution."""
 
@@ -47,30 +46,34 @@ def cropped(
     With the probabilities of so many ``classes``; 0 leaves them out.
     """
     source = provenance[inside]
+    kinds, confidence = composed(source, inside, outputs, (Output.CLASSES, Output.CONFIDENCE))
     probabilities = None
     if classes:
-        found = {s: out[Output.PROBABILITIES][:, *inside] for s, out in outputs.items()}
-        nothing = np.zeros((classes, *source.shape), np.float32)
-        probabilities = as_bytes(compose(source, found, 0) if found else nothing, source == Provenance.NONE)
-    return MapBlock(
-        window=window,
-        classes=compose(source, {s: out[Output.CLASSES][inside] for s, out in outputs.items()}, NODATA_CLASS),
-        confidence=compose(source, {s: out[Output.CONFIDENCE][inside] for s, out in outputs.items()}, 0),
-        provenance=source,
-        probabilities=probabilities,
-    )
+        told = np.zeros((classes, *source.shape), np.float32)
+        if outputs:
+            (told,) = composed(source, inside, outputs, (Output.PROBABILITIES,))
+        probabilities = as_bytes(told, source == Provenance.NONE)
+    return MapBlock(window=window, classes=kinds, confidence=confidence, provenance=source, probabilities=probabilities)
 
 
-def compose(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[_T]], fill: int | float) -> NDArray[_T]:
-    """Take each pixel of [..., h, w] from the scenario that ``source`` [h, w] names; ``fill`` where it names none."""
+def composed(
+    source: NDArray[np.uint8], inside: tuple[slice, slice], outputs: Answers, wanted: Sequence[Output]
+) -> list[NDArray[Any]]:
+    """Outputs [..., h, w] of a window of a tile, each pixel by the scenario that ``source`` [h, w] names.
+
+    Where it names none that answered, classes are nodata and the others 0.
+    """
     lowest = source.min()
-    whole = next((values for scenario, values in by_scenario.items() if scenario.provenance == lowest), None)
-    if whole is not None and source.max() == lowest:
-        return whole
-    like = next(iter(by_scenario.values()), None)
-    if like is None:
-        return np.full(source.shape, fill, np.uint8)
-    composed = np.full(like.shape, fill, like.dtype)
+    sole = [answer for scenario, answer in outputs.items() if scenario.provenance == lowest]
+    if sole and source.max() == lowest:  # the usual tile: nothing is copied
+        return [sole[0][name][..., *inside] for name in wanted]
+    return [_mixed(source, {s: out[name][..., *inside] for s, out in outputs.items()}, name) for name in wanted]
+
+
+def _mixed(source: NDArray[np.uint8], by_scenario: Mapping[Scenario, NDArray[Any]], name: Output) -> NDArray[Any]:
+    fill = NODATA_CLASS if name is Output.CLASSES else 0
+    like = next(iter(by_scenario.values()), source)
+    mixed = np.full(like.shape, fill, like.dtype)
     for scenario, values in by_scenario.items():
-        np.copyto(composed, values, where=source == scenario.provenance)
-    return composed
+        np.copyto(mixed, values, where=source == scenario.provenance)
+    return mixed

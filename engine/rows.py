@@ -52,7 +52,7 @@ PIECE_PX = 8 * BLOCK_PX
 class Cut:
     """Blocks of a grid, ``rows`` tile rows each.
 
-    >>> grid = TileGrid(height=1000, width=300, tile_px=100, halo_px=10, strip_tiles=4)
+    >>> grid = TileGrid(height=1000, width=300, tile_px=100, halo_px=10, fade_px=10, strip_tiles=4)
     >>> cut = Cut(grid=grid, rows=5)
     >>> cut.count, cut.owned(1), cut.reads(1)
     (3, (400, 800), Window(row=320, col=0, height=500, width=300))
@@ -99,8 +99,7 @@ class Cut:
 
     def _top(self, row: int) -> int:
         """First pixel row that is finished with a tile row, not with the one above."""
-        fade = 0 if self.grid.strip_tiles is None else self.grid.halo_px
-        return self.grid.rows.boundary(row) - (fade if 0 < row < self.grid.rows.count else 0)
+        return self.grid.rows.boundary(row) - (self.grid.fade_px if 0 < row < self.grid.rows.count else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

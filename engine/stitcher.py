@@ -105,19 +105,22 @@ class CropStitcher(Stitcher):
 
 
 class HannStitcher(Stitcher):
-    """Cross-fades class probabilities over ``2 * halo_px`` where tiles meet; elsewhere a tile's own answer stands.
+    """Cross-fades class probabilities over ``halo_px`` where tiles meet; elsewhere a tile's own answer stands.
+
+    That is half of what two tiles share: pixels at the very edge of a tile, with the least context, count for nothing,
+    the seams are as faint as over all of it, and it costs half.
 
     ::
 
-        tile      T T T T T      T, B  the bands shared with the tile row above and below: summed until that row is done
-                  L C C C R      L, R  the bands shared with the tiles beside: summed until the next tile is there
+        tile      T T T T T      T, B  the bands shared with the tile row above and below: kept until that row comes
+                  L C C C R      L, R  the bands shared with the tiles beside: kept until the next tile is there
                   L C C C R      C     the tile's alone: classes and confidence as the graph gives them
-                  B B B B B
+                  B B B B B      (of T column by column, once no tile to come reaches it)
 
     A pixel's scenario is its own (which sensors are valid there), so tiles that cover it give the probabilities of the
     same graph, unless a sensor died between them: then two graphs are cross-faded, and the pixel's provenance is that
     of the tile that owns it. Where a tile has nothing to give, its neighbours' probabilities are scaled up to sum to 1.
-    Memory is two bands as wide as a strip.
+    Memory is a band as wide as a strip.
 
     Raises:
         UsageError: the halo is above a quarter of the tile, so that a third tile would reach into a cross-fade.
@@ -128,12 +131,14 @@ class HannStitcher(Stitcher):
     def __init__(
         self, *, height: int, width: int, tile_px: int, halo_px: int, classes: int, probabilities: int = 0
     ) -> None:
-        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * halo_px) * FadeBand.bytes_per_px(classes)
+        fade_px = halo_px // 2
+        column_bytes = max(1, tile_px - 2 * halo_px) * 2 * max(1, 2 * fade_px) * FadeBand.bytes_per_px(classes)
         self.grid = TileGrid(
             height=height,
             width=width,
             tile_px=tile_px,
             halo_px=halo_px,
+            fade_px=fade_px,
             strip_tiles=max(4, ACCUMULATOR_BYTES // column_bytes),
         )
         if 4 * halo_px > tile_px:
@@ -152,12 +157,13 @@ class HannStitcher(Stitcher):
         again = tile.index < self.tiles_done  # a resumed run rebuilds the bands below rows that it already wrote
         row, col = position = strip.position(tile.index)
         finished = [self._core(tile, col, provenance, outputs), *self._beside(tile, strip, provenance, outputs)]
-        for band in (self._above, self._below):
-            if band is not None:
-                band.add(self.grid, tile, position, provenance, outputs)
         ends_row = tile.index + 1 == strip.first_index + (row + 1) * strip.tiles_per_row
+        if self._above is not None:
+            self._above.add(self.grid, tile, position, provenance, outputs)
+            finished.append(self._above.finish(None if ends_row else self.grid.cols.reach(col + 1)[0]))
+        if self._below is not None:
+            self._below.add(self.grid, tile, position, provenance, outputs, lasts=True)
         if ends_row:
-            finished.append(None if self._above is None else self._above.finish())
             self._above, self._below = self._below, self._band_below(strip, row + 1)
         if not again:
             yield from (block for block in finished if block is not None)
@@ -186,22 +192,22 @@ class HannStitcher(Stitcher):
     def _band_below(self, strip: Strip, row: int) -> FadeBand | None:
         """The empty band between a tile row and the next, where there are both and a halo."""
         rows, (left, right) = self.grid.rows, strip.pixels
-        if not (0 <= row < rows.count - 1 and self.grid.halo_px):
+        if not (0 <= row < rows.count - 1 and self.grid.fade_px):
             return None
-        top = rows.boundary(row + 1) - self.grid.halo_px
-        return self._band(Window(row=top, col=left, height=2 * self.grid.halo_px, width=right - left))
+        top = rows.boundary(row + 1) - self.grid.fade_px
+        return self._band(Window(row=top, col=left, height=2 * self.grid.fade_px, width=right - left))
 
     def _band(self, window: Window) -> FadeBand:
         return FadeBand(window, self._classes, probabilities=bool(self._probabilities))
 
     def _rows_between(self, tile: Tile) -> tuple[int, int]:
         """First and end row that the tile shares with no tile row above or below."""
-        top, bottom, fade = tile.target.row, tile.target.row + tile.target.height, 2 * self.grid.halo_px
+        top, bottom, fade = tile.target.row, tile.target.row + tile.target.height, 2 * self.grid.fade_px
         return top + (fade if top > 0 else 0), bottom - (fade if bottom < self.grid.height else 0)
 
     def _core(self, tile: Tile, col: int, provenance: NDArray[np.uint8], outputs: Answers) -> MapBlock | None:
         """What is the tile's alone."""
-        (top, bottom), target, fade = self._rows_between(tile), tile.target, 2 * self.grid.halo_px
+        (top, bottom), target, fade = self._rows_between(tile), tile.target, 2 * self.grid.fade_px
         left, right = self.grid.cols.reach(col)
         left, right = left + (fade if left > 0 else 0), right - (fade if right < self.grid.width else 0)
         left, right = max(left, target.col), min(right, target.col + target.width)
@@ -215,13 +221,13 @@ class HannStitcher(Stitcher):
     ) -> Iterator[MapBlock | None]:
         """Add to the bands on both sides; the left one is then finished."""
         position = strip.position(tile.index)
-        (top, bottom), halo_px = self._rows_between(tile), self.grid.halo_px
+        (top, bottom), fade_px = self._rows_between(tile), self.grid.fade_px
         if self._left is not None:
             self._left.add(self.grid, tile, position, provenance, outputs)
             yield self._left.finish()
         self._left = None
         middle = self.grid.cols.boundary(position[1] + 1)
-        left, right = max(middle - halo_px, strip.pixels[0]), min(middle + halo_px, strip.pixels[1])
+        left, right = max(middle - fade_px, strip.pixels[0]), min(middle + fade_px, strip.pixels[1])
         if bottom > top and left < right and position[1] < self.grid.cols.count - 1:
             window = Window(row=top, col=left, height=bottom - top, width=right - left)
             self._left = self._band(window)

@@ -234,9 +234,9 @@ def test_two_height_models_are_subtracted_and_then_averaged(toy_bundle, write_sc
 def test_the_library_takes_it_too(coarse_bundle, write_scene, tmp_path) -> None:
     scene = make_scene(200, 210)
     paths = write_scene(scene)
-    run_told(request_for(coarse_bundle, paths, tmp_path / "out", watch=True), Watcher())
+    run_told(request_for(coarse_bundle, paths, tmp_path / "out"), Watcher())
     with engine.load(coarse_bundle.root, precision="fp32") as model:
-        whole = model.segment(rgir=paths[Sensor.RGIR], ndsm=paths[Sensor.NDSM])
+        whole = model.segment(rgir=paths[Sensor.RGIR], ndsm=paths[Sensor.NDSM], watch=False)
         streamed = list(model.stream([{"rgir": paths[Sensor.RGIR], "ndsm": paths[Sensor.NDSM]}] * 2, watch=False))
         with pytest.raises(GridError, match="must say its ground sampling distance"):
             model.segment(rgir=scene[0][Sensor.RGIR], gsd=0.4)

@@ -72,4 +72,4 @@ def test_every_pixel_is_the_weighted_mean_of_the_tiles_that_cover_it(size, halo_
     assert (maps[1][nothing] == 0).all()
     clear = ~nothing & (np.sort(mean, axis=0)[-1] - np.sort(mean, axis=0)[-2] > 1e-5)
     assert (maps[0][clear] == mean.argmax(axis=0)[clear]).all()
-    assert np.abs(maps[1][~nothing] - mean.max(axis=0)[~nothing] * 255).max() <= 0.51
+    assert np.abs(maps[1][~nothing] - mean.max(axis=0)[~nothing] * 255).max() <= 1.01  # rounded twice
