@@ -111,7 +111,8 @@ def test_limits_that_let_a_fault_pass_fail_the_cases_it_is_in(
     monkeypatch.setattr("engine.acceptance.__main__.cases", some)
     table = tmp_path / "matrix.csv"
     paths, blind = write_scene(flight_scene(330, 410)), {"rgir": 1000, "ndsm": 1}
-    blindly = ["--tiles", "18", "--health", "rgir.repeats=off", "--csv", str(table)]
+    off = ["--health", "rgir.repeats=off", "--health", "rgir.colours=off"]
+    blindly = ["--tiles", "18", *off, "--csv", str(table)]
     assert main(arguments(toy_bundle, paths, *blindly, noise=blind)) == 1
     assert "FAIL: 1 hard faults missed or late, 5 tiles poisoned" in capsys.readouterr().out
     rows = rows_of(table)
