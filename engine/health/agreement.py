@@ -53,20 +53,23 @@ class Likeness:
 
 def edge_agreement(image: Lattice, heights: Lattice) -> float | None:
     """Correlation of the steps along some rows of a tile; None where there is too little to compare."""
-    step = np.minimum(np.abs(image.steps), np.int16(3 * IMAGE_STEP_DN)).astype(np.float32)
-    rise = np.minimum(np.abs(heights.steps), np.float32(HEIGHT_STEP_M))
-    if image.known is not None or heights.known is not None:
-        known = np.logical_and(
-            True if image.known is None else image.known, True if heights.known is None else heights.known
-        )
+    both = np.empty((2, image.steps.size), np.float32)
+    step, rise = both.reshape(2, *image.steps.shape)
+    np.minimum(image.rises, np.int16(3 * IMAGE_STEP_DN), out=step)
+    np.minimum(heights.rises, np.float32(HEIGHT_STEP_M), out=rise)
+    masks = [each.known.ravel() for each in (image, heights) if each.known is not None]
+    if masks:
+        known = np.logical_and.reduce(masks)
         if np.count_nonzero(known) < known.size // LEAST_PART:
             return None
-        step, rise = step[known], rise[known]
-    step, rise = (step - step.mean()).ravel(), (rise - rise.mean()).ravel()
-    power, other_power = float(step @ step), float(rise @ rise)
-    if other_power < SMOOTH_M**2 * rise.size or power < 9 * step.size:  # a DN squared in three bands
+        both = both[:, known]
+    count = both.shape[1]
+    total, other_total = np.add.reduce(both, axis=1).tolist()
+    (power, product), (_, other_power) = (both @ both.T).tolist()
+    power, other_power = power - total**2 / count, other_power - other_total**2 / count
+    if other_power < SMOOTH_M**2 * count or power < 9 * count:  # a DN squared in three bands
         return None
-    return float(step @ rise) / math.sqrt(power * other_power)
+    return float(product - total * other_total / count) / math.sqrt(power * other_power)
 
 
 def compare(image: Observation, heights: Observation) -> Likeness | None:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.health import ColourLimits
 from engine.health.lattice import SAMPLED_COLS
 
 DETAIL_PX = 4
@@ -24,6 +25,7 @@ BITS = (5, 6)
 FEW = 1e-3
 """Of the pixels; so many may contradict that a bit is stuck."""
 FEW_LEVELS = 4
+JUMP_DN = 100
 LEAST_STRUCTURE_DN = 5.0
 """Over 16 px, of three bands together: an image that changes by less shows nothing that could be blurred."""
 ROUNDING_DN = 0.5
@@ -52,7 +54,7 @@ class Colours:
     """The same of an image that has structure, however smooth it is from one pixel to the next; 0 of others."""
     jumps: float
     """Share of neighbouring pixels that differ by 100 to 156 DN, of the band that has most: a damaged highest bit jumps
-    by 128."""
+    by 128. Where that cannot be many, the most it can be."""
     crippled: str
     """What is wrong with the grey levels of a band, in words: a bit that is the same in every pixel though the levels
     reach beyond what it counts, or four levels in all. Empty where nothing is."""
@@ -118,24 +120,28 @@ def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -
     np.subtract(there, here, out=steps[1])
     np.subtract(beyond, here, out=steps[2])
     np.subtract(behind, beside, out=steps[3])
-    steps[3] -= steps[0]
     flat = steps.reshape(12, -1)
     if mask is not None:
         places = [mask[:, lag : lag + room : every] for lag in (0, 1, 2, DETAIL_PX, COARSE_PX)]
         flat = flat[:, np.logical_and.reduce(places).ravel()]
     if flat.shape[1] < LEAST_PIXELS:
         return None
-    products = (flat @ flat.T).tolist()
     total = flat.shape[1]
-    near, detail, wide, second = (
+    products = (flat @ flat.T).tolist()
+    near, detail, wide, after = (
         [[each / total for each in row[first : first + 3]] for row in products[first : first + 3]]
         for first in range(0, 12, 3)
     )
+    mixed = [row[9:] for row in products[:3]]
+    second = [
+        [near[one][other] + after[one][other] - (mixed[one][other] + mixed[other][one]) / total for other in range(3)]
+        for one in range(3)
+    ]
     return Changes(near=near, detail=detail, wide=wide, second=second)
 
 
 def measure_colours(
-    changes: Changes, sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, *, crippled: str, copied_dn: float
+    changes: Changes, sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, *, crippled: str, limits: ColourLimits
 ) -> Colours:
     """The statistics of some rows of an image.
 
@@ -144,27 +150,35 @@ def measure_colours(
         sample: uint8 [3, rows, W].
         mask: bool [rows, W], where there is data; None is everywhere.
         crippled: what is wrong with the grey levels.
-        copied_dn: a difference of bands that varies by more is not measured any further.
+        limits: what lies beyond doubt within these is not measured any further.
     """
+    far, near = _power(changes.wide), _power(changes.near)
+    return Colours(
+        detail=_pairs(changes.detail),
+        coarse=_pairs(changes.wide),
+        difference=_differences(changes.wide, sample, mask, limits.copied_dn),
+        structure=far / max(near, 3 * ROUNDING_DN),
+        blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,
+        jumps=_jumps(changes.near, sample, mask, limits.jumps),
+        crippled=crippled,
+    )
+
+
+def _jumps(near: Moments, sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, limit: float) -> float:
+    """No more than the mean square over 100 squared differ by 100 (Chebyshev): the usual tile is not looked at."""
+    most = max(near[band][band] for band in range(3)) / JUMP_DN**2
+    if most < limit:
+        return most
     # whoever differs by 100 to 156 DN lies within 56 of 100, as an unsigned number
     leaps = sample[:, :, 1:] - sample[:, :, :-1]
-    leaps -= np.uint8(100)
+    leaps -= np.uint8(JUMP_DN)
     jumps: NDArray[np.bool_] = leaps <= 56
     pairs = jumps[0].size
     if mask is not None:
         known = mask[:, 1:] & mask[:, :-1]
         jumps &= known
         pairs = max(1, np.count_nonzero(known))
-    far, near = _power(changes.wide), _power(changes.near)
-    return Colours(
-        detail=_pairs(changes.detail),
-        coarse=_pairs(changes.wide),
-        difference=_differences(changes.wide, sample, mask, copied_dn),
-        structure=far / max(near, 3 * ROUNDING_DN),
-        blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,
-        jumps=max(map(np.count_nonzero, jumps)) / pairs,
-        crippled=crippled,
-    )
+    return float(max(np.count_nonzero(band) for band in jumps) / pairs)
 
 
 def _power(moments: Moments) -> float:

@@ -33,6 +33,8 @@ class Ground:
     of them are at the ground."""
     heights: NDArray[np.float32]
     """What was looked at, [n]."""
+    highest_m: float
+    """Of them at most."""
     steps: NDArray[np.float32]
     """How much that changes over an eighth of a block, which is 8 px of a tile of 512; absolute, [m]."""
 
@@ -48,11 +50,11 @@ class Ground:
 
     def reaches(self, height_m: float) -> bool:
         """:attr:`top_m` is at least so much; counting is cheaper than finding it."""
-        return _reaches(self.heights, height_m)
+        return self.highest_m >= height_m and _reaches(self.heights, height_m)
 
     def smooth(self, share: float) -> bool:
         """:attr:`rise_m` is less than this share of :attr:`top_m`."""
-        if self.steps.size and _reaches(self.steps, share * float(self.heights.max())):  # the usual tile
+        if self.steps.size and _reaches(self.steps, share * self.highest_m):  # the usual tile
             return False
         return self.rise_m < share * self.top_m
 
@@ -76,18 +78,19 @@ def measure_ground(lattice: Lattice, *, low_m: float, high_m: float) -> Ground |
         sample = np.where(lattice.valid[:rows, :cols], sample, np.inf)
     least = sample.reshape(BLOCKS, rows // BLOCKS, BLOCKS, cols // BLOCKS).min(axis=1).min(axis=2)
     there = np.isfinite(least)
-    if np.count_nonzero(there) < BLOCKS:
-        return None
     base = np.sort(least[there])
+    if len(base) < BLOCKS:
+        return None
     grounded = base.searchsorted(high_m, side="right") - base.searchsorted(low_m)
-    steps = np.abs(lattice.steps if lattice.known is None else lattice.steps[lattice.known])
+    steps = lattice.rises.ravel() if lattice.known is None else lattice.rises[lattice.known]
     return Ground(
         level_m=float(base[len(base) // 2]),
         lowest_m=float(base[len(base) // 10]),
         grounded=int(grounded) / len(base),
-        below=float(np.count_nonzero(known < low_m)) / known.size,
+        below=0.0 if lattice.extent[0] >= low_m else float(np.count_nonzero(known < low_m)) / known.size,
         slope_m=_slope(least, there) if grounded < len(base) // 2 else None,
         heights=known,
+        highest_m=lattice.extent[1],
         steps=steps,
     )
 

@@ -7,7 +7,7 @@ for (noise, light, a column that is stuck) lies everywhere in a tile or nowhere.
 from __future__ import annotations
 
 import math
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engine.contract.health import HealthLimits
 from engine.health.colours import WHITE_GAIN, Colours, crippled, measure_changes, measure_colours
 from engine.health.ground import Ground, measure_ground
-from engine.health.lattice import SAMPLED_COLS, SAMPLED_ROWS, Lattice, lattice_of
+from engine.health.lattice import SAMPLED_ROWS, Lattice, lattice_of
 from engine.health.novelty import Signature, signature
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ STAND_OUT = {"u": 4.0, "f": 0.25}
 """Least mean difference between a stuck column and its neighbour, in DN or metres (by kind of dtype)."""
 NARROW_PX = {"u": 32, "f": 2}
 """Widest strip of one value that is stuck; no camera image has one, but height has streets clipped to zero."""
+NOISE_COLS = 100
 GREY_MOMENTS = np.stack([np.arange(256.0), np.arange(256.0) ** 2], axis=1)
+FAR_M = 5.0
+"""Heights over such a range are far from constant."""
 NORMAL_QUARTER = 0.31864
 """A quarter of a normal distribution lies within so many standard deviations."""
 
@@ -49,9 +52,9 @@ class TileStatistics:
     checksum: int
     """CRC-32 of the rows that are looked at."""
     mean: float | None = None
-    """DN or metres."""
+    """DN or metres; None of heights that are far from constant."""
     spread: tuple[float, ...] | None = None
-    """Standard deviation of each band, DN or metres."""
+    """Standard deviation of each band, DN or metres; of heights that are far from constant the least it can be."""
     bright: float | None = None
     """99th percentile of the brightest band, DN."""
     saturated: float | None = None
@@ -76,16 +79,16 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
     whole = share == 1.0
     step = max(1, values.shape[1] // SAMPLED_ROWS)
     rows, fewer = slice(step // 2, None, step), slice(step // 2, None, 2 * step)
-    half, half_mask = np.ascontiguousarray(values[:, fewer]), None if whole else valid[fewer]
-    checksum = zlib.crc32(half.data)
+    half, half_mask = values[:, fewer], None if whole else valid[fewer]
+    lattice = lattice_of(seen, whole=whole)
+    checksum = lattice.checksum
     if not share:
         return TileStatistics(valid=0.0, hole_edges=0.0, checksum=checksum)
     edges = 0.0 if whole else _hole_edges(valid, share)
-    lattice = lattice_of(seen, whole=whole)
     if any(
         mask is not None and np.count_nonzero(mask) < LEAST_SHARE * mask.size for mask in (half_mask, lattice.valid)
     ):
-        outside = None if limits.min_height_m is None else _outside(values[:, rows], limits)
+        outside = _outside(lattice.values, limits, lattice.extent)
         return TileStatistics(valid=share, hole_edges=edges, checksum=checksum, outside=outside)
     stuck = 0.0
     if not whole or _maybe_stuck(half, values):
@@ -102,23 +105,24 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
         "signature": None if limits.repeats is None else signature(seen, lattice=lattice),
     }
     if values.dtype.kind == "f":
-        known = lattice.known_values
-        mean = float(known.mean())
+        mean, spread = _mean_and_spread(lattice)
         return TileStatistics(
             **common,
             mean=mean,
-            spread=(_spread(known, mean),),
-            outside=_outside(lattice.values, limits),
-            noise=_height_noise(half[0, ::2], None if half_mask is None else half_mask[::2]),
+            spread=(spread,),
+            outside=_outside(lattice.values, limits, lattice.extent),
+            noise=_height_noise(half[0, ::4], None if half_mask is None else half_mask[::4]),
             ground=None
             if limits.ground is None
             else measure_ground(lattice, low_m=limits.ground.low_m, high_m=limits.ground.high_m),
         )
+    half = np.ascontiguousarray(half)
     changes = measure_changes(half, half_mask)
-    light, levels = _light(np.stack([np.bincount(band, minlength=256) for band in _pixels(half, half_mask)]))
+    pixels = _pixels(half[:, ::2], None if half_mask is None else half_mask[::2])
+    light, levels = _light(np.stack([np.bincount(band, minlength=256) for band in pixels]))
     colours = None
     if limits.colours is not None and changes is not None:
-        colours = measure_colours(changes, half, half_mask, crippled=levels, copied_dn=limits.colours.copied_dn)
+        colours = measure_colours(changes, half, half_mask, crippled=levels, limits=limits.colours)
     return TileStatistics(**common, **light, noise=None if changes is None else changes.noise, colours=colours)
 
 
@@ -142,10 +146,15 @@ def _pixels(sample: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any
     return flat if mask is None else np.compress(mask.ravel(), flat, axis=1)
 
 
-def _spread(values: NDArray[np.float32], mean: float) -> float:
-    """Standard deviation."""
-    rest = values.ravel() - np.float32(mean)
-    return math.sqrt(float(rest @ rest) / rest.size)
+def _mean_and_spread(lattice: Lattice) -> tuple[float | None, float]:
+    """Of heights: their mean and standard deviation."""
+    lowest, highest = lattice.extent
+    if highest - lowest > FAR_M and lattice.valid is None:  # if all but two were in the middle
+        return None, (highest - lowest) / math.sqrt(2 * lattice.values.size)
+    known = lattice.known_values
+    rest = known - known[0]
+    mean = float(np.add.reduce(rest)) / rest.size
+    return float(known[0]) + mean, math.sqrt(max(float(rest @ rest) / rest.size - mean**2, 0.0))
 
 
 def _hole_edges(valid: NDArray[np.bool_], share: float) -> float:
@@ -154,12 +163,12 @@ def _hole_edges(valid: NDArray[np.bool_], share: float) -> float:
     return float(max(along_rows, along_columns) / (valid.size * max(share, PART)))
 
 
-def _outside(values: NDArray[Any], limits: HealthLimits) -> float | None:
+def _outside(values: NDArray[Any], limits: HealthLimits, extent: tuple[float, float]) -> float | None:
     """Share of pixels; one without data holds the height of its neighbour."""
     lowest, highest = limits.min_height_m, limits.max_height_m
     if lowest is None or highest is None:
         return None
-    if values.min() >= lowest and values.max() <= highest:  # the usual tile, without temporary arrays
+    if extent[0] >= lowest and extent[1] <= highest:  # the usual tile, without temporary arrays
         return 0.0
     return float(np.count_nonzero((values < lowest) | (values > highest)) / values.size)
 
@@ -187,12 +196,13 @@ def _light(histogram: NDArray[np.intp]) -> tuple[dict[str, Any], str]:
 
 
 def _height_noise(sample: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> float | None:
-    """Standard deviation, in metres, of the noise in the calmest quarter of 128 places of some rows, [n, W].
+    """Standard deviation, in metres, of the noise in the calmest quarter of 100 places of some rows, [n, W].
 
     Walls and crowns are steps of metres, but some ground, roof or canopy is smooth in every tile: noise is what even
     the smallest quarter of the second differences cannot do without.
     """
-    every, room = max(1, sample.shape[1] // SAMPLED_COLS), max(0, sample.shape[1] - 2)
+    room = max(0, sample.shape[1] - 2)
+    every = max(1, room // NOISE_COLS)
     here, beside, behind = (sample[:, lag : lag + room : every] for lag in range(3))
     second = here + behind
     second -= 2 * beside
@@ -214,15 +224,21 @@ def _maybe_stuck(half: NDArray[Any], values: NDArray[Any]) -> bool:
         half: some rows of the tile, [B, n, W].
         values: the tile, [B, H, W].
     """
-    few = half[:, :: max(1, half.shape[1] // 4)]
-    if (few == few[:, :1]).all(axis=1).any():
+    rows, (_, height, width) = half.shape[1], values.shape
+    if _any_alike(half[:, 0], [half[:, number * rows // 4] for number in (1, 2, 3)]):
         return True
-    first, side = values[:, :, 0], values.shape[2]
-    same = first == values[:, :, side // 2]
-    for place in (side // 4, 3 * side // 4):
-        if not same.any():
-            return False
-        same &= first == values[:, :, place]
+    # from one column to another is from one line of memory to another, and each costs
+    beside = min(64 // values.itemsize, width) - 1 if values.dtype.kind == "u" else width // 2
+    band, row = np.divmod(np.flatnonzero(values[:, :, 0] == values[:, :, beside]), height)
+    few = values[band, row, 0]
+    return _any_alike(few, [values[band, row, number * width // 4] for number in (1, 2, 3)])
+
+
+def _any_alike(first: NDArray[Any], others: Sequence[NDArray[Any]]) -> bool:
+    """All show the same at some place."""
+    same = first == others[0]
+    for other in others[1:]:
+        same &= first == other
     return bool(same.any())
 
 

@@ -126,8 +126,8 @@ def test_statistics_look_only_at_pixels_with_data() -> None:
         one, other = found
         assert (one.spread, one.noise, one.mean, one.stuck) == (other.spread, other.noise, other.mean, other.stuck)
         assert one.valid == pytest.approx(100 / 256)
-        assert one.mean == pytest.approx(sighting.values[:, :, :100].mean(), rel=0.03)
-        assert one.spread == pytest.approx(sighting.values[:, :, :100].std(axis=(1, 2)), rel=0.03)
+        assert one.mean == pytest.approx(sighting.values[:, :, :100].mean(), rel=0.15)
+        assert one.spread == pytest.approx(sighting.values[:, :, :100].std(axis=(1, 2)), rel=0.15)
 
 
 @pytest.mark.parametrize("coverage", ["half", "diagonal", "corner"])
