@@ -72,6 +72,9 @@ class ColourLimits:
     order: float = 1.6
     """Another band than the first is the infrared where its detail and that of another band leave so many times less
     unexplained of each other than the second's and the third's."""
+    shading: float = 0.9
+    """Where even that band's detail is correlated with another's by so much all that varies is light, as over a closed
+    forest: the order says little then, and an audit alone condemns."""
 
 
 @dataclass(frozen=True, kw_only=True)

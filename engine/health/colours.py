@@ -20,6 +20,9 @@ from engine.health.lattice import SAMPLED_COLS
 DETAIL_PX = 4
 COARSE_PX = 16
 LEAST_PIXELS = 256
+LEAST_PLACES = 200
+"""So many places that lie 16 px apart are needed: there the correlation of bands that have nothing to do with each
+other strays by 1 / sqrt(200) = 0.07, half of the mildest limit. A tile of 512 px has 496, one of 128 px has 56."""
 BITS = (5, 6)
 """Lower ones may be stuck without harm; the highest makes jumps."""
 FEW = 1e-3
@@ -58,11 +61,18 @@ class Colours:
     crippled: str
     """What is wrong with the grey levels of a band, in words: a bit that is the same in every pixel though the levels
     reach beyond what it counts, or four levels in all. Empty where nothing is."""
+    few: bool = False
+    """Too few places have data for the correlations to mean anything."""
 
     @property
     def infrared(self) -> int:
         """Place of the band that goes least with the other two: 0 where the order is right."""
         return int(np.argmax((self.detail[2], self.detail[1], self.detail[0])))
+
+    @property
+    def shared(self) -> float:
+        """How well the detail of the band that goes least with the others goes with one of them."""
+        return sorted(self.detail)[1]
 
     @property
     def disorder(self) -> float:
@@ -82,6 +92,8 @@ class Changes:
     """Over 16 px."""
     second: Moments
     """Of x[i-1] - 2 x[i] + x[i+1]."""
+    places: int
+    """How many of the places with data lie at least 16 px apart."""
 
     @property
     def noise(self) -> float:
@@ -98,12 +110,13 @@ class Changes:
         return math.sqrt(max(determinant, 0.0) / min(minors)) / WHITE_GAIN
 
 
-def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> Changes | None:
+def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, row_px: int) -> Changes | None:
     """The changes at 128 places of some rows of an image.
 
     Args:
         sample: uint8 [3, rows, W].
         mask: bool [rows, W], where there is data; None is everywhere.
+        row_px: from one of the rows to the next.
 
     Returns:
         None where too few pixels have data.
@@ -137,7 +150,8 @@ def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -
         [near[one][other] + after[one][other] - (mixed[one][other] + mixed[other][one]) / total for other in range(3)]
         for one in range(3)
     ]
-    return Changes(near=near, detail=detail, wide=wide, second=second)
+    places = total * every * min(row_px, COARSE_PX) // COARSE_PX**2
+    return Changes(near=near, detail=detail, wide=wide, second=second, places=places)
 
 
 def measure_colours(
@@ -161,6 +175,7 @@ def measure_colours(
         blur=far / max(near, ROUNDING_DN) if far > LEAST_STRUCTURE_DN else 0.0,
         jumps=_jumps(changes.near, sample, mask, limits.jumps),
         crippled=crippled,
+        few=changes.places < LEAST_PLACES,
     )
 
 

@@ -37,10 +37,10 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
             tell otherwise.
     """
     detail = colours.detail
-    blind = ""
-    if max(map(abs, detail)) < limits.together:
+    blind, sure = "", not colours.few
+    if sure and max(map(abs, detail)) < limits.together:
         blind = f"no two bands show the same detail (correlation {max(detail):.2f})"
-    elif colours.structure < limits.structure:
+    elif sure and colours.structure < limits.structure:
         blind = f"changes over 16 px are {colours.structure:.2f} times those over 1 px"
     if blind:
         if ground is not None and ground.reaches(LOW_RELIEF_M):
@@ -52,6 +52,14 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
         return
     if colours.crippled:
         yield Finding(fault=Fault.BANDS, hard=True, detail=f"a band is damaged: {colours.crippled}")
+        return
+    copies = [pair for pair, varies in zip(PAIRS, colours.difference, strict=True) if varies < limits.copied_dn]
+    if copies:
+        first, second = copies[0]
+        words = f"{BANDS[first]} and {BANDS[second]} are the same: name those of NIR, red and green by --rgir-bands"
+        yield Finding(fault=Fault.BANDS, hard=any(0 in pair for pair in copies), detail=words)
+        return
+    if colours.few:
         return
     against = [
         -each > limit for each, limit in zip(detail, (limits.infrared, limits.infrared, limits.against), strict=True)
@@ -74,17 +82,12 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
         words = f"{BANDS[alone[-1]]} shares no detail with the other bands: it is dead or noise"
         yield Finding(fault=Fault.BANDS, hard=True, detail=words)
         return
-    copies = [pair for pair, varies in zip(PAIRS, colours.difference, strict=True) if varies < limits.copied_dn]
-    if copies:
-        first, second = copies[0]
-        words = f"{BANDS[first]} and {BANDS[second]} are the same: name those of NIR, red and green by --rgir-bands"
-        yield Finding(fault=Fault.BANDS, hard=any(0 in pair for pair in copies), detail=words)
-        return
     if colours.infrared and colours.disorder > limits.order:
         words = f"the {('second', 'third')[colours.infrared - 1]} of the three bands behaves as the infrared does: "
         words += "name it first in --rgir-bands, or fix the input"
-        hard = colours.disorder > SURE_DISORDER * limits.order
-        yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, size=colours.disorder)
+        shaded = colours.shared > limits.shading
+        hard = colours.disorder > SURE_DISORDER * limits.order and not shaded
+        yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, hint=shaded, size=colours.disorder)
     together = min(detail[2], colours.coarse[2])
     if together < limits.parted:
         words = f"red and green do not go together (correlation {together:.2f}): one is damaged, or lies elsewhere"

@@ -117,7 +117,7 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
             else measure_ground(lattice, low_m=limits.ground.low_m, high_m=limits.ground.high_m),
         )
     half = np.ascontiguousarray(half)
-    changes = measure_changes(half, half_mask)
+    changes = measure_changes(half, half_mask, 2 * step)
     pixels = _pixels(half[:, ::2], None if half_mask is None else half_mask[::2])
     light, levels = _light(np.stack([np.bincount(band, minlength=256) for band in pixels]))
     colours = None

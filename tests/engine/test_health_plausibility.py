@@ -15,6 +15,7 @@ from engine.health.ground import measure_ground
 from engine.health.lattice import lattice_of
 from engine.health.monitor import Fault, Monitor, State, Verdict
 from engine.health.novelty import Signature, likeness, signature
+from engine.health.plausibility import SURE_DISORDER, image_findings
 from engine.health.tile_statistics import measure
 from engine.rasters.sources import Observation
 from tests.engine.made_tiles import NDSM, RGIR, lake, observation
@@ -137,20 +138,42 @@ def _fields(limits: object) -> dict[str, object]:
 
 
 def test_band_statistics_look_only_at_pixels_with_data() -> None:
-    seen = village()[RGIR]
-    valid = np.arange(SIDE) < SIDE // 2
+    seen, side = village(0, 2 * SIDE)[RGIR], 2 * SIDE
+    valid = np.arange(side) < side // 2
     found = []
     for most in (2, 256):
         garbage = np.random.default_rng(0).integers(0, most, seen.values.shape)
         values = np.where(valid, seen.values, garbage).astype(np.uint8)
         found.append(
-            measure(Observation(values=values, valid=np.tile(valid, (SIDE, 1))), default_limits()[RGIR]).colours
+            measure(Observation(values=values, valid=np.tile(valid, (side, 1))), default_limits()[RGIR]).colours
         )
     assert found[0] == found[1]
     assert found[0] is not None
-    steps = [np.diff(band[:, : SIDE // 2 : 4].astype(float)).ravel() for band in seen.values]
+    steps = [np.diff(band[:, : side // 2 : 4].astype(float)).ravel() for band in seen.values]
     assert found[0].detail == pytest.approx([np.corrcoef(steps)[pair] for pair in ((0, 1), (0, 2), (1, 2))], abs=0.05)
     assert found[0].disorder < ColourLimits().order
+
+
+def test_few_places_say_nothing_of_colours() -> None:
+    """Bands of squares of 16 px that have nothing to do with each other: a tile of 128 px has 64 of them."""
+    for seed in range(8):
+        squares = np.random.default_rng(seed).integers(0, 256, (3, 8, 8))
+        image = np.kron(squares, np.ones((16, 16), np.int64)).astype(np.uint8)
+        assert Monitor(default_limits()).assess({RGIR: observation(image)})[RGIR].state is State.ALIVE
+
+
+def test_over_a_closed_forest_the_order_of_bands_is_for_an_audit_to_judge() -> None:
+    """All that varies is light: every band goes with every other, infrared best with red."""
+    rng, limits = np.random.default_rng(0), ColourLimits()
+    light = np.kron(rng.normal(0, 20, (SIDE // 8, SIDE // 8)), np.ones((8, 8))) + rng.normal(0, 4, (SIDE, SIDE))
+    image = np.stack([90 + light, 65 + light, 70 + light + rng.normal(0, 6, light.shape)])
+    image[:2] += rng.normal(0, 1, (2, *light.shape))
+    found = measure(observation(np.clip(np.rint(image), 0, 255).astype(np.uint8)), default_limits()[RGIR]).colours
+    assert found is not None
+    assert found.infrared == 2
+    assert found.disorder > SURE_DISORDER * limits.order
+    (finding,) = image_findings(found, limits, None)
+    assert (finding.hard, finding.doubt, finding.hint) == (False, True, True)
 
 
 # Ground
