@@ -24,10 +24,10 @@ of the heap; "memory kept" is PyTorch whose C library was told never to return m
 MALLOC_TRIM_THRESHOLD_=1099511627776), which saves it making pages anew for each tile.
 
 Rasters. Seconds from the raster to its classes, everything loaded and compiled before. The others start from a raster
-in memory; engine.run, geoai and the loop over a DataLoader read and write GeoTIFF, and engine.run also makes
-confidence, provenance, overviews and a journal: stricter on us. "cropped tiles" are the engine's, stitched by their
-cores in memory. MONAI and geoai blend probabilities of windows that overlap by twice the halo; other defaults are
-theirs.
+in memory; engine.run, geoai, geo-inference and the loop over a DataLoader read and write GeoTIFF, and engine.run also
+makes confidence, provenance, overviews and a journal: stricter on us. "cropped tiles" are the engine's, stitched by
+their cores in memory. MONAI and geoai blend probabilities of windows that overlap by twice the halo, geo-inference by
+half a window; other defaults are theirs.
 
 Rounds alternate between all rows and each begins with another one; figures are medians over rounds, ratios medians of
 the ratio in one round. What is not installed is left out with its pip command. Left out for good:
@@ -157,7 +157,8 @@ def measure(
     from benchmarks.peers import libraries, rounds
     from benchmarks.peers import subject as subjects
     from benchmarks.peers.gpu import gpu_peers
-    from benchmarks.peers.tilers import RasterPair, tilers_of
+    from benchmarks.peers.others import tilers_of
+    from benchmarks.peers.tilers import RasterPair
 
     left_out: LeftOut = {}
     if len({subject.bundle.manifest.tile_px for subject in contest}) > 1:

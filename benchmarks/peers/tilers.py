@@ -1,8 +1,6 @@
-"""A whole raster through each library and tiler.
+"""A whole raster through a library on the engine's own tiles, and through ``engine.run``.
 
-*Cropped tiles* is the least one can do: the engine's own tiles (:mod:`engine.grid`), each keeping its core, in memory.
-MONAI and geoai bring their own grid and blend the probabilities of overlapping windows; their overlap is twice the
-engine's halo, everything else their default. Blending changes the map near seams, which the agreement shows.
+*Cropped tiles* is the least one can do: the engine's tiles (:mod:`engine.grid`), each keeping its core, in memory.
 """
 
 from __future__ import annotations
@@ -19,14 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.peers.libraries import Opener, open_peer
 from benchmarks.peers.peer import Classes, Peer
 from benchmarks.peers.subject import Subject
 from benchmarks.rasters import write_raster
 from engine.backends.base import BackendInfo, Inputs
 from engine.backends.options import BackendOptions
-from engine.contract.bundle import NODATA_CLASS
-from engine.contract.errors import BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
 from engine.grid import Tile, TileGrid
 from engine.observer import Observer
@@ -135,82 +130,6 @@ class OneInput(nn.Module):
         return probabilities
 
 
-class MonaiWindows(Tiler):
-    """``monai.inferers.sliding_window_inference`` in PyTorch, raster in memory.
-
-    Its defaults but for the overlap: constant blending, one window at a time. It keeps the probabilities of the whole
-    raster. https://docs.monai.io/en/stable/inferers.html
-    """
-
-    def __init__(self, subject: Subject, scenario: Scenario, raster: RasterPair) -> None:
-        try:
-            import monai
-            from monai.inferers import sliding_window_inference
-        except ImportError as error:
-            raise BackendUnavailableError(f"MONAI is not installed ({error}): pip install monai") from error
-        self.library = f"monai {monai.__version__}"
-        self._infer = sliding_window_inference
-        self._model = OneInput(subject.modules[scenario], scenario).eval()
-        self._pixels = torch.from_numpy(raster.stacked(scenario))[None]
-        manifest = subject.bundle.manifest
-        self._tile_px, self._overlap = manifest.tile_px, 2 * manifest.halo_px / manifest.tile_px
-
-    def map(self) -> Classes:
-        """See :meth:`Tiler.map`."""
-        with torch.inference_mode():
-            probabilities = self._infer(self._pixels, self._tile_px, 1, self._model, overlap=self._overlap)
-            classes: Classes = probabilities.argmax(dim=1)[0].to(torch.uint8).numpy()
-        return classes
-
-
-class GeoaiTiles(Tiler):
-    """``geoai.inference.predict_geotiff`` in PyTorch, from disk to disk like ``engine.run``.
-
-    Its defaults but for tile and overlap: spline blending in float64, four tiles a batch. It keeps the sums of the
-    whole raster. https://github.com/opengeos/geoai
-    """
-
-    def __init__(self, subject: Subject, scenario: Scenario, raster: RasterPair, folder: Path) -> None:
-        try:
-            import geoai
-            from geoai.inference import predict_geotiff
-            from geoai.utils import get_device  # noqa: F401 (what predict_geotiff imports itself, once it is called)
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"geoai is not installed ({error}): pip install --no-deps geoai-py && pip install leafmap geopandas "
-                "rioxarray, which leaves out torchvision that nothing here needs"
-            ) from error
-        self.library = f"geoai {geoai.__version__}"
-        self._predict = predict_geotiff
-        self._model = OneInput(subject.modules[scenario], scenario).eval()
-        self._manifest = subject.bundle.manifest
-        self._output = folder / f"geoai_{scenario}.tif"
-        self._input = folder / f"stacked_{scenario}.tif"
-        stacked = raster.stacked(scenario)
-        with rasterio.open(next(iter(raster.paths.values()))) as file:
-            profile = {**file.profile, "count": len(stacked), "dtype": "float32", "nodata": None}
-        with rasterio.open(self._input, "w", **profile) as file:
-            file.write(stacked)
-
-    def map(self) -> Classes:
-        """See :meth:`Tiler.map`."""
-        self._predict(
-            self._model,
-            str(self._input),
-            str(self._output),
-            tile_size=self._manifest.tile_px,
-            overlap=2 * self._manifest.halo_px,
-            num_classes=len(self._manifest.classes),
-            output_dtype="uint8",
-            output_nodata=float(NODATA_CLASS),
-            preprocess_fn=lambda pixels: pixels,
-            postprocess_fn=lambda probabilities: probabilities.argmax(axis=0).astype(np.uint8),
-            device="cpu",
-            verbose=False,
-        )
-        return read_classes(self._output)
-
-
 class EngineRun(Tiler):
     """All of ``engine.run``, from disk to disk: reading, composing, confidence, provenance, overviews and journal.
 
@@ -257,27 +176,6 @@ RUN = ("engine.run, disk to disk", "fp32")
 def cropped(name: str) -> str:
     """What a library on cropped tiles is called."""
     return f"{name}, cropped tiles"
-
-
-def tilers_of(peers: Mapping[tuple[str, str], Opener]) -> dict[tuple[str, str], TilerOpener]:
-    """Every peer on cropped tiles, in their order, and after them what maps rasters by itself."""
-    from benchmarks.peers.loader import LoaderTiles  # which is a tiler itself
-
-    return {
-        **{(cropped(name), precision): _cropped_tiles(opener) for (name, precision), opener in peers.items()},
-        ("MONAI sliding window", "fp32"): lambda subject, scenario, raster, _: MonaiWindows(subject, scenario, raster),
-        ("geoai, disk to disk", "fp32"): GeoaiTiles,
-        ("torch.compile, DataLoader workers, disk to disk", "fp32"): LoaderTiles,
-        RUN: EngineRun,
-    }
-
-
-def _cropped_tiles(opener: Opener) -> TilerOpener:
-    def open_it(subject: Subject, scenario: Scenario, raster: RasterPair, folder: Path) -> Tiler:
-        del folder  # nothing goes to the disk
-        return CroppedTiles(open_peer(opener, subject, scenario), subject, scenario, raster)
-
-    return open_it
 
 
 def read_classes(path: Path) -> Classes:

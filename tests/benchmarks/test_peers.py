@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import libraries, subject, tilers
+from benchmarks.peers import libraries, subject
 from benchmarks.peers.libraries import CPU_PEERS, EAGER, EAGER_KEEPING, ENGINE, open_peer
 from benchmarks.peers.loader import LoaderTiles
+from benchmarks.peers.others import GeoaiTiles, GeoInferenceTiles, MonaiWindows, tilers_of
 from benchmarks.peers.pytorch import KEEP_MEMORY, CompiledTorchPeer, OwnProcess, TorchPeer
 from benchmarks.peers.rounds import ContestRow, ratio
 from benchmarks.peers.subject import Subject
-from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, GeoaiTiles, MonaiWindows, RasterPair, cropped
+from benchmarks.peers.tilers import RUN, CroppedTiles, EngineRun, RasterPair, cropped
 from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError, BackendUnavailableError
 from engine.contract.sensors import Scenario, Sensor
@@ -138,6 +139,14 @@ def test_geoai_blends_tiles_to_the_same_map(toy_bundle, raster, tmp_path, scenar
     assert (classes == whole_map(raster, scenario, 0)).mean() > 0.999
 
 
+@pytest.mark.parametrize("scenario", Scenario)
+def test_geo_inference_blends_windows_to_the_same_map(toy_bundle, raster, tmp_path, scenario) -> None:
+    pytest.importorskip("geo_inference")
+    tiler = GeoInferenceTiles(toy_subject(toy_bundle, 0), scenario, raster, tmp_path)
+    for _ in range(2):
+        assert (tiler.map() == whole_map(raster, scenario, 0)).mean() > 0.999
+
+
 @pytest.mark.slow
 def test_a_loop_over_a_loader_writes_the_same_map(toy_bundle, raster, tmp_path) -> None:
     tiler = LoaderTiles(toy_subject(toy_bundle, 0), Scenario.FULL, raster, tmp_path)
@@ -152,6 +161,7 @@ def test_a_loop_over_a_loader_writes_the_same_map(toy_bundle, raster, tmp_path) 
     [
         ("monai", lambda *all_of_it: MonaiWindows(*all_of_it[:3]), "pip install monai"),
         ("geoai", GeoaiTiles, "pip install --no-deps geoai-py"),
+        ("geo_inference.geo_inference", GeoInferenceTiles, "pip install --no-deps geo-inference"),
     ],
 )
 def test_a_tiler_that_is_not_installed_names_its_command(
@@ -316,4 +326,4 @@ def test_the_raster_in_memory_is_the_one_on_the_disk(tmp_path) -> None:
     assert made.shape == (173, 173)
     assert made.stacked(Scenario.FULL).shape == (4, 173, 173)
     assert (made.stacked(Scenario.MISSING_RGIR)[0] == made.pixels[Sensor.NDSM][0]).all()
-    assert list(tilers.tilers_of(FP32))[-1] == RUN
+    assert list(tilers_of(FP32))[-1] == RUN
