@@ -120,8 +120,8 @@ class GeoInferenceTiles(Tiler):
         except ImportError as error:
             raise BackendUnavailableError(
                 f"geo-inference is not installed ({error}): pip install --no-deps geo-inference ttach && pip install "
-                "'dask[distributed]' dask-image rioxarray rtree colorlog hydra-core nvidia-ml-py pystac geopandas (this "
-                "leaves out torchgeo and torchvision, which nothing here needs)"
+                "'dask[distributed]' dask-image rioxarray rtree colorlog hydra-core nvidia-ml-py pystac geopandas (it "
+                "leaves out torchgeo, which nothing here needs)"
             ) from error
         from importlib.metadata import version
 

@@ -252,6 +252,7 @@ def run(monkeypatch, out: Path, contest: dict[str, Subject], *options: str) -> l
 def test_one_network_is_compared_with_the_engine_in_both_groups(toy_bundle, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "monai", None)
     monkeypatch.setitem(sys.modules, "geoai", None)
+    monkeypatch.setitem(sys.modules, "geo_inference.geo_inference", None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     rows = run(monkeypatch, tmp_path / "peers.csv", {"toy": toy_subject(toy_bundle, 0)})
     names = [name for name, _ in FP32]
