@@ -9,7 +9,7 @@ suspect, the suspect does no harm, whatever it shows. An audit costs three infer
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from engine.backends.base import Backend, Output
 from engine.contract.bundle import Manifest
 from engine.contract.health import AuditLimits
 from engine.contract.sensors import Scenario, Sensor
+from engine.health import mends
 from engine.health.agreement import Likeness, compare
 from engine.health.ground import BLOCKS
 from engine.health.verdict import Fault, Finding
@@ -52,6 +53,14 @@ LEAST_LIFT = 0.15
 says nothing of heights."""
 PLAIN = 0.9
 """A map that has one class in more of its pixels is hardly better with a doubtful sensor than without."""
+MENDS = {
+    Fault.BANDS: mends.BANDS_OPTION,
+    Fault.GROUND: mends.SURFACE,
+    Fault.UNITS: mends.UNITS,
+    Fault.NOISE: mends.QUIET,
+    Fault.MISPLACED: mends.REGISTER,
+}
+"""Of what an audit finds; blur is mended by sensor."""
 FAR_PX = 28
 """Nearer than this a displaced sensor is better than none."""
 
@@ -161,19 +170,19 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
     blurred = Fault.BLURRED in image
     lost = (evidence.blind and evidence.apart < limits.apart) or evidence.plain > PLAIN
     if blurred and lost and evidence.with_and_without_image < limits.harmless:
-        return {Sensor.RGIR: Finding(fault=Fault.BLURRED, hard=True, detail=_told(evidence, Sensor.RGIR))}
+        return {Sensor.RGIR: _guilty(Fault.BLURRED, Sensor.RGIR, evidence)}
     image = [each for each in image if each is not Fault.BLURRED]
     if image:
         fits = evidence.ranks is None or evidence.ranks > FITTING_RANKS
         says = not evidence.blind and evidence.apart > limits.apart + DOUBTED
         if fits or says or evidence.with_and_without_image >= limits.harmless:
             return {}
-        return {Sensor.RGIR: Finding(fault=next(iter(image)), hard=True, detail=_told(evidence, Sensor.RGIR))}
+        return {Sensor.RGIR: _guilty(next(iter(image)), Sensor.RGIR, evidence)}
     fault, words = _height_fault(evidence, heights, limits)
     if blurred and fault is Fault.MISPLACED:  # a blurred image has no edges to go by
         fault = None
     if fault is not None and evidence.with_and_without_heights < limits.harmless:
-        return {Sensor.NDSM: Finding(fault=fault, hard=True, detail=_told(evidence, Sensor.NDSM, words))}
+        return {Sensor.NDSM: _guilty(fault, Sensor.NDSM, evidence, words)}
     if (
         fault is None
         and not heights
@@ -182,11 +191,8 @@ def judge(evidence: Evidence, doubts: Mapping[Sensor, Collection[Fault]], limits
     ):
         words = "colours contradict heights whose edges are those of the image"
         grey = evidence.green is not None and evidence.green < GREY_TREES
-        return {
-            Sensor.RGIR: Finding(
-                fault=Fault.BANDS, hard=grey or _useless(evidence, limits), detail=_told(evidence, Sensor.RGIR, words)
-            )
-        }
+        hard = grey or _useless(evidence, limits)
+        return {Sensor.RGIR: replace(_guilty(Fault.BANDS, Sensor.RGIR, evidence, words), hard=hard)}
     return {}
 
 
@@ -246,9 +252,11 @@ def _useless(evidence: Evidence, limits: AuditLimits) -> bool:
     return evidence.blind and changes and evidence.apart < limits.apart
 
 
-def _told(evidence: Evidence, suspect: Sensor, words: str = "the audit agrees") -> str:
+def _guilty(fault: Fault, suspect: Sensor, evidence: Evidence, words: str = "the audit agrees") -> Finding:
     agreement = evidence.with_and_without_heights if suspect is Sensor.NDSM else evidence.with_and_without_image
-    return f"{words}; maps with and without it agree in {agreement:.0%} of the pixels"
+    detail = f"{words}; maps with and without it agree in {agreement:.0%} of the pixels"
+    mend = MENDS.get(fault, mends.FOCUS if suspect is Sensor.RGIR else mends.POINTS)
+    return Finding(fault=fault, hard=True, detail=detail, mend=mend)
 
 
 def _places(classes: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -39,6 +39,7 @@ import numpy as np
 
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
+from engine.health import mends
 from engine.health.agreement import edge_agreement
 from engine.health.audit import Auditor, judge, suspects_heights
 from engine.health.docket import Docket
@@ -154,7 +155,8 @@ class Monitor:
         found: dict[Sensor, list[Finding]] = {}
         for sensor, each in there.items():
             if isinstance(each, Absent):
-                found[sensor] = [Finding(fault=each.fault, hard=True, detail=each.detail)]
+                mend = mends.LINK if each.fault is Fault.LATE else mends.FILE
+                found[sensor] = [Finding(fault=each.fault, hard=True, detail=each.detail, mend=mend)]
             elif statistics[sensor].valid:
                 found[sensor] = list(self._findings(sensor, statistics, observed, found))
         self._compare(statistics, observed, found, place)
@@ -231,15 +233,18 @@ class Monitor:
                 continue
             if same > bound and other < bound / 2:  # type: ignore[operator]
                 detail = f"the last tile again but for noise (correlation {same:.2f}); the other sensor moves on"
-                found[sensor].append(Finding(fault=Fault.HELD, hard=True, detail=detail))
+                found[sensor].append(Finding(fault=Fault.HELD, hard=True, detail=detail, mend=mends.RESTART))
         self._break_off(goes_on, found)
         if len(observed) == len(found) == len(Sensor) and not any(map(_hard, found.values())):
             image, heights = (statistics[sensor].lattice for sensor in Sensor)
             edges = None if image is None or heights is None else edge_agreement(image, heights)
             if edges is not None and edges < LEAST_EDGES:
                 detail = f"edges of image and heights do not coincide (correlation {edges:.2f})"
-                finding = Finding(fault=Fault.MISPLACED, hard=False, detail=detail, doubt=True, size=-edges)
-                found[Sensor.NDSM].append(finding)
+                found[Sensor.NDSM].append(
+                    Finding(
+                        fault=Fault.MISPLACED, hard=False, detail=detail, mend=mends.REGISTER, doubt=True, size=-edges
+                    )
+                )
 
     def _break_off(self, goes_on: Mapping[Sensor, float | None], found: Mapping[Sensor, list[Finding]]) -> None:
         """Find a sensor that does not go on where its last tile ended."""
@@ -251,9 +256,10 @@ class Monitor:
             accused = partner is not None and partner.dead is Fault.MISPLACED  # one of the two has to be
             if same < (WAVERS if accused else BREAKS_OFF):
                 detail = f"shows another place than where its last tile ended (correlation {same:.2f})"
-                found[sensor].append(Finding(fault=Fault.MISPLACED, hard=True, detail=detail))
+                finding = Finding(fault=Fault.MISPLACED, hard=True, detail=detail, mend=mends.REGISTER)
+                found[sensor].append(finding)
                 if accused:
-                    wrong = Verdict(state=State.DEAD, fault=Fault.MISPLACED, detail=f"the next tile {detail}")
+                    wrong = Verdict(state=State.DEAD, fault=Fault.MISPLACED, detail=f"the next tile {finding.reason}")
                     self._revision = {sensor: wrong, other: Verdict(state=State.ALIVE)}  # type: ignore[dict-item]
                     partner.dead, partner.convicted, partner.suspicious = None, False, 0  # type: ignore[union-attr]
 
@@ -291,8 +297,9 @@ class Monitor:
                 memory.acquitted.clear()
                 fault = guilty[sensor].fault
                 memory.convicted = guilty[sensor].hard and (fault in UNSEEN or fault not in suspects[sensor])
-                hint = [each.detail for each in all_ if each.fault is fault]
-                all_[:] = [replace(guilty[sensor], detail="; ".join([*hint, guilty[sensor].detail]))]
+                hints = [each for each in all_ if each.fault is fault]
+                detail = "; ".join(each.detail for each in (*hints, guilty[sensor]))
+                all_[:] = [replace(guilty[sensor], detail=detail, mend=(*hints, guilty[sensor])[0].mend)]
             else:
                 if not guilty:
                     memory.acquitted.update({each.fault: each.size for each in all_ if each.doubt})
@@ -350,11 +357,11 @@ class Monitor:
         memory.suspicious += 1
         if finding.hard or memory.dead is not None or memory.suspicious >= limits.dead_after_tiles:
             memory.dead = finding.fault
-            return Verdict(state=State.DEAD, fault=finding.fault, detail=finding.detail)
+            return Verdict(state=State.DEAD, fault=finding.fault, detail=finding.reason)
         return Verdict(
             state=State.DEGRADED,
             fault=finding.fault,
-            detail=f"{finding.detail}; suspicious tile {memory.suspicious} of {limits.dead_after_tiles}",
+            detail=f"{finding.reason}; suspicious tile {memory.suspicious} of {limits.dead_after_tiles}",
         )
 
     def _held(self, sensor: Sensor) -> Verdict | None:

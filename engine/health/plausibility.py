@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.contract.health import ColourLimits, GroundLimits
+from engine.health import mends
 from engine.health.colours import Colours
 from engine.health.ground import Ground
 from engine.health.verdict import Fault, Finding
@@ -44,20 +45,23 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
         blind = f"changes over 16 px are {colours.structure:.2f} times those over 1 px"
     if blind:
         if ground is not None and ground.reaches(LOW_RELIEF_M):
-            yield Finding(fault=Fault.BLIND, hard=True, detail=f"{blind}: noise, fog or a covered lens")
+            yield Finding(
+                fault=Fault.BLIND, hard=True, detail=f"{blind}, as of noise, fog or a covered lens", mend=mends.LENS
+            )
         return
-    if colours.jumps > limits.jumps:
-        words = f"{colours.jumps:.1%} of neighbouring pixels differ by about 128 DN: the highest bit is damaged"
-        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+    if sure and colours.jumps > limits.jumps:
+        words = f"{colours.jumps:.1%} of neighbouring pixels differ by about 128 DN, so that the highest bit is damaged"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.CAMERA)
         return
     if colours.crippled:
-        yield Finding(fault=Fault.BANDS, hard=True, detail=f"a band is damaged: {colours.crippled}")
+        yield Finding(fault=Fault.BANDS, hard=True, detail=f"in a band {colours.crippled}", mend=mends.CAMERA)
         return
     copies = [pair for pair, varies in zip(PAIRS, colours.difference, strict=True) if varies < limits.copied_dn]
     if copies:
         first, second = copies[0]
-        words = f"{BANDS[first]} and {BANDS[second]} are the same: name those of NIR, red and green by --rgir-bands"
-        yield Finding(fault=Fault.BANDS, hard=any(0 in pair for pair in copies), detail=words)
+        words = f"{BANDS[first]} and {BANDS[second]} are the same"
+        hard = any(0 in pair for pair in copies)
+        yield Finding(fault=Fault.BANDS, hard=hard, detail=words, mend=mends.BANDS_OPTION)
         return
     if colours.few:
         return
@@ -66,35 +70,44 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
     ]
     if any(against):
         first, second = PAIRS[against.index(True)]
-        words = (
-            f"{BANDS[first]} and {BANDS[second]} contradict each other (correlation {min(detail):.2f}): one is inverted"
-        )
-        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        words = f"{BANDS[first]} and {BANDS[second]} contradict each other (correlation {min(detail):.2f}), "
+        words += "as if one is inverted"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.INVERT)
         return
     back = [fine - wide for fine, wide in zip(detail[:2], colours.coarse[:2], strict=True)]
     if max(back) < -limits.reversed and max(detail[:2]) < 0:
         words = f"detail of the infrared contradicts that of red and green (correlation {max(detail[:2]):.2f}), and "
-        words += f"what is coarse does not ({min(colours.coarse[:2]):.2f}): it is inverted"
-        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        words += f"what is coarse does not ({min(colours.coarse[:2]):.2f}), as if it is inverted"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.INVERT)
         return
     alone = [band for band in range(3) if max(detail[pair] for pair in range(3) if band in PAIRS[pair]) < limits.alone]
     if any(alone):  # infrared alone goes its own way over vegetation
-        words = f"{BANDS[alone[-1]]} shares no detail with the other bands: it is dead or noise"
-        yield Finding(fault=Fault.BANDS, hard=True, detail=words)
+        words = f"{BANDS[alone[-1]]} shares no detail with the other bands, and is dead or noise"
+        yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.BANDS_OPTION)
         return
     if colours.infrared and colours.disorder > limits.order:
-        words = f"the {('second', 'third')[colours.infrared - 1]} of the three bands behaves as the infrared does: "
-        words += "name it first in --rgir-bands, or fix the input"
+        words = f"the {('second', 'third')[colours.infrared - 1]} of the three bands behaves as the infrared does"
         shaded = colours.shared > limits.shading
         hard = colours.disorder > SURE_DISORDER * limits.order and not shaded
-        yield Finding(fault=Fault.BANDS, hard=hard, detail=words, doubt=not hard, hint=shaded, size=colours.disorder)
+        yield Finding(
+            fault=Fault.BANDS,
+            hard=hard,
+            detail=words,
+            mend=mends.FIRST_BAND,
+            doubt=not hard,
+            hint=shaded,
+            size=colours.disorder,
+        )
     together = min(detail[2], colours.coarse[2])
     if together < limits.parted:
-        words = f"red and green do not go together (correlation {together:.2f}): one is damaged, or lies elsewhere"
-        yield Finding(fault=Fault.BANDS, hard=False, detail=words, doubt=True, hint=True, size=-together)
+        words = (
+            f"red and green do not go together (correlation {together:.2f}), as if one is damaged, or lies elsewhere"
+        )
+        mend = mends.REGISTER_BANDS
+        yield Finding(fault=Fault.BANDS, hard=False, detail=words, mend=mend, doubt=True, hint=True, size=-together)
     if colours.blur > limits.blurred:
-        words = f"changes over 16 px are {colours.blur:.0f} times those over 1 px: it is out of focus, or was moved"
-        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=colours.blur)
+        words = f"changes over 16 px are {colours.blur:.0f} times those over 1 px, as if out of focus, or moved"
+        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, mend=mends.FOCUS, doubt=True, size=colours.blur)
 
 
 def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, edge_limit: float) -> Iterator[Finding]:
@@ -108,20 +121,19 @@ def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, e
     """
     if ground.below > limits.below:
         words = f"{ground.below:.0%} of the heights lie below {limits.low_m:g} m, down to {ground.lowest_m:.1f} m"
-        yield Finding(fault=Fault.GROUND, hard=False, detail=words, doubt=True, size=-ground.lowest_m)
+        yield Finding(fault=Fault.GROUND, hard=False, detail=words, mend=mends.DATUM, doubt=True, size=-ground.lowest_m)
     elif ground.grounded < limits.grounded:
         hard = ground.lowest_m > IMPOSSIBLE_GROUND_M
         words = f"ground lies at {ground.level_m:.1f} m"
         if ground.slope_m is not None and ground.slope_m > 2 * max(1.0, abs(ground.lowest_m)):
             words = f"ground is tilted, by {ground.slope_m:.1f} m across the tile"
-        words += ": if it is a surface model, subtract the terrain; else fix the input"
-        yield Finding(fault=Fault.GROUND, hard=hard, detail=words, doubt=not hard, size=ground.level_m)
+        mend = mends.SURFACE
+        yield Finding(fault=Fault.GROUND, hard=hard, detail=words, mend=mend, doubt=not hard, size=ground.level_m)
     if ground.reaches(LEAST_RELIEF_M) and ground.smooth(limits.rise):
         words = (
-            f"heights up to {ground.top_m:.1f} m rise by no more than {ground.rise_m:.2f} m over 8 px: they are smeared"
+            f"heights up to {ground.top_m:.1f} m rise by no more than {ground.rise_m:.2f} m over 8 px, as if smeared"
         )
-        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, doubt=True, size=-ground.rise_m)
+        yield Finding(fault=Fault.BLURRED, hard=False, detail=words, mend=mends.POINTS, doubt=True, size=-ground.rise_m)
     if edges is not None and edges > edge_limit and not ground.reaches(LOW_TOWN_M):
-        words = f"nothing is higher than {ground.top_m:.2f} m under an image with {edges:.0%} strong edges: if heights "
-        words += "are in decimetres pass --ndsm-scale, metres per unit"
-        yield Finding(fault=Fault.UNITS, hard=False, detail=words, doubt=True, size=-ground.top_m)
+        words = f"nothing is higher than {ground.top_m:.2f} m under an image with {edges:.0%} strong edges"
+        yield Finding(fault=Fault.UNITS, hard=False, detail=words, mend=mends.UNITS, doubt=True, size=-ground.top_m)

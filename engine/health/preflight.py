@@ -15,6 +15,7 @@ import numpy as np
 from engine.contract.health import HealthLimits
 from engine.contract.sensors import Sensor
 from engine.grid import Window
+from engine.health import mends
 from engine.health.agreement import compare
 from engine.health.audit import Auditor
 from engine.health.monitor import Monitor
@@ -109,8 +110,8 @@ def _displaced(moves: list[tuple[int, int]], tiles: int, scale: float) -> Iterat
         down, across = round(down * scale), round(across * scale)
         where = f"{_side(-down, 'up', 'down')} and {_side(-across, 'left', 'right')}"
         words = f"heights lie {where} of where the image has them"
-        mend = "correct the georeference of one of the two, with gdal_translate -a_ullr"
-        yield Advice(sensor=Sensor.NDSM, fault=Fault.MISPLACED, tiles=agreeing, of=tiles, detail=f"{words}: {mend}")
+        words = f"{words}: {mends.REGISTER}"
+        yield Advice(sensor=Sensor.NDSM, fault=Fault.MISPLACED, tiles=agreeing, of=tiles, detail=words)
 
 
 def _side(pixels: int, negative: str, positive: str) -> str:

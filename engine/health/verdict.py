@@ -106,9 +106,17 @@ class Finding:
     fault: Fault
     hard: bool
     detail: str
+    """What is seen, with numbers and limits."""
+    mend: str
+    """What to do about it (:mod:`engine.health.mends`)."""
     doubt: bool = False
     """What is seen is hardly plausible, but may be: an audit decides where there can be one."""
     hint: bool = False
     """A doubt that means nothing where no audit can be had."""
     size: float = 0.0
     """How bad it is, in some unit: whoever was acquitted is suspected again if it gets worse."""
+
+    @property
+    def reason(self) -> str:
+        """What is seen, and what to do about it."""
+        return f"{self.detail}: {self.mend}"

@@ -190,7 +190,11 @@ def test_a_tile_that_proves_nothing_is_not_used_even_where_nothing_else_is() -> 
 
 def test_a_recovering_sensor_says_why_it_died_and_how_far_it_is() -> None:
     found = states(monitor(), NDSM, beside_an_image(sequence("xgg")))
-    assert [verdict.detail for verdict in found] == ["disk gone", "1 of 3 good tiles", "2 of 3 good tiles"]
+    assert [verdict.detail for verdict in found] == [
+        "disk gone: check the file and its disk",
+        "1 of 3 good tiles",
+        "2 of 3 good tiles",
+    ]
     assert {verdict.fault for verdict in found} == {Fault.READ_ERROR}
 
 
@@ -211,7 +215,7 @@ def test_a_check_that_is_switched_off_raises_no_alarm() -> None:
 def test_a_limit_that_is_lowered_is_named_in_the_detail() -> None:
     verdict = monitor(noise=Limit(soft=0.1, hard=0.5)).assess(noisy(1, 3))[RGIR]
     assert verdict.fault is Fault.NOISE
-    assert verdict.detail.endswith("hard limit 0.5 DN")
+    assert "hard limit 0.5 DN: " in verdict.detail
 
 
 def test_tiles_of_other_sizes_are_judged_alike() -> None:

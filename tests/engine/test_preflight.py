@@ -67,7 +67,7 @@ def test_rasters_that_are_right_get_no_advice(scene: dict[Sensor, Observation]) 
 def test_a_surface_model_is_told_in_every_tile(scene: dict[Sensor, Observation]) -> None:
     (advice,) = looked_at(with_values(scene, NDSM, scene[NDSM].values + 80))
     assert (advice.sensor, advice.fault, advice.tiles, advice.of) == (NDSM, Fault.GROUND, 9, 9)
-    assert "subtract the terrain" in str(advice)
+    assert "--dsm, with --dtm or --ground auto" in str(advice)
 
 
 def test_the_order_of_bands_is_told_with_its_option(scene: dict[Sensor, Observation]) -> None:
