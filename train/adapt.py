@@ -12,10 +12,14 @@ what it sees there teaches the scenarios with one. Used where they are: labels (
 that people marked (``trees.csv`` with pixel columns x and y), NDVI.
 
 The first steps (``--warm-up``) only get used to both kinds of image; no pseudo-label is believed yet. Every ``--check``
-steps the averaged model maps held-out images as they are, and turned and lit otherwise; the checkpoint that agrees best
-with itself, less its drift from the prior share of each class, is kept, and after three checks without a better one the
-run ends. This rule needs no labels; it is no accuracy. The prior is the mean of what the model calls in your images
-before and what the procedural scenes have; of uncounted classes (clutter) the lesser of the two.
+steps the averaged model maps held-out images, the best so far is kept, and after three checks without a better one the
+run ends. Which is best is told without labels, and is no accuracy:
+
+- where held-out images have heights, the model whose maps, from both sensors and from either one, agree best in the
+  mean with those that the first model made from both;
+- else the model that agrees best with itself when an image is turned and lit otherwise, less its drift from the prior
+  share of each class. The prior is the mean of what the model calls in your images before and what the procedural
+  scenes have; of uncounted classes (clutter) the lesser of the two.
 
 Crops are brought to the ground sampling distances that the model maps best at, as the runtime brings rasters there.
 ``--without PART`` leaves a part out, to see what it earns (``python -m benchmarks.ablations``).
@@ -30,7 +34,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +56,17 @@ from train.data.labels import IGNORE_INDEX
 from train.data.rasters import DataError
 from train.data.scenes import Scene
 from train.data.sources import GRAMMAR, open_source
-from train.selftraining import PseudoLabels, Rules, Stability, class_mix, measured, stability, teach
+from train.selftraining import (
+    Fidelity,
+    FirstMaps,
+    PseudoLabels,
+    Rules,
+    Stability,
+    class_mix,
+    measured,
+    stability,
+    teach,
+)
 from train.system import System
 from train.trainer import Trainer, TrainingDivergedError
 
@@ -78,7 +92,8 @@ class Adaptation:
     out: Path
     source: Iterator[Batch]
     target: Iterator[Batch]
-    held_out: list[Batch]
+    judge: Callable[[System], Stability | Fidelity]
+    """How good a model in eval mode is, without labels."""
     pseudo: PseudoLabels
     teacher: System
     mixing: bool
@@ -87,15 +102,15 @@ class Adaptation:
     check: int
     generator: torch.Generator
 
-    def run(self) -> Stability:
-        """Train to the last step or until three checks found nothing better; the best check's stability.
+    def run(self) -> Stability | Fidelity:
+        """Train to the last step or until three checks found nothing better; what the best check found.
 
         Raises:
             TrainingDivergedError: the loss is no longer finite.
         """
         trainer, steps = self.trainer, self.trainer.preset.train.steps
-        best, since = self._stability(), 0
-        print(f"before: {_told(best)}", flush=True)
+        best, since = self.judge(self.trainer.average), 0
+        print(f"before: {best}", flush=True)
         self._save("best")
         believed = 0.0
         with tqdm(total=steps, desc="adapting", unit="step", smoothing=0.05) as bar:
@@ -108,8 +123,8 @@ class Adaptation:
                     continue
                 if trainer.done_steps < self.warm_up:
                     continue
-                found = self._stability()
-                tqdm.write(f"step {trainer.done_steps}: {_told(found)}")
+                found = self.judge(trainer.average)
+                tqdm.write(f"step {trainer.done_steps}: {found}")
                 if found.score > best.score:
                     best, since = found, 0
                     self._save("best")
@@ -140,16 +155,9 @@ class Adaptation:
         batch = {name: torch.cat((tensor, mixed[name])) for name, tensor in source.items()}
         return self.trainer.step(batch), share
 
-    def _stability(self) -> Stability:
-        return stability(self.trainer.average, self.held_out, self.pseudo.prior)
-
     def _save(self, name: str) -> None:
         info = replace(self.info, step=self.trainer.done_steps)
         checkpoint.save(self.out / f"{name}.safetensors", self.trainer.average.state_dict(), info)
-
-
-def _told(found: Stability) -> str:
-    return f"agrees with itself on {found.agreement:.1%}, drift {found.drift:.3f}, together {found.score:.3f}"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -252,6 +260,7 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
     checks = list(batches)
     scenes = source.split("train")
     prior = _prior(trainer, checks, _share_of_labels(scenes, len(info.labels.classes)), info.labels.counted)
+    pseudo, first = PseudoLabels(prior, info.labels, rules), FirstMaps(model.eval(), checks)
     half = options.batch // 2
     return Adaptation(
         trainer=trainer,
@@ -269,8 +278,8 @@ def prepare(options: argparse.Namespace, command: str) -> Adaptation:
         out=options.out,
         source=iter(_loader(_crops(scenes, options, train, info, weak=False), half, options.workers)),
         target=iter(_loader(_crops(images, options, train, info, weak=True), half, options.workers)),
-        held_out=checks,
-        pseudo=PseudoLabels(prior, info.labels, rules),
+        judge=first.fidelity if first else lambda found: stability(found, checks, pseudo.prior),
+        pseudo=pseudo,
         teacher=model.eval() if "average" in options.without else trainer.average,
         mixing="mixing" not in options.without,
         heights="heights" not in options.without,
@@ -360,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         kept = f"the best so far is in {best}" if best.exists() else "nothing was written"
         print(f"stopped; {kept}", file=sys.stderr)
         return 130
-    print(f"done: {best} {_told(found)}")
+    print(f"done: {best}: {found}")
     return 0
 
 

@@ -14,7 +14,7 @@ a class that is called a little too often becomes surer of itself each round. Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -187,6 +187,9 @@ class Stability:
         """Higher is better. A model that calls everything road agrees with itself as well: hence the drift."""
         return self.agreement - self.drift
 
+    def __str__(self) -> str:
+        return f"agrees with itself on {self.agreement:.1%}, drift {self.drift:.3f}, together {self.score:.3f}"
+
 
 @torch.no_grad()
 def stability(model: System, batches: list[dict[str, Tensor]], prior: Tensor) -> Stability:
@@ -202,3 +205,53 @@ def stability(model: System, batches: list[dict[str, Tensor]], prior: Tensor) ->
         called += plain.mean((0, 2, 3)) * len(plain)
     called = (called / called.sum()).clamp_min(1e-6)
     return Stability(agreement=same / pixels, drift=float((called * (called / prior.clamp_min(1e-6)).log()).sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How much maps resemble those that the first model made from both sensors: a score that needs no labels."""
+
+    agreement: Mapping[Scenario, float]
+    """Share of pixels with the same class, 0..1."""
+
+    @property
+    def score(self) -> float:
+        """Higher is better: what one sensor gains on the best map there is, less what both lose of it."""
+        return sum(self.agreement.values()) / len(self.agreement)
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{scenario} {share:.1%}" for scenario, share in self.agreement.items())
+        return f"agrees with the first map from both sensors: {shares}; mean {self.score:.3f}"
+
+
+class FirstMaps:
+    """What a model maps from both sensors, to hold later models to.
+
+    Args:
+        model: the first, in eval mode.
+        batches: items with ``rgir_weak``; samples that lack a sensor are left out.
+    """
+
+    def __init__(self, model: System, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        names = ("rgir_weak", "ndsm_weak", "rgir_valid", "ndsm_valid")
+        chosen = [(batch, measured(batch).all(1)) for batch in batches]
+        self._samples = [{name: batch[name][both] for name in names} for batch, both in chosen if both.any()]
+        self._maps = [self._map(model, sample, Scenario.FULL) for sample in self._samples]
+
+    def __bool__(self) -> bool:
+        return bool(self._samples)
+
+    def fidelity(self, model: System) -> Fidelity:
+        """Of a model in eval mode."""
+        same, pixels = dict.fromkeys(Scenario, 0), 0
+        for sample, first in zip(self._samples, self._maps, strict=True):
+            seen = sample["rgir_valid"] & sample["ndsm_valid"]
+            pixels += int(seen.sum())
+            for scenario in Scenario:
+                same[scenario] += int((seen & (self._map(model, sample, scenario) == first)).sum())
+        return Fidelity(agreement={scenario: count / max(pixels, 1) for scenario, count in same.items()})
+
+    @staticmethod
+    def _map(model: System, sample: Mapping[str, Tensor], scenario: Scenario) -> Tensor:
+        sensors = torch.tensor(availability(scenario)).expand(len(sample["rgir_weak"]), 2)
+        return teach(model, sample["rgir_weak"], sample["ndsm_weak"], sensors).argmax(1)

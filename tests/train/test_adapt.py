@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.contract.sensors import Scenario
 from tests.train.scenes import toy_scene
 from tests.train.test_folder import SIDE, scene
 from train import adapt, checkpoint, run
@@ -14,7 +15,7 @@ from train.data.folder import FolderSource
 from train.data.labels import IGNORE_INDEX, ISPRS_LABELS
 from train.data.procedural import FIRST_SEED
 from train.data.rasters import DataError
-from train.selftraining import PseudoLabels, Rules, Stability, class_mix, teach
+from train.selftraining import FirstMaps, PseudoLabels, Rules, Stability, class_mix, teach
 
 NAMES = ISPRS_LABELS.names
 UNIFORM = torch.full((6,), 1 / 6)
@@ -162,6 +163,32 @@ def test_a_teacher_looks_at_the_sensors_that_it_is_told_to(known):
     assert not torch.equal(found[:1], teach(model, rgir[:1], ndsm[:1], seen[1:2]))
 
 
+def test_later_models_are_held_to_what_the_first_saw_with_both_sensors(known):
+    model, _ = checkpoint.load(known / "run" / "best.safetensors")
+    batch = {
+        "rgir_weak": torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8),
+        "ndsm_weak": torch.rand(3, 1, 64, 64) * 9,
+        "rgir_valid": torch.ones(3, 64, 64, dtype=torch.bool),
+        "ndsm_valid": torch.ones(3, 64, 64, dtype=torch.bool),
+    }
+    batch["ndsm_valid"][0] = False  # a sample without heights
+    batch["rgir_valid"][1, :, :32] = False
+    first = FirstMaps(model.eval(), [batch])
+    before = first.fidelity(model)
+    assert before.agreement[Scenario.FULL] == 1
+    alone = torch.tensor([[True, False]] * 2)
+    maps = [teach(model, batch["rgir_weak"][1:], batch["ndsm_weak"][1:], s).argmax(1) for s in (alone | True, alone)]
+    same, seen = maps[0] == maps[1], batch["rgir_valid"][1:]
+    assert before.agreement[Scenario.MISSING_NDSM] == pytest.approx(float(same[seen].float().mean()))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(-1)
+    later = first.fidelity(model)
+    assert later.agreement[Scenario.FULL] < 1
+    assert later.score == pytest.approx(sum(later.agreement.values()) / 3)
+    assert not FirstMaps(model, [{name: values[:1] for name, values in batch.items()}])
+
+
 @pytest.mark.parametrize("lacking", ["", "ndsm"])
 def test_a_model_is_adapted_to_images_with_and_without_heights(known, tmp_path, capsys, lacking):
     mine = tmp_path / "mine"
@@ -171,7 +198,7 @@ def test_a_model_is_adapted_to_images_with_and_without_heights(known, tmp_path, 
     without = () if lacking else ("--without", "average", "--without", "mixing", "--without", "heights")
     assert adapt.main(words(known, mine, out, *without)) == 0
     printed = capsys.readouterr().out
-    assert "before: agrees with itself" in printed
+    assert ("before: agrees with itself" if lacking else "before: agrees with the first map from both") in printed
     model, info = checkpoint.load(out / "best.safetensors")
     assert "adapted to 4 scenes of mine" in info.dataset
     assert not info.metrics
