@@ -18,6 +18,8 @@ BANDS = ("infrared", "red", "green")
 PAIRS = ((0, 1), (0, 2), (1, 2))
 IMPOSSIBLE_GROUND_M = 60.0
 """No forest and no roof covers a whole tile at this height."""
+LEAST_BELOW = 0.01
+"""Where nothing stands above the ground fewer heights lie below it, or they have the wrong sign."""
 LOW_RELIEF_M = 2.5
 LOW_TOWN_M = 3.3
 """In a town something is higher."""
@@ -46,7 +48,10 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
     if blind:
         if ground is not None and ground.reaches(LOW_RELIEF_M):
             yield Finding(
-                fault=Fault.BLIND, hard=True, detail=f"{blind}, as of noise, fog or a covered lens", mend=mends.LENS
+                fault=Fault.BLIND,
+                hard=True,
+                detail=f"{blind}, as of noise, fog, a covered lens, or bands that lie apart",
+                mend=mends.LENS,
             )
         return
     if sure and colours.jumps > limits.jumps:
@@ -122,6 +127,9 @@ def height_findings(ground: Ground, limits: GroundLimits, edges: float | None, e
     if ground.below > limits.below:
         words = f"{ground.below:.0%} of the heights lie below {limits.low_m:g} m, down to {ground.lowest_m:.1f} m"
         yield Finding(fault=Fault.GROUND, hard=False, detail=words, mend=mends.DATUM, doubt=True, size=-ground.lowest_m)
+    elif ground.below > LEAST_BELOW and not ground.reaches(limits.high_m):
+        words = f"nothing stands above the ground, and {ground.below:.0%} of the heights lie below {limits.low_m:g} m"
+        yield Finding(fault=Fault.GROUND, hard=False, detail=words, mend=mends.DATUM, doubt=True, size=ground.below)
     elif ground.grounded < limits.grounded:
         hard = ground.lowest_m > IMPOSSIBLE_GROUND_M
         words = f"ground lies at {ground.level_m:.1f} m"

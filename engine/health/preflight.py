@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,21 +19,37 @@ from engine.health import mends
 from engine.health.agreement import compare
 from engine.health.audit import Auditor
 from engine.health.monitor import Monitor
-from engine.health.plausibility import IMPLAUSIBLE
 from engine.health.verdict import Fault
 from engine.rasters.sources import Observation
 
-if TYPE_CHECKING:  # frames know of sightings
-    from engine.frames import Rasters
+if TYPE_CHECKING:
+    from engine.contract.errors import RasterOpenError
+    from engine.rasters.georeference import Grid
 
 SAMPLED_TILES = 9
 SPARING = 8
 """Of so many tiles of the raster no more than one is looked at."""
 SHARE = 0.5
 """What shows in fewer of the sampled tiles is left to the flight."""
+HIGH_M = 60.0
+"""The highest hundredth of a tile lies lower, but among towers."""
+HEIGHT_STEP_PX = 4
 SURE_SIGMAS = 7.0
 NEAR_PX = 6
 """Rasters that are nearer than this to each other are aligned."""
+
+
+class Readable(Protocol):
+    """What is looked at: :class:`engine.frames.Rasters`, or less."""
+
+    @property
+    def grid(self) -> Grid:
+        """See there."""
+
+    def read_into(
+        self, window: Window, out: Mapping[Sensor, Observation]
+    ) -> tuple[dict[Sensor, Observation], dict[Sensor, RasterOpenError]]:
+        """See there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +68,7 @@ class Advice:
 
 
 def examine(
-    rasters: Rasters,
+    rasters: Readable,
     limits: Mapping[Sensor, HealthLimits],
     *,
     tile_px: int,
@@ -73,6 +89,7 @@ def examine(
     found: dict[tuple[Sensor, Fault], list[str]] = {}
     counted = dict.fromkeys(Sensor, 0)
     moves: list[tuple[int, int]] = []
+    tops: list[float] = []
     window_px = window_px or tile_px
     if tiles is None:
         own = -(-rasters.grid.height // window_px) * -(-rasters.grid.width // window_px)
@@ -82,9 +99,11 @@ def examine(
         monitor = Monitor({sensor: limits[sensor] for sensor in there}, auditor)
         for sensor, verdict in monitor.assess(there).items():
             counted[sensor] += 1
-            if verdict.fault in IMPLAUSIBLE:
+            if verdict.fault not in (None, Fault.NO_DATA):
                 detail = verdict.detail.split("; suspicious tile")[0].removesuffix(", but nothing else to use")
                 found.setdefault((sensor, verdict.fault), []).append(detail)
+        if Sensor.NDSM in there:
+            tops.append(float(np.quantile(there[Sensor.NDSM].values[:, ::HEIGHT_STEP_PX, ::HEIGHT_STEP_PX], 0.99)))
         alike = compare(there[Sensor.RGIR], there[Sensor.NDSM]) if len(there) == len(Sensor) else None
         if alike is not None and alike.best > SURE_SIGMAS:
             moves.append((alike.down_px, alike.across_px))
@@ -93,6 +112,10 @@ def examine(
         for (sensor, fault), details in found.items()
         if len(details) >= SHARE * counted[sensor]
     ]
+    high = [top for top in tops if top > HIGH_M]
+    if high and len(high) >= SHARE * len(tops) and not any(each.sensor is Sensor.NDSM for each in advice):
+        words = f"heights reach {np.median(high):.0f} m, if they are metres: {mends.UNITS}"
+        advice.append(Advice(sensor=Sensor.NDSM, fault=Fault.UNITS, tiles=len(high), of=len(tops), detail=words))
     displaced = tuple(_displaced(moves, counted[Sensor.NDSM], window_px / tile_px))
     if displaced:  # that says more
         advice = [each for each in advice if each.fault is not Fault.MISPLACED]
@@ -119,7 +142,7 @@ def _side(pixels: int, negative: str, positive: str) -> str:
 
 
 def _sample(
-    rasters: Rasters, sensors: Iterable[Sensor], tile_px: int, window_px: int, tiles: int
+    rasters: Readable, sensors: Iterable[Sensor], tile_px: int, window_px: int, tiles: int
 ) -> Iterator[Mapping[Sensor, Observation]]:
     """Windows in a lattice over the raster, the middle one first; a raster smaller than a tile has one, centred."""
     height, width = rasters.grid.height, rasters.grid.width

@@ -85,6 +85,13 @@ def test_how_far_heights_are_off_is_told_in_pixels(scene: dict[Sensor, Observati
     assert "12 px down and 40 px left" in advice[0].detail
 
 
+def test_decimetres_and_heights_upside_down_are_told_with_their_option(scene: dict[Sensor, Observation]) -> None:
+    (high,) = looked_at(with_values(scene, NDSM, scene[NDSM].values * 8))
+    assert (high.fault, "--ndsm-scale, 0.1 for decimetres" in high.detail) == (Fault.UNITS, True)
+    (deep,) = looked_at(with_values(scene, NDSM, -0.8 * scene[NDSM].values))
+    assert (deep.fault, "check the sign" in deep.detail) == (Fault.GROUND, True)
+
+
 def test_a_small_raster_costs_a_single_look_and_a_damaged_one_no_error(scene: dict[Sensor, Observation]) -> None:
     rasters = Mapped(scene, broken=True)
     assert examine(rasters, default_limits(), tile_px=SIDE, auditor=AUDITOR) == ()
