@@ -120,6 +120,15 @@ class CudaDevice:
         memory[:] = 0
         return memory
 
+    def register(self, memory: NDArray[Any]) -> NDArray[np.uint8]:
+        """Page-lock memory that is there, C-contiguous, for as long as what is returned lives: its bytes, uint8.
+
+        Drop it in the thread that owns the device.
+        """
+        with translated(f"page-lock {memory.nbytes} bytes of host memory"):
+            locked: NDArray[np.uint8] = cuda.register_host_memory(memory.reshape(-1).view(np.uint8))
+        return locked
+
     def upload(self, source: NDArray[np.uint8], address: int, stream: Stream) -> None:
         """Queue a copy of pinned ``source`` to ``address``."""
         with translated("copy to the device"):

@@ -103,6 +103,20 @@ class Gpu:
     next_handle: int = 1
     alive: dict[int, tuple[int, str]] = field(default_factory=dict)
 
+    locked: list[tuple[int, int]] = field(default_factory=list)
+    """First and end address of page-locked memory."""
+    registered: int = 0
+    """How often memory was page-locked where it lay."""
+
+    def lock(self, memory: NDArray[Any]) -> tuple[int, int]:
+        place = memory.ctypes.data, memory.ctypes.data + memory.nbytes
+        self.locked.append(place)
+        return place
+
+    def is_locked(self, memory: NDArray[Any]) -> bool:
+        first, end = memory.ctypes.data, memory.ctypes.data + memory.nbytes
+        return any(low <= first and end <= high for low, high in self.locked)
+
     def handle(self) -> int:
         self.next_handle += 1
         return self.next_handle
@@ -260,7 +274,28 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
 
     def pagelocked_empty(shape: int, dtype: Any, order: str = "C", mem_flags: int = 0) -> NDArray[Any]:
         gpu.current("pagelocked_empty")
-        return np.full(shape, 0xCD, dtype)
+        memory = np.full(shape, 0xCD, dtype)
+        gpu.lock(memory)
+        return memory
+
+    class Registered(np.ndarray):
+        """Memory of somebody else, page-locked until this goes."""
+
+        def __del__(self) -> None:
+            if hasattr(self, "registration"):
+                gpu.locked.remove(self.registration)
+
+    class Registration(Owned):
+        pass
+
+    def register_host_memory(ary: NDArray[Any], flags: int = 0) -> NDArray[Any]:
+        gpu.current("register_host_memory")
+        assert ary.flags.c_contiguous
+        locked = ary.view(Registered)
+        locked.owner = Registration()
+        locked.registration = gpu.lock(ary)
+        gpu.registered += 1
+        return locked
 
     def memset_d8(dest: int, data: int, size: int) -> None:
         gpu.current("memset_d8")
@@ -268,6 +303,8 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
 
     def memcpy_htod_async(dest: int, src: NDArray[np.uint8], stream: Stream) -> None:
         gpu.current("memcpy_htod_async")
+        if not gpu.is_locked(src):
+            gpu.wrong.append("an asynchronous copy from memory that is not page-locked")
         stream.queue(lambda: np.copyto(gpu.at(dest, src.nbytes), src))
 
     def memcpy_dtoh_async(dest: NDArray[np.uint8], src: int, stream: Stream) -> None:
@@ -283,7 +320,17 @@ def make_pycuda(gpu: Gpu) -> types.ModuleType:
     driver.mem_alloc = DeviceAllocation
     driver.event_flags = EventFlags
     driver.device_attribute = DeviceAttribute
-    for thing in (Stream, Event, Context, Device, pagelocked_empty, memset_d8, memcpy_htod_async, memcpy_dtoh_async):
+    for thing in (
+        Stream,
+        Event,
+        Context,
+        Device,
+        pagelocked_empty,
+        register_host_memory,
+        memset_d8,
+        memcpy_htod_async,
+        memcpy_dtoh_async,
+    ):
         setattr(driver, thing.__name__, thing)
     driver.init = init
     return driver

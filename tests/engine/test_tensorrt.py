@@ -166,6 +166,32 @@ def test_a_plan_for_another_tile_size_is_refused_and_leaves_nothing(bundle, gpu)
         BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES])
 
 
+def test_inputs_that_come_again_are_fetched_from_where_they_lie(bundle, gpu) -> None:
+    build(bundle)
+    buffers = [tile(0) for _ in range(3)]  # of a run
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+        for seed in range(27):
+            buffer, scenario = buffers[seed % 3], list(Scenario)[seed // 3 % 3]
+            for sensor, values in tile(seed).items():
+                buffer[sensor][:] = values
+            inputs = {sensor: buffer[sensor] for sensor in scenario.sensors}
+            expected = toy_probabilities(scenario, inputs, 0).argmax(axis=0)
+            np.testing.assert_array_equal(backend.infer(scenario, inputs)[Output.CLASSES], expected)
+        assert gpu.registered >= 6
+
+
+def test_memory_that_cannot_be_page_locked_is_copied(bundle, gpu) -> None:
+    build(bundle)
+    inputs = tile(3)
+    expected = toy_probabilities(Scenario.FULL, inputs, 0).argmax(axis=0)
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+        before, gpu.fail_next = gpu.registered, "register_host_memory"
+        for _ in range(6):
+            np.testing.assert_array_equal(backend.infer(Scenario.FULL, inputs)[Output.CLASSES], expected)
+        assert gpu.fail_next is None
+        assert gpu.registered == before
+
+
 def test_closing_twice_does_nothing_and_a_closed_backend_takes_no_tile(bundle, gpu) -> None:
     build(bundle)
     backend = BackendOptions(name="tensorrt").open(bundle, scenarios=[Scenario.FULL], wanted=[Output.CLASSES])
