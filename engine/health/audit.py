@@ -51,6 +51,9 @@ GREY_TREES = -0.03
 LEAST_LIFT = 0.15
 """What is ground by an image lies at the ground more often than any pixel does, by at least so much; else the image
 says nothing of heights."""
+FOLLOWS = 0.35
+"""Where the map of both sensors is so much more like the image's than that of heights nobody can say that the image is
+the odd one."""
 PLAIN = 0.9
 """A map that has one class in more of its pixels is hardly better with a doubtful sensor than without."""
 MENDS = {
@@ -249,7 +252,8 @@ def _opposed(evidence: Evidence, limits: AuditLimits) -> bool:
 def _useless(evidence: Evidence, limits: AuditLimits) -> bool:
     """The image says nothing of heights, and its map is another one with them and without them."""
     changes = evidence.with_and_without_heights < limits.agreement
-    return evidence.blind and changes and evidence.apart < limits.apart
+    follows = evidence.with_and_without_heights - evidence.with_and_without_image > FOLLOWS
+    return evidence.blind and changes and evidence.apart < limits.apart and not follows
 
 
 def _guilty(fault: Fault, suspect: Sensor, evidence: Evidence, words: str = "the audit agrees") -> Finding:

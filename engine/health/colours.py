@@ -70,6 +70,19 @@ class Colours:
         return int(np.argmax((self.detail[2], self.detail[1], self.detail[0])))
 
     @property
+    def inverted(self) -> float:
+        """By how much less the detail of the infrared goes with red's and green's than what is coarse does; 0 where it
+        goes with either."""
+        if max(self.detail[:2]) >= 0:
+            return 0.0
+        return min(wide - fine for fine, wide in zip(self.detail[:2], self.coarse[:2], strict=True))
+
+    @property
+    def together(self) -> float:
+        """How well red and green go together, in detail or at large, whichever is less."""
+        return min(self.detail[2], self.coarse[2])
+
+    @property
     def shared(self) -> float:
         """How well the detail of the band that goes least with the others goes with one of them."""
         return sorted(self.detail)[1]

@@ -79,8 +79,7 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
         words += "as if one is inverted"
         yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.INVERT)
         return
-    back = [fine - wide for fine, wide in zip(detail[:2], colours.coarse[:2], strict=True)]
-    if max(back) < -limits.reversed and max(detail[:2]) < 0:
+    if colours.inverted > limits.reversed:
         words = f"detail of the infrared contradicts that of red and green (correlation {max(detail[:2]):.2f}), and "
         words += f"what is coarse does not ({min(colours.coarse[:2]):.2f}), as if it is inverted"
         yield Finding(fault=Fault.BANDS, hard=True, detail=words, mend=mends.INVERT)
@@ -103,7 +102,7 @@ def image_findings(colours: Colours, limits: ColourLimits, ground: Ground | None
             hint=shaded,
             size=colours.disorder,
         )
-    together = min(detail[2], colours.coarse[2])
+    together = colours.together
     if together < limits.parted:
         words = (
             f"red and green do not go together (correlation {together:.2f}), as if one is damaged, or lies elsewhere"

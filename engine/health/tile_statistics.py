@@ -78,7 +78,8 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
     share = 1.0 if seen.whole else np.count_nonzero(valid) / valid.size
     whole = share == 1.0
     step = max(1, values.shape[1] // SAMPLED_ROWS)
-    rows, fewer = slice(step // 2, None, step), slice(step // 2, None, 2 * step)
+    rows, row_px = slice(step // 2, None, step), step if not whole else 2 * step  # less than a tile: all of its rows
+    fewer = slice(step // 2, None, row_px)
     half, half_mask = values[:, fewer], None if whole else valid[fewer]
     lattice = lattice_of(seen, whole=whole)
     checksum = lattice.checksum
@@ -117,7 +118,7 @@ def measure(seen: Observation, limits: HealthLimits) -> TileStatistics:
             else measure_ground(lattice, low_m=limits.ground.low_m, high_m=limits.ground.high_m),
         )
     half = np.ascontiguousarray(half)
-    changes = measure_changes(half, half_mask, 2 * step)
+    changes = measure_changes(half, half_mask, row_px)
     pixels = _pixels(half[:, ::2], None if half_mask is None else half_mask[::2])
     light, levels = _light(np.stack([np.bincount(band, minlength=256) for band in pixels]))
     colours = None

@@ -12,9 +12,10 @@ import rasterio
 
 from engine import demo
 from engine.contract.bundle import Bundle
-from engine.contract.health import AuditLimits
+from engine.contract.health import AuditLimits, ColourLimits
 from engine.health.audit import Evidence
-from engine.health.calibrate import BOUNDS, Examined, condemned, fit, main
+from engine.health.calibrate import BOUNDS, COLOUR_BOUNDS, Examined, condemned, fit, fit_colours, main
+from engine.health.colours import Colours
 from engine.health.verdict import Fault
 from tests.engine.made_tiles import NDSM
 from tests.engine.test_health_audit import AUDITOR
@@ -49,6 +50,21 @@ def test_limits_give_way_until_no_clean_tile_is_condemned() -> None:
     found = fit(tiles, AuditLimits(), 0.05)
     assert condemned(tiles, found) == []
     assert found.grounded <= 0.5
+
+
+def colours(detail: tuple[float, float, float], coarse: tuple[float, float, float]) -> Colours:
+    same = {"difference": (9.0, 9.0, 9.0), "structure": 3.0, "blur": 3.0, "jumps": 0.0, "crippled": ""}
+    return Colours(detail=detail, coarse=coarse, **same)  # type: ignore[arg-type]
+
+
+def test_limits_of_colours_lie_beyond_clean_tiles() -> None:
+    tiles = [colours((0.4, 0.4, 0.3 + 0.001 * tile), (0.4, 0.4, 0.9)) for tile in range(1000)]
+    found = fit_colours(tiles, ColourLimits(), 0.05)
+    assert found.parted == pytest.approx(0.3 + 0.001 * 0.005 * 999, abs=0.002)
+    assert found.reversed == COLOUR_BOUNDS["reversed"][1], "as sharp as it may be: no infrared is inverted"
+    odd = colours((-0.1, -0.2, 0.9), (0.4, 0.3, 0.9))
+    assert fit_colours([*tiles, odd], ColourLimits(), 0.05).reversed == pytest.approx(0.55)
+    assert fit_colours([], ColourLimits(), 0.05) == ColourLimits()
 
 
 @pytest.mark.slow
