@@ -49,6 +49,7 @@ from train.checkpoint import BandStatistics, CheckpointInfo
 from train.config import PRESETS, LossWeights, ModelConfig, Preset, differences
 from train.data.dataset import ZOOM, CropDataset, Pool, band_statistics
 from train.data.fingerprint import differing, fingerprint
+from train.data.folder import FolderSource
 from train.data.procedural import ProceduralSource
 from train.data.rasters import DataError
 from train.data.scenes import Scene
@@ -272,6 +273,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--labels", type=Path, metavar="DIR", help="further labels for folder: scenes without their own, <scene>.png"
     )
     parser.add_argument(
+        "--leave-out",
+        metavar="PLACE",
+        help="scenes of folder: sources whose name begins so neither train nor validate, to score a model where it "
+        "never was: long_beach; several with commas",
+    )
+    parser.add_argument(
         "--draw-heights",
         action="store_true",
         help="draw heights from labels for labelled images that have none, to teach both sensors and the generator",
@@ -435,11 +442,16 @@ def mix_of(options: argparse.Namespace) -> Mix:
     mix = open_mix(
         texts, options.cache, shares=options.share, zooms=options.zoom, gsd=options.gsd, labels=options.labels
     )
-    sources: tuple[Source, ...] = tuple(
-        replace(source, validation_count=options.validation_scenes) if isinstance(source, ProceduralSource) else source
-        for source in mix.sources
-    )
-    return replace(mix, sources=sources, draw_heights=options.draw_heights)
+    left_out = tuple(options.leave_out.split(",")) if options.leave_out else ()
+    if left_out and not any(isinstance(source, FolderSource) for source in mix.sources):
+        raise DataError(f"--leave-out belongs to a folder: source, received {', '.join(texts)}")
+
+    def own(source: Source) -> Source:
+        if isinstance(source, ProceduralSource):
+            return replace(source, validation_count=options.validation_scenes)
+        return replace(source, left_out=left_out) if isinstance(source, FolderSource) else source
+
+    return replace(mix, sources=tuple(map(own, mix.sources)), draw_heights=options.draw_heights)
 
 
 def _validation(mix: Mix) -> dict[str, tuple[Scene, ...]]:

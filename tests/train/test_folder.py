@@ -59,6 +59,23 @@ def test_every_fifth_scene_validates_unless_the_description_says_otherwise(tmp_p
     assert told.gsd_m == pytest.approx((0.2, 0.2))
 
 
+def test_a_place_that_is_left_out_neither_trains_nor_validates(tmp_path, data):
+    for name in ("north_1", "north_2"):
+        scene(data, name)
+    (data / "dataset.toml").write_text('[split]\nvalidation = ["c", "north_1"]\ntest = ["a"]\n')
+
+    def parts(*left_out: str) -> list[list[str]]:
+        found = FolderSource(root=data, cache=tmp_path / "cache", left_out=left_out)
+        return [[scene.name for scene in found.split(part)] for part in ("train", "validation", "test")]
+
+    assert parts("north") == [["b", "d", "e", "f"], ["c"], ["a"]]
+    assert parts("north", "a", "b") == [["d", "e", "f"], ["c"], ["a"]]
+    with pytest.raises(DataError, match="no scene in .* begins with south"):
+        parts("north", "south")
+    with pytest.raises(DataError, match="leave scenes to train on and to validate with"):
+        parts("north", "c")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -86,6 +86,8 @@ class FolderSource:
     """Folder of further labels, ``<scene>.png``."""
     tree_points: bool = False
     """Where a scene has no labels but ``trees.csv`` (columns x, y: a pixel of each crown), label those pixels tree."""
+    left_out: tuple[str, ...] = ()
+    """Beginnings of the names of scenes that neither train nor validate: a city, to see what a model does elsewhere."""
     _described: _Description = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,10 +178,14 @@ class FolderSource:
         if unknown or twice:
             wrong = f"no folder {', '.join(unknown)}" if unknown else f"{', '.join(twice)} in both parts"
             raise DataError(f"{self.root / DESCRIPTION}: [split] must divide the scenes; there is {wrong}")
-        train = tuple(scene for scene in scenes if scene not in held_out)
-        if not train or not split.validation:
+        left_out = {scene for scene in scenes if scene.startswith(self.left_out)} if self.left_out else set[str]()
+        if useless := [word for word in self.left_out if not any(scene.startswith(word) for scene in left_out)]:
+            raise DataError(f"no scene in {self.root} begins with {', '.join(useless)}: leave out what there is")
+        train = tuple(scene for scene in scenes if scene not in held_out | left_out)
+        validation = tuple(scene for scene in split.validation if scene not in left_out)
+        if not train or not validation:
             raise DataError(f"{self.root / DESCRIPTION}: [split] must leave scenes to train on and to validate with")
-        return {"train": train, "validation": split.validation, "test": split.test}
+        return {"train": train, "validation": validation, "test": split.test}
 
     def _prepare(self, scene: str) -> Scene:
         files = self.files(scene)
