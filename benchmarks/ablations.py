@@ -27,7 +27,8 @@ from benchmarks.conditions import conditions, write_csv
 from benchmarks.tables import TABLES
 from engine.contract.errors import InputError, UsageError
 
-COLUMNS = ("data", "labels", "scenario", "mf1_percent", "oa_percent", "ece_percent", *conditions())
+SCORES = ("mf1_percent", "oa_percent", "ece_percent", "tree_points_hit_percent", "ground_called_tree_percent")
+COLUMNS = ("data", "labels", "scenario", *SCORES, *conditions())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, metavar="folder:DIR", help="images to adapt to, no label is read")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled scenes to score")
     parser.add_argument("--init", default="demo", metavar="FILE", help="checkpoint to adapt (demo, the shipped)")
-    parser.add_argument("--variants", metavar="LIST", help="comma-separated (default: all)")
+    parser.add_argument("--variants", metavar="LIST", help="comma-separated (default: all but without trees)")
     parser.add_argument("--seeds", default="0,1", metavar="LIST", help="of samples and mixtures (0,1)")
     parser.add_argument("--steps", type=int, default=600, help="of each run (600)")
     parser.add_argument("--adapt", default="", metavar="OPTIONS", help="more options of train.adapt, as one word")
@@ -76,9 +77,10 @@ def run(options: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
         "all parts": "",
         "no pseudo-labels": f"--warm-up {options.steps - 1}",
         "batch statistics alone": "--lr 1e-9",
-        **{f"without {part}": f"--without {part}" for part in adapt.PARTS if part != "trees"},
+        **{f"without {part}": f"--without {part}" for part in adapt.PARTS},
     }
-    wanted = listed(options.variants or ",".join(variants), variants, "--variants")
+    usual = [variant for variant in variants if variant != "without trees"]
+    wanted = listed(options.variants or ",".join(usual), variants, "--variants")
     as_it_is = _scored(options, before)
     yield [{"variant": "before", "seed": "", "weights": "", "step": 0, **row} for row in as_it_is]
     for seed in options.seeds.split(","):

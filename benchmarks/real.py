@@ -19,7 +19,8 @@ all labelled pixels of a place, in percent: mF1 and OA over pixels of the counte
 ``*_with_clutter`` over all. ``tree_points_hit`` is the share of the points in ``trees.csv`` (a crown each, by people)
 on a pixel mapped as tree; ``ground_called_tree`` the share of labelled pixels without trees that are mapped as tree:
 read both together. ``ece`` is the expected calibration error of the confidence: the mean distance between confidence
-and accuracy over 15 bins.
+and accuracy over 15 bins. ``ece_before`` is that without the temperature of the scenario, which is taken out of the
+probabilities again (of a bundle after they were cross-faded and rounded to 1/254).
 
 Writes the rows as CSV and a picture with image, labels and maps of a tile of each place.
 """
@@ -88,6 +89,10 @@ class RealScene:
         return found["city"] if found else self.scene.name
 
 
+Mapped = tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.floating]]
+"""Classes uint8 [H, W], confidence in 0..1 float [H, W], and what it was before the temperature."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """Something that maps scenes: a backend with a precision, or PyTorch."""
@@ -95,8 +100,7 @@ class Way:
     name: str
     precision: str
     arithmetic: str
-    mapped: Callable[[RealScene, Scenario], tuple[NDArray[np.uint8], NDArray[np.floating]]]
-    """Classes uint8 [H, W] and confidence in 0..1, float [H, W]."""
+    mapped: Callable[[RealScene, Scenario], Mapped]
 
 
 @dataclass(kw_only=True)
@@ -108,20 +112,26 @@ class PlaceTally:
     hit: int = 0
     bare: int = 0
     called_tree: int = 0
-    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, BINS)))
-    """Pixels, sum of confidence and of hits, by confidence."""
+    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 3, BINS)))
+    """Pixels, sum of confidence and of hits, by confidence; then the same by what it was before the temperature."""
 
-    def add(self, truth: NDArray[np.uint8], classes: NDArray[np.uint8], confidence: NDArray[np.floating]) -> None:
-        """Count the labelled pixels of a window, all of one shape."""
+    def add(self, truth: NDArray[np.uint8], classes: NDArray[np.uint8], *confidences: NDArray[np.floating]) -> None:
+        """Count the labelled pixels of a window, all of one shape.
+
+        Args:
+            truth, classes: uint8 [H, W].
+            confidences: 0..1 [H, W], after and before the temperature.
+        """
         self.confusion.add(truth, classes)
         known, tree = truth < len(self.confusion.matrix), self.confusion.labels.names.index("tree")
         without = known & (truth != tree)
         self.bare += int(without.sum())
         self.called_tree += int((classes[without] == tree).sum())
-        at = np.minimum((confidence[known] * BINS).astype(int), BINS - 1)
         right = classes[known] == truth[known]
-        for row, weights in enumerate((np.ones(at.size), confidence[known], right)):
-            self.bins[row] += np.bincount(at, weights, BINS)
+        for bins, confidence in zip(self.bins, confidences, strict=True):
+            at = np.minimum((confidence[known] * BINS).astype(int), BINS - 1)
+            for row, weights in enumerate((np.ones(at.size), confidence[known], right)):
+                bins[row] += np.bincount(at, weights, BINS)
 
     def merge(self, other: PlaceTally) -> None:
         """Take in what another has counted."""
@@ -139,8 +149,8 @@ class PlaceTally:
         rows = list(self.confusion.labels.counted)
         counted.matrix[rows] = self.confusion.matrix[rows]
         scores = counted.scores()
-        count, confidence, right = self.bins
-        gap = np.abs(confidence - right).sum() / max(count.sum(), 1)
+        count, confidence, right = self.bins.swapaxes(0, 1)
+        after, before = np.abs(confidence - right).sum(axis=1) / np.maximum(count.sum(axis=1), 1)
         return {
             "mf1_percent": round(100 * scores.mean_f1, 2),
             "oa_percent": round(100 * scores.overall_accuracy, 2),
@@ -150,7 +160,8 @@ class PlaceTally:
             "tree_points": self.trees,
             "tree_points_hit_percent": round(100 * self.hit / self.trees, 2) if self.trees else "",
             "ground_called_tree_percent": round(100 * self.called_tree / self.bare, 2) if self.bare else "",
-            "ece_percent": round(100 * float(gap), 2),
+            "ece_percent": round(100 * float(after), 2),
+            "ece_before_percent": round(100 * float(before), 2),
             "pixels": self.confusion.pixels,
         }
 
@@ -238,9 +249,7 @@ def ways_of(options: argparse.Namespace, bundle: Bundle, stack: ExitStack) -> li
     return ways
 
 
-def _segmented(
-    model: Model, gsd: Gsd, found: RealScene, scenario: Scenario
-) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+def _segmented(model: Model, gsd: Gsd, found: RealScene, scenario: Scenario) -> Mapped:
     files, source = found.source.files(found.scene.name), found.source
     result = model.segment(
         rgir=files["rgir"] if Sensor.RGIR in scenario.sensors else None,
@@ -249,8 +258,12 @@ def _segmented(
         ndsm_scale_m=None if source.ndsm_scale_m == 1 or Sensor.NDSM not in scenario.sensors else source.ndsm_scale_m,
         watch=False,
         gsd=gsd,
+        probabilities=True,
     )
-    return result.classes, result.confidence / np.float32(255)
+    assert result.probabilities is not None
+    fitted = {each.scenario: each.temperature for each in model.bundle.manifest.training.confidence}
+    before = np.where(result.probabilities == 255, 0, result.probabilities) ** np.float32(fitted.get(scenario, 1))
+    return result.classes, result.confidence / np.float32(255), before.max(axis=0) / before.sum(axis=0).clip(min=1)
 
 
 def _pytorch(options: argparse.Namespace) -> Way:
@@ -274,9 +287,10 @@ def _pytorch(options: argparse.Namespace) -> Way:
         within = info.gsd_m if options.gsd == "auto" else None
 
     @torch.inference_mode()
-    def mapped(found: RealScene, scenario: Scenario) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    def mapped(found: RealScene, scenario: Scenario) -> Mapped:
         scene, temperature = found.scene, info.temperatures.get(scenario, 1.0)
-        classes, confidence = np.zeros(scene.size_px, np.uint8), np.zeros(scene.size_px, np.float32)
+        classes = np.zeros(scene.size_px, np.uint8)
+        confidence, before = (np.zeros(scene.size_px, np.float32) for _ in range(2))
         predict = at_gsd(predictor(model, scenario), scene.gsd_m, within)
         for tile in tiles(scene):
             logits, _ = predict(tile.rgir[None].float(), tile.ndsm[None])
@@ -284,8 +298,11 @@ def _pytorch(options: argparse.Namespace) -> Way:
             rows, cols = tile.core
             row, col = tile.row + rows.start, tile.col + cols.start
             place = np.s_[row : row + rows.stop - rows.start, col : col + cols.stop - cols.start]
-            classes[place], confidence[place] = (x.numpy()[tile.core] for x in (best.indices, best.values))
-        return classes, confidence
+            raw = logits[0].softmax(dim=0).amax(dim=0)
+            classes[place], confidence[place], before[place] = (
+                x.numpy()[tile.core] for x in (best.indices, best.values, raw)
+            )
+        return classes, confidence, before
 
     return Way(name="PyTorch", precision="fp32", arithmetic="f32", mapped=mapped)
 
@@ -395,8 +412,8 @@ def run(
             for number, way in enumerate(ways):
                 key = (found.data, found.place, scenario, number)
                 tally = tallies.setdefault(key, PlaceTally(confusion=Confusion(ISPRS_LABELS)))
-                mapped, confidence = way.mapped(found, scenario)
-                tally.add(np.asarray(scene.labels()), mapped, confidence)
+                mapped, *confidences = way.mapped(found, scenario)
+                tally.add(np.asarray(scene.labels()), mapped, *confidences)
                 tally.trees += len(inside)
                 tally.hit += int((mapped[inside[:, 0], inside[:, 1]] == ISPRS_LABELS.names.index("tree")).sum())
                 if number == 0:

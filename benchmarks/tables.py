@@ -512,8 +512,8 @@ TABLES = {
         file="real.csv",
         command="python -m benchmarks.real --data ../shared/data",
         meaning="Percent over the pixels of the five counted classes. *Trees hit*: marked crowns that are mapped as "
-        "tree; *ground as tree*: other labelled ground that is. ECE: calibration error of the confidence. The CSV has "
-        "every place in every precision.",
+        "tree; *ground as tree*: other labelled ground that is. ECE: calibration error of the confidence; *before* "
+        "without the temperature in the graph. The CSV has every place in every precision.",
         only=lambda row: row["place"] == "all" or (row["precision"] == "fp32" and row["labels"] == "people"),
         by=("data", "place", "scenario", "backend", "precision"),
         cells={
@@ -528,6 +528,7 @@ TABLES = {
             "trees hit": one("tree_points_hit_percent"),
             "ground as tree": one("ground_called_tree_percent"),
             "ECE": one("ece_percent", "{:.1f}"),
+            "before": one("ece_before_percent", "{:.1f}"),
         },
     ),
     "soak": Table(

@@ -18,7 +18,8 @@ def test_a_tally_counts_trees_ground_and_calibration():
     tally = real.PlaceTally(confusion=Confusion(ISPRS_LABELS))
     truth = np.array([[3, 3, 0, 0, 5, 255]], np.uint8)
     classes = np.array([[3, 0, 3, 0, 0, 0]], np.uint8)
-    tally.add(truth, classes, np.array([[0.9, 0.9, 0.6, 0.6, 0.6, 0.1]], np.float32))
+    after, before = np.array([[0.9, 0.9, 0.6, 0.6, 0.6, 0.1]], np.float32), np.full((1, 6), 0.95, np.float32)
+    tally.add(truth, classes, after, before)
     row = tally.row()
     assert row["pixels"] == 5
     assert row["oa_percent"] == 50  # of the four that are no clutter
@@ -26,6 +27,7 @@ def test_a_tally_counts_trees_ground_and_calibration():
     assert row["ground_called_tree_percent"] == pytest.approx(33.33)
     # two pixels at 0.9, one right; three at 0.6, one right
     assert row["ece_percent"] == pytest.approx(100 * (2 * (0.9 - 0.5) + 3 * (0.6 - 1 / 3)) / 5, abs=0.01)
+    assert row["ece_before_percent"] == pytest.approx(100 * (0.95 - 2 / 5))
 
 
 def test_real_scenes_are_scored_by_place_and_scenario(tmp_path, capsys):
@@ -50,6 +52,8 @@ def test_real_scenes_are_scored_by_place_and_scenario(tmp_path, capsys):
     }
     assert found["north", Scenario.MISSING_NDSM]["tree_points"] == "2"  # the third lies outside
     assert int(found["all", Scenario.MISSING_NDSM]["pixels"]) == 2 * 48 * 48
+    error, before = (float(found["all", Scenario.FULL][f"ece{name}_percent"]) for name in ("", "_before"))
+    assert 0 < abs(before - error) < 10  # the temperatures of the demo bundle lie near 1.2
     assert out.with_suffix(".png").stat().st_size > 1000
     assert demo.BUNDLE.exists()
 
