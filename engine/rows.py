@@ -39,7 +39,7 @@ from engine.rasters.map_reader import MapReader
 from engine.rasters.spool_files import BLOCK_PX
 from engine.reader import Part, Past
 from engine.request import RunRequest
-from engine.runner import Engines, Start, open_sink, run_key
+from engine.runner import OpenBundle, Start, open_sink, run_key
 from engine.tile_log import NAME as TILE_LOG_NAME
 from engine.tile_log import STAGES, TileLog, TileRow, read_tile_log
 
@@ -110,7 +110,7 @@ class _State:
     monitor: Mapping[str, Any] | None
 
 
-def survey(request: RunRequest, engines: Engines, folder: Path, watcher: Observer) -> None:
+def survey(request: RunRequest, opened: OpenBundle, folder: Path, watcher: Observer) -> None:
     """Judge every tile of a raster, and write down what a run would have made of it: ``tiles.csv`` and the inputs'
     share of the preview.
 
@@ -118,12 +118,12 @@ def survey(request: RunRequest, engines: Engines, folder: Path, watcher: Observe
         EngineError: as :func:`engine.runner.run`.
     """
     with ExitStack() as stack:
-        plan = make_plan(replace(request, output=folder), stack, bundle=engines.bundle)
+        plan = make_plan(replace(request, output=folder), stack, bundle=opened.bundle)
         rasters = _rasters(plan)
-        source = plan.open_source(engines.backend)
+        source = plan.open_source(opened.backend)
         stack.callback(source.stop)
         state = _State(statistics=Statistics(), monitor=None)
-        state.statistics.sensors.advice.extend(plan.advice(engines.backend))
+        state.statistics.sensors.advice.extend(plan.advice(opened.backend))
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         grid = rasters.grid
@@ -172,12 +172,12 @@ def part_of(cut: Cut, number: int, surveyed: Path) -> Part:
     return Part(window=cut.reads(number), past=past)
 
 
-def compose(request: RunRequest, engines: Engines, cut: Cut, surveyed: Path, blocks: Sequence[Path]) -> None:
+def compose(request: RunRequest, opened: OpenBundle, cut: Cut, surveyed: Path, blocks: Sequence[Path]) -> None:
     """Make the unfinished run of the whole raster as if this process had mapped it; what is left is to resume it.
 
     Args:
         request: of the whole; its output is a folder of this machine.
-        engines: of all runs.
+        opened: of all runs.
         cut: of the raster.
         surveyed: the folder of its survey.
         blocks: the folders of the blocks' maps, in order.
@@ -191,8 +191,8 @@ def compose(request: RunRequest, engines: Engines, cut: Cut, surveyed: Path, blo
     except MalformedError as error:
         raise ValueError(f"{surveyed / STATE_NAME}: {error}") from error
     with ExitStack() as stack:
-        plan = make_plan(request, stack, bundle=engines.bundle)
-        entry = Entry(key=run_key(plan, engines.backend.info), tiles_done=0, statistics=state.statistics)
+        plan = make_plan(request, stack, bundle=opened.bundle)
+        entry = Entry(key=run_key(plan, opened.backend.info), tiles_done=0, statistics=state.statistics)
         start = Start(entry=entry, resumed=False, first_tile=0)
         sink = open_sink(plan, Journal(request.output), start, stack, Observer())
         more = (PROBABILITIES,) if plan.tiling.probabilities else ()

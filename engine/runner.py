@@ -59,14 +59,14 @@ LEARN_TILES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engines:
+class OpenBundle:
     """A backend that is open for several runs in turn. Whoever opened it closes it."""
 
     bundle: Bundle
     backend: ResilientBackend
 
 
-def open_engines(request: RunRequest, bundle: Bundle, scenarios: Iterable[Scenario], stack: ExitStack) -> Engines:
+def open_bundle(request: RunRequest, bundle: Bundle, scenarios: Iterable[Scenario], stack: ExitStack) -> OpenBundle:
     """What all runs with the bundle and the options of a request can share.
 
     Args:
@@ -80,13 +80,13 @@ def open_engines(request: RunRequest, bundle: Bundle, scenarios: Iterable[Scenar
     """
     tiling = Tiling.of(bundle.manifest, halo_px=request.halo_px, blend=request.blend)
     opened = open_chain(request.backend, bundle, scenarios=scenarios, wanted=tiling.wanted)
-    return Engines(bundle=bundle, backend=stack.enter_context(opened))
+    return OpenBundle(bundle=bundle, backend=stack.enter_context(opened))
 
 
 def run(
     request: RunRequest,
     observer: Observer | None = None,
-    engines: Engines | None = None,
+    opened: OpenBundle | None = None,
     *,
     part: Choose | None = None,
 ) -> RunRecord:
@@ -99,7 +99,7 @@ def run(
     Args:
         request: what is asked for.
         observer: watches.
-        engines: of :func:`open_engines`, which stay open; None opens them for this run.
+        opened: of :func:`open_bundle`, which stays open; None opens one for this run.
         part: of a raster; None maps all of it, see :mod:`engine.rows`.
 
     Returns:
@@ -112,16 +112,16 @@ def run(
     watcher, started_at = observer or Observer(), datetime.now(UTC)
     with ExitStack() as stack:
         stack.enter_context(owned(request.output))
-        plan = make_plan(request, stack, bundle=None if engines is None else engines.bundle, part=part)
+        plan = make_plan(request, stack, bundle=None if opened is None else opened.bundle, part=part)
         journal = Journal(request.output)
         with writing(request.output):
             sweep(request.output, OUTPUT_NAMES)
         if request.resume and not plan.frames.live:
             _check_unfinished(request.output, journal)
-        backend = stack.enter_context(_open_backend(plan, journal)) if engines is None else engines.backend
-        opened, frames, events_before = backend.info, plan.frames, len(backend.events)
+        backend = stack.enter_context(_open_backend(plan, journal)) if opened is None else opened.backend
+        info, frames, events_before = backend.info, plan.frames, len(backend.events)
         backend.news()  # of the run before, which told them
-        start = _start(plan, journal, opened)
+        start = _start(plan, journal, info)
         sink = open_sink(plan, journal, start, stack, watcher)
         if not start.resumed and plan.part is None:
             sink.statistics.sensors.advice.extend(plan.advice(backend))
@@ -135,7 +135,7 @@ def run(
             waits=watcher.waiting,
         )
         verdicts: list[Mapping[Sensor, Verdict]] = []
-        watcher.started(plan, opened, first_tile=start.first_tile)
+        watcher.started(plan, info, first_tile=start.first_tile)
         clock = time.perf_counter()
 
         def report(done: TileReport) -> None:
@@ -162,7 +162,7 @@ def run(
             sink.checkpoint()
             watcher.publishing()
             if not frames.live:
-                if engines is None:
+                if opened is None:
                     backend.close()  # publishing needs memory of its own
                 sink.publish()
                 sink.complete()
@@ -178,7 +178,7 @@ def run(
             sink=sink,
             times=TileTimes(read_tile_log(journal.folder / TILE_LOG_NAME)),
             first=start.entry.tiles_done,
-            backend=opened,
+            backend=info,
             backend_events=backend.events[events_before:],
             ended=_ended(frames, received),
             injected=detection(request.inject, verdicts) if request.inject else None,

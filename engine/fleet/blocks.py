@@ -24,7 +24,7 @@ from engine.reader import Part
 from engine.record import GridUsed
 from engine.request import RunRequest
 from engine.rows import Cut, compose, part_of, survey
-from engine.runner import Engines
+from engine.runner import OpenBundle
 from engine.version import own_version
 
 
@@ -34,14 +34,14 @@ class UnitBlocks:
 
     Attributes:
         request: that maps the whole.
-        engines: of the worker.
+        opened: of the worker.
         store: where they are published.
         unit: the key of the whole, and how it is cut.
         cut: the blocks; None where only their names matter.
     """
 
     request: RunRequest
-    engines: Engines
+    opened: OpenBundle
     store: Store
     unit: str
     cut: Cut | None
@@ -90,7 +90,7 @@ class UnitBlocks:
         blocks = [self._fetched(self.place(number)) for number in range(self.cut.count)]
         shutil.rmtree(folder, ignore_errors=True)  # of a worker that died over it
         surveyed = self._fetched(f"{self.folder}/survey")
-        compose(replace(self.request, output=folder), self.engines, self.cut, surveyed, blocks)
+        compose(replace(self.request, output=folder), self.opened, self.cut, surveyed, blocks)
 
     def forget(self) -> None:
         """Delete them all."""
@@ -112,14 +112,14 @@ class UnitBlocks:
         shutil.rmtree(folder, ignore_errors=True)
         began = datetime.now(UTC)
         try:
-            survey(self.request, self.engines, folder, watcher)
+            survey(self.request, self.opened, folder, watcher)
         except KeyboardInterrupt as error:
             raise InterruptedRunError("stopped during the survey of a large raster: it begins anew") from error
         marker = Marker(
             unit=f"{self.folder}/survey",
             key=f"{self.unit}-survey",
             version=own_version(),
-            bundle=self.engines.bundle.digest,
+            bundle=self.opened.bundle.digest,
             files={path.name: Published.of(path) for path in sorted(folder.iterdir())},
             published_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             worker=worker,

@@ -1,4 +1,4 @@
-"""A fleet on Ray: a worker per machine or GPU that keeps its engines warm and takes units.
+"""A fleet on Ray: a worker per machine or GPU that keeps its backend warm and takes units.
 
 Ray places the workers, notices nodes that come and go, and says when a worker is gone
 (https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html). What a unit is and when it is done is known by its

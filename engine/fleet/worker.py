@@ -1,4 +1,4 @@
-"""Maps units one after the other with engines that stay warm; the same in one process, in a shard and on Ray."""
+"""Maps units one after the other with a backend that stays warm; the same in one process, in a shard and on Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from engine.record import RunRecord
 from engine.report import write_report
 from engine.request import RunRequest
 from engine.rows import Cut
-from engine.runner import Engines, open_engines, run
+from engine.runner import OpenBundle, open_bundle, run
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Worker:
             replace(self._extras.polygons, path=Path(os.devnull) / self._extras.polygons.path).check()
         self.bundle = Bundle.load(options.bundle, installed_policy(options.require_signature))
         self._stack = ExitStack()
-        self._engines: Engines | None = None
+        self._open_bundle: OpenBundle | None = None
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def map(self, unit: Unit, observer: Observer | None = None) -> UnitOutcome:
@@ -152,8 +152,8 @@ class Worker:
         return msgspec.structs.replace(outcome, seconds=round(time.perf_counter() - began, 3))
 
     def close(self) -> None:
-        """Let go of the engines; the next unit opens them again."""
-        self._engines = None
+        """Let go of the backend; the next unit opens it again."""
+        self._open_bundle = None
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -210,7 +210,7 @@ class Worker:
             if missing:
                 return UnitOutcome(unit=unit.name, state=UnitState.CUT, blocks=missing)
             blocks.compose(folder)
-            record = run(replace(request, output=folder, resume=True), observer, self._engines)
+            record = run(replace(request, output=folder, resume=True), observer, self._open_bundle)
             blocks.forget()
         self._add_extras(folder)
         return record
@@ -242,7 +242,7 @@ class Worker:
         assert self._block_px is not None
         return UnitBlocks(
             request=request,
-            engines=self._opened(request),
+            opened=self._opened(request),
             store=self._store,
             unit=f"{key}-{self._block_px:.0f}",
             cut=cut,
@@ -272,18 +272,18 @@ class Worker:
             return None
         return UnitOutcome(unit=name, state=UnitState.THERE, marker=marker)
 
-    def _opened(self, request: RunRequest) -> Engines:
-        if self._engines is None:
-            self._engines = open_engines(request, self.bundle, self._scenarios, self._stack)
-        return self._engines
+    def _opened(self, request: RunRequest) -> OpenBundle:
+        if self._open_bundle is None:
+            self._open_bundle = open_bundle(request, self.bundle, self._scenarios, self._stack)
+        return self._open_bundle
 
     def _run(self, request: RunRequest, folder: Path, observer: Observer | None, *, part: Choose) -> RunRecord:
         """Map into a folder of this machine, going on with what an earlier attempt left there."""
-        engines = self._opened(request)
+        opened = self._opened(request)
         if Journal(folder).ours:
             try:
-                return run(replace(request, output=folder, resume=True), observer, engines, part=part)
+                return run(replace(request, output=folder, resume=True), observer, opened, part=part)
             except ResumeError as error:
                 log.warning("%s is begun anew: %s", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
-        return run(replace(request, output=folder), observer, engines, part=part)
+        return run(replace(request, output=folder), observer, opened, part=part)

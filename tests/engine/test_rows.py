@@ -18,7 +18,7 @@ from engine.grid import TileGrid
 from engine.observer import Observer
 from engine.request import RunRequest
 from engine.rows import Cut, compose, part_of, survey
-from engine.runner import open_engines, run
+from engine.runner import open_bundle, run
 from tests.conftest import make_scene
 from tests.engine.runs import request_for
 
@@ -40,14 +40,14 @@ def in_blocks(request: RunRequest, bundle: Bundle, rows: int, folder: Path) -> i
         return RunRequest(**{**vars(request), "output": output, **more})
 
     with ExitStack() as stack:
-        engines = open_engines(request, bundle, Scenario, stack)
-        survey(request, engines, folder / "survey", Observer())
+        opened = open_bundle(request, bundle, Scenario, stack)
+        survey(request, opened, folder / "survey", Observer())
         blocks: list[Path] = []
         while not cuts or len(blocks) < cuts[0].count:
             blocks.append(folder / str(len(blocks)))
-            run(of(blocks[-1]), None, engines, part=chosen(len(blocks) - 1))
-        compose(request, engines, cuts[0], folder / "survey", blocks)
-        run(of(request.output, resume=True), None, engines)
+            run(of(blocks[-1]), None, opened, part=chosen(len(blocks) - 1))
+        compose(request, opened, cuts[0], folder / "survey", blocks)
+        run(of(request.output, resume=True), None, opened)
     return len(blocks)
 
 
