@@ -488,7 +488,7 @@ TABLES = {
         meaning="Mean of the seeds, with the least and the most. IGN: overall accuracy; NAIP: mF1. *Kept*: the weights "
         "that the rule without labels chose; the other lines have the last ones.",
         by=("steps", "variant", "weights"),
-        only=lambda row: row["weights"] != "best" or row["variant"] == "all parts",
+        only=lambda row: row["weights"] != "best" or row["variant"] in ("all parts", "without mixing"),
         cells={
             **text("steps"),
             "adapted with": lambda line: line[0]["variant"] + (", kept" if line[0]["weights"] == "best" else ""),
