@@ -71,6 +71,7 @@ CASES: Mapping[str, HostCase] = {
 STAGES: Mapping[str, tuple[str, ...]] = {
     "read": ("engine.rasters.raster:_Ordered.read_into", "engine.rasters.blocks:Blocks._decode"),
     "health": ("engine.health.monitor:Monitor.assess", "engine.health.monitor:Monitor.snapshot"),
+    "audit": ("engine.health.audit:Auditor.examine",),
     "decide": ("engine.reader:make_job",),
     "compose": ("engine.sink:FrameSink.add",),
     "count": ("engine.journal:PixelCounts.of", "engine.journal:Statistics.add_tile"),

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.health import ColourLimits
-from engine.health.lattice import SAMPLED_COLS
 
 DETAIL_PX = 4
 COARSE_PX = 16
@@ -29,6 +28,7 @@ FEW = 1e-3
 """Of the pixels; so many may contradict that a bit is stuck."""
 FEW_LEVELS = 4
 JUMP_DN = 100
+CHANGE_COLS = 84
 LEAST_STRUCTURE_DN = 5.0
 """Over 16 px, of three bands together: an image that changes by less shows nothing that could be blurred."""
 ROUNDING_DN = 0.5
@@ -124,7 +124,7 @@ class Changes:
 
 
 def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, row_px: int) -> Changes | None:
-    """The changes at 128 places of some rows of an image.
+    """The changes at some 84 places of some rows of an image.
 
     Args:
         sample: uint8 [3, rows, W].
@@ -134,7 +134,7 @@ def measure_changes(sample: NDArray[np.uint8], mask: NDArray[np.bool_] | None, r
     Returns:
         None where too few pixels have data.
     """
-    every, room = max(1, sample.shape[2] // SAMPLED_COLS), sample.shape[2] - COARSE_PX
+    every, room = max(1, sample.shape[2] // CHANGE_COLS), sample.shape[2] - COARSE_PX
     if room < 1:
         return None
     values = sample.astype(np.float32)

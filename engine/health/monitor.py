@@ -216,13 +216,14 @@ class Monitor:
             memory = self._memory[sensor]
             before, place_before = memory.signature, memory.place
             if mine.signature is not None:
-                alike[sensor] = None if before is None else likeness(before, mine.signature)
                 if before is not None and place is not None and place_before is not None and place != place_before:
                     moved = (place[0] - place_before[0], place[1] - place_before[1])
                     side = observed[sensor].valid.shape[0]
                     if max(map(abs, moved)) < side:
                         later = at_places_of_another(mine.signature, observed[sensor], moved)
                         goes_on[sensor] = likeness(before, later, moved, side)
+                new = (goes_on.get(sensor) or 0.0) > GOES_ON  # and so not the last one again
+                alike[sensor] = None if before is None else 0.0 if new else likeness(before, mine.signature)
                 if mine.valid:
                     memory.signature, memory.place = mine.signature, place
         for sensor, same in alike.items():
