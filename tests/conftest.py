@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +278,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _broken_pipes_are_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Python ignores SIGPIPE. A library has been seen to undo that: then whoever stops listening ends all tests."""
+    _ignore_broken_pipes()
+    yield
+    if not _ignore_broken_pipes():
+        warnings.warn(f"SIGPIPE was at its default after {request.node.nodeid}", stacklevel=1)
+
+
+def _ignore_broken_pipes() -> bool:
+    """See that SIGPIPE is ignored; whether it was, by the kernel's word, for a library does not ask Python."""
+    status = Path("/proc/self/status")
+    told = status.read_text() if status.exists() else ""
+    ignored = next((int(line.split()[1], 16) for line in told.splitlines() if line.startswith("SigIgn")), None)
+    if ignored is None or ignored >> (signal.SIGPIPE - 1) & 1:
+        return True
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return False
 
 
 @pytest.fixture(autouse=True)
