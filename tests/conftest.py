@@ -282,7 +282,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _broken_pipes_are_errors(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Python ignores SIGPIPE. A library has been seen to undo that: then whoever stops listening ends all tests."""
+    """Python ignores SIGPIPE. What undoes that has every test end as soon as somebody stops listening to one."""
     _ignore_broken_pipes()
     yield
     if not _ignore_broken_pipes():
