@@ -49,7 +49,7 @@ class Sink(Protocol):
     """Where inferred tiles go; called in order from one thread."""
 
     def add(self, job: Job, outputs: Mapping[Scenario, Outputs]) -> None:
-        """Take one tile. Its arrays are reused afterwards: copy what is to be kept."""
+        """Take one tile. The job's arrays are reused afterwards: copy what is to be kept. Outputs are the sink's."""
 
     def written(self, report: TileReport) -> None:
         """What became of the tile just added."""

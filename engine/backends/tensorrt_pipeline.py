@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 SLOTS = 3
 """One tile on its way up, one in its engine, one on its way down."""
 MOST_LOCKED = 64
-"""So many arrays of inputs are page-locked at most; a run has two for each tile under way."""
+"""So many arrays of inputs are page-locked at most, those used last. A run has two for each tile under way, and the
+next run has others."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -165,15 +166,26 @@ class Pipeline:
     def _where_it_lies(self, values: NDArray[Any]) -> NDArray[np.uint8] | None:
         """An input's bytes if they are page-locked, from its third time on: a golden tile comes twice."""
         key = values.ctypes.data, values.nbytes
+        if (found := self._locked.pop(key, None)) is not None:
+            self._locked[key] = found  # the last to be dropped
+            return found
+        if len(self._seen) > MOST_LOCKED:  # arrays that never came again
+            self._seen.clear()
         self._seen[key] += 1
-        if self._locks and self._seen[key] > 2 and key not in self._locked and len(self._locked) < MOST_LOCKED:
-            try:
-                self._locked[key] = self._gpu.register(values)
-            except BackendError as error:
-                log.info("inputs are copied before they are sent: %s", error)
-                let_go(error)
-                self._locks = False
-        return self._locked.get(key)
+        if not self._locks or self._seen[key] <= 2:
+            return None
+        try:
+            found = self._gpu.register(values)
+        except BackendError as error:
+            log.info("inputs are copied before they are sent: %s", error)
+            let_go(error)
+            self._locks = False
+            return None
+        if len(self._locked) == MOST_LOCKED:  # the first is in no slot: these hold the inputs of few tiles
+            del self._locked[next(iter(self._locked))]
+        del self._seen[key]
+        self._locked[key] = found
+        return found
 
     def land(self, slot: Slot) -> Outputs:
         """Wait for a slot's tile and free the slot.

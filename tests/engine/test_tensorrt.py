@@ -6,6 +6,7 @@ What a real device and the real libraries make of it is in ``tests/gpu``.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 import threading
@@ -178,6 +179,21 @@ def test_inputs_that_come_again_are_fetched_from_where_they_lie(bundle, gpu) -> 
             expected = toy_probabilities(scenario, inputs, 0).argmax(axis=0)
             np.testing.assert_array_equal(backend.infer(scenario, inputs)[Output.CLASSES], expected)
         assert gpu.registered >= 6
+
+
+def test_no_more_memory_is_page_locked_than_a_run_needs(bundle, gpu, monkeypatch) -> None:
+    build(bundle)
+    with BackendOptions(name="tensorrt").open(bundle, scenarios=Scenario, wanted=[Output.CLASSES]) as backend:
+        monkeypatch.setattr(importlib.import_module("engine.backends.tensorrt_pipeline"), "MOST_LOCKED", 6)
+        before = gpu.registered
+        for run in range(5):  # each with buffers of its own
+            buffers = [tile(10 * run + number) for number in range(3)]
+            for seed in range(12):
+                inputs = buffers[seed % 3]
+                expected = toy_probabilities(Scenario.FULL, inputs, 0).argmax(axis=0)
+                np.testing.assert_array_equal(backend.infer(Scenario.FULL, inputs)[Output.CLASSES], expected)
+        assert gpu.registered - before >= 12
+        assert len(gpu.locked) <= 6 + 3  # and the slots
 
 
 def test_memory_that_cannot_be_page_locked_is_copied(bundle, gpu) -> None:
