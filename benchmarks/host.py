@@ -35,6 +35,7 @@ from benchmarks.command import at_least_one, exit_code_of, listed, parser_of
 from benchmarks.conditions import ROOT, conditions, write_csv
 from benchmarks.rasters import Layout, write_raster
 from benchmarks.tables import TABLES
+from engine.contract.bundle import Bundle
 from engine.contract.errors import BackendError
 from engine.contract.sensors import Sensor, parse_sensors
 
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         at_least_one(options, "rounds")
+        Bundle.load(options.bundle)  # says what is wrong before a raster is written
         cases = listed(options.cases, CASES, "--cases")
         with tempfile.TemporaryDirectory(prefix="host-", dir=options.folder) as folder:
             rows = measure(options, cases, Path(folder))
